@@ -1,0 +1,169 @@
+"""Contexts that switch, hold and scale the noise of a model.
+
+All four are of one kind: while one is open, its say lies on every noise of the model. What holds
+is worked out from all that are open, so they nest and close in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from types import TracebackType
+
+from torch import nn
+
+from weightnoise import _random
+from weightnoise._errors import NotNoisyError
+from weightnoise._noise_module import HeldDraw, Setting, WeightNoise
+from weightnoise._parametrize import noises
+
+
+class NoiseContext(ContextDecorator):
+    """A context manager, also usable as a decorator; it may be entered again while it is open.
+
+    The noises are looked up on entry, so a context may be made before noise is added.
+    """
+
+    def __init__(self, open_settings: Callable[[], list[tuple[WeightNoise, Setting]]]) -> None:
+        self._open_settings = open_settings
+        self._opened: list[list[tuple[WeightNoise, Setting]]] = []
+
+    def __enter__(self) -> None:
+        opened = self._open_settings()
+        for noise, setting in opened:
+            noise.push(setting)
+        self._opened.append(opened)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for noise, setting in self._opened.pop():
+            noise.pull(setting)
+
+
+def no_noise(*models: nn.Module) -> NoiseContext:
+    """Switch noise off inside: weights read are the clean Parameters themselves.
+
+    Stronger than `force_noise`, whichever is the outer one. A model without noise is left alone, so
+    that evaluation code need not know.
+
+    Args:
+        models: one or more modules; a submodule switches only its own part.
+
+    Returns:
+        A context manager, also usable as a decorator.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
+        >>> with no_noise(model):
+        ...     isinstance(model.weight, nn.Parameter)
+        True
+    """
+    setting = Setting(off=True)
+    return NoiseContext(lambda: [(noise, setting) for model in models for _, _, noise in noises(model)])
+
+
+def force_noise(model: nn.Module) -> NoiseContext:
+    """Switch noise on inside, also where ``when="training"`` and the module is in eval mode.
+
+    Args:
+        model: a module with weight noise.
+
+    Returns:
+        A context manager, also usable as a decorator. Entering it raises `NotNoisyError` for a
+        model without noise.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1, when="training").eval()
+        >>> with force_noise(model):
+        ...     isinstance(model.weight, nn.Parameter)
+        False
+    """
+    setting = Setting(forced=True)
+    return NoiseContext(lambda: [(noise, setting) for _, _, noise in _noises_of(model)])
+
+
+def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
+    """Multiply the strength of the noise inside; nested factors multiply.
+
+    Args:
+        model: a module with weight noise.
+        factor: finite and not negative; 0 makes the noise zero (`no_noise` is cheaper).
+
+    Returns:
+        A context manager, also usable as a decorator. Entering it raises `NotNoisyError` for a
+        model without noise.
+
+    Raises:
+        ValueError: for a factor that is negative or not finite.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
+        >>> with scale_noise(model, 0.0):
+        ...     bool((model.weight == model.weight).all())
+        True
+    """
+    if not math.isfinite(factor) or factor < 0:
+        raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
+    setting = Setting(scale=float(factor))
+    return NoiseContext(lambda: [(noise, setting) for _, _, noise in _noises_of(model)])
+
+
+def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> NoiseContext:
+    """Use one draw for everything inside: forwards, reads, and all uses of a tied parameter.
+
+    The draw is the random part alone. The strength and what it is relative to are applied at each
+    forward, so they follow an optimizer step, `scale_noise` and a schedule.
+
+    Args:
+        model: a module with weight noise.
+        seed: makes the draw reproducible, in another process too, and leaves torch's random state
+            untouched. Each parameter's draw depends on the seed and on its name alone. Without a
+            seed the draw comes from torch's generator.
+        sign: -1 for the exact mirror of the draw: the antithetic partner.
+
+    Returns:
+        A context manager, also usable as a decorator. Each entry makes its own draw (the same one
+        for the same seed); the innermost of several wins. Entering it raises `NotNoisyError` for a
+        model without noise.
+
+    Raises:
+        ValueError: for a seed that is no whole number and a sign that is neither 1 nor -1.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
+        >>> with hold_noise(model, seed=0):
+        ...     bool((model.weight == model.weight).all())
+        True
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
+    if isinstance(sign, bool) or sign not in (1, -1):
+        raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
+    return NoiseContext(lambda: _held(model, seed, sign))
+
+
+def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoise, Setting]]:
+    draws: dict[tuple[object, str], Setting] = {}
+    opened = []
+    for name, owner, noise in _noises_of(model):
+        parameter = owner._parameters.get(noise.tensor_name)
+        # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
+        key = (name if parameter is None else id(parameter), repr(noise.law))
+        own_seed = None if seed is None else _random.derive_seed(seed, name)
+        setting = draws.setdefault(key, Setting(held=HeldDraw(own_seed, sign)))
+        if parameter is not None and noise.live():
+            setting.held.take(noise.law, parameter)
+        opened.append((noise, setting))
+    return opened
+
+
+def _noises_of(model: nn.Module) -> list[tuple[str, nn.Module, WeightNoise]]:
+    found = list(noises(model))
+    if not found:
+        raise NotNoisyError("The model carries no weight noise. Call add_weight_noise(model, spec) first.")
+    return found

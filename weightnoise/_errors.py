@@ -1,0 +1,71 @@
+"""What can go wrong when noise is put on a model, as a few named errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class WeightNoiseError(ValueError):
+    """Base of every error that weightnoise raises about a model, a spec or a context.
+
+    Args:
+        problems: one sentence each, every one that was found.
+
+    Attributes:
+        problems: the same sentences, for code that wants them one by one.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        if len(problems) == 1:
+            super().__init__(problems[0])
+        else:
+            lines = "".join(f"\n  - {problem}" for problem in problems)
+            super().__init__(f"{len(problems)} problems, nothing was changed:{lines}")
+
+    def __reduce__(self) -> tuple[type[WeightNoiseError], tuple[str, ...]]:
+        return type(self), self.problems
+
+
+class SpecError(WeightNoiseError):
+    """The spec holds something that is no law, or a law with an impossible strength."""
+
+
+class NoMatchError(WeightNoiseError):
+    """A pattern of the spec, or the spec as a whole, covers no parameter."""
+
+
+class AlreadyNoisyError(WeightNoiseError):
+    """A parameter that the spec covers carries weight noise already."""
+
+
+class TiedParameterError(WeightNoiseError):
+    """The spec covers one use of a tied parameter and leaves another clean."""
+
+
+class UnsupportedParameterError(WeightNoiseError):
+    """A parameter that the spec covers cannot carry noise: dtype, lazy, scripted, packed."""
+
+
+class NotNoisyError(WeightNoiseError):
+    """The call needs a model that carries noise, and this one carries none."""
+
+
+class ExportError(WeightNoiseError, RuntimeError):
+    """Noise is on while the model is exported or traced."""
+
+
+class NoiseRoundsAwayWarning(UserWarning):
+    """The noise is smaller than the spacing of a low-precision weight, so that it is lost."""
+
+
+def raise_problems(problems: Sequence[WeightNoiseError]) -> None:
+    """Raise everything in ``problems`` as one error; do nothing when there is nothing.
+
+    The error has the class that all problems share, else `WeightNoiseError`.
+    """
+    if not problems:
+        return
+    kinds = {type(problem) for problem in problems}
+    kind = kinds.pop() if len(kinds) == 1 else WeightNoiseError
+    raise kind(*(sentence for problem in problems for sentence in problem.problems))

@@ -1,0 +1,180 @@
+"""The module that torch's parametrization calls: one law on one parameter, and what is on or held."""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise import _random
+from weightnoise._errors import ExportError, UnsupportedParameterError
+from weightnoise.laws import Noise
+
+When: TypeAlias = Literal["always", "training"]
+
+# torch.compiler.is_exporting is newer than the oldest torch that we support.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+class Kept(NamedTuple):
+    """One parameter's draw in a running forward, and the noisy weight made from it."""
+
+    weight: Tensor
+    grad_enabled: bool
+    noise: Any
+    noisy: Tensor
+
+
+class Scope(threading.local):
+    """What was drawn in the running forward of one module: per thread, and empty at rest.
+
+    Local to the thread because threads may share a model, and because the replicas of
+    `nn.DataParallel` share everything that is no parameter.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Kept] | None = None
+
+    def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
+        return Scope, ()
+
+
+@dataclass(eq=False)
+class HeldDraw:
+    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
+
+    seed: int | None
+    sign: int
+    noise: Any = None
+
+    def take(self, law: Noise, weight: Tensor) -> Any:
+        """The held draw, made when it is first asked for."""
+        if self.noise is None:
+            own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
+            with own, torch.no_grad():
+                self.noise = law.draw(weight)
+        return self.noise
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What one open context says about one noise."""
+
+    off: bool = False
+    forced: bool = False
+    scale: float = 1.0
+    held: HeldDraw | None = None
+
+
+class WeightNoise(nn.Module):
+    """A law on one parameter, in the form that torch's parametrization calls.
+
+    It has no ``right_inverse``: torch would write noise into the trained weight through it.
+    """
+
+    def __init__(
+        self, law: Noise, tensor_name: str, when: When, scope: Scope, clean_row: int | None = None
+    ) -> None:
+        super().__init__()
+        self.law = law
+        self.tensor_name = tensor_name
+        self.when = when
+        self.scope = scope
+        self.clean_row = clean_row
+        self.settings: list[Setting] = []
+        self._settle()
+
+    def push(self, setting: Setting) -> None:
+        """Let a context have its say."""
+        self.settings.append(setting)
+        self._settle()
+
+    def pull(self, setting: Setting) -> None:
+        """Take a context's say back; contexts may close in any order."""
+        self.settings.remove(setting)
+        self._settle()
+
+    def _settle(self) -> None:
+        # Worked out when a context opens or closes, so that a read looks at plain attributes.
+        self.off = any(setting.off for setting in self.settings)
+        self.gated = self.when == "training" and not any(setting.forced for setting in self.settings)
+        held = [setting.held for setting in self.settings if setting.held is not None]
+        self.held = held[-1] if held else None
+        sign = self.held.sign if self.held else 1
+        self.factor = sign * math.prod(setting.scale for setting in self.settings)
+
+    def live(self) -> bool:
+        """Whether a read is noisy now."""
+        return not self.off and (self.training or not self.gated)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The noisy weight, or ``weight`` itself while noise is off."""
+        if self.off or (self.gated and not self.training):
+            return weight
+        kept = self.scope.kept
+        if type(weight) is not nn.Parameter and _is_dtensor(weight):
+            if kept is None:
+                return weight  # FSDP2 looks at its sharded Parameter between forwards.
+            raise UnsupportedParameterError(_DTENSOR.format(name=self.tensor_name))
+        if torch.jit.is_tracing() or _is_exporting():
+            raise ExportError(_EXPORT)
+        grad_enabled = torch.is_grad_enabled()
+        last = None if kept is None else kept.get(self.tensor_name)
+        if last is not None and last.weight is weight and last.grad_enabled is grad_enabled:
+            return last.noisy
+        noise = self._draw(weight) if last is None else last.noise
+        noisy = self.make_noisy(weight, noise)
+        if kept is not None:
+            kept[self.tensor_name] = Kept(weight, grad_enabled, noise, noisy)
+        return noisy
+
+    def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
+        """Apply the law to a draw, leaving an embedding's padding row clean."""
+        noisy = self.law.apply(weight, noise, self.factor)
+        if self.clean_row is not None:
+            # Outside of autograd: this row's gradient is zero anyway, and sparse gradients pass.
+            with torch.no_grad():
+                noisy[self.clean_row] = weight[self.clean_row]
+        return noisy
+
+    def sample(self, weight: Tensor) -> Tensor:
+        """One noisy weight without a gradient, whether noise is on or not."""
+        with torch.no_grad():
+            return self.make_noisy(weight, self._draw(weight))
+
+    def _draw(self, weight: Tensor) -> Any:
+        return self.law.draw(weight) if self.held is None else self.held.take(self.law, weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a pickle is not inside the contexts that the original is in.
+        fresh = WeightNoise(self.law, self.tensor_name, self.when, self.scope)
+        return {**self.__dict__, **{name: fresh.__dict__[name] for name in _SETTLED}}
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.law!r}, when={self.when!r}"
+
+
+_SETTLED = ("settings", "off", "gated", "held", "factor")
+
+_EXPORT = (
+    "Weight noise is on while the model is exported or traced, and would be drawn inside the exported "
+    "graph. Export inside `with weightnoise.no_noise(model):`, or call "
+    "`weightnoise.remove_weight_noise(model)` first."
+)
+
+_DTENSOR = (
+    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
+    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
+    "or use fully_shard, whose weights are whole inside the forward."
+)
+
+
+def _is_dtensor(weight: Tensor) -> bool:
+    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
+    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")

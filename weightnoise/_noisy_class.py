@@ -1,0 +1,186 @@
+"""What a noisy module is: its class, its properties, and the parametrization lists that read them."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from weightnoise._noise_module import Scope, Setting, WeightNoise
+from weightnoise._recurrent import recurrent_overrides
+from weightnoise._tree import children, parametrizations
+
+
+class InPlaceList(parametrize.ParametrizationList):
+    """A parametrization list whose original stays a Parameter of the owner."""
+
+    @property
+    def original(self) -> Tensor | None:  # type: ignore[override]
+        """The clean Parameter, wherever it was replaced or moved to."""
+        return self.owner()._parameters[self.tensor_name]
+
+    def forward(self) -> Tensor | None:  # type: ignore[override]
+        """The noisy weight."""
+        return self.read(self.owner())
+
+    def read(self, owner: nn.Module) -> Tensor | None:
+        """The noisy weight of ``owner``, which is a replica under `nn.DataParallel`."""
+        weight = owner._parameters[self.tensor_name]
+        if weight is None:
+            return None
+        for part in self._modules.values():
+            # Past Module.__call__ for our own: a read has to cost next to nothing.
+            weight = part.forward(weight) if type(part) is WeightNoise else part(weight)  # type: ignore[misc]
+        return weight
+
+    def append(self, module: nn.Module) -> nn.ModuleList:
+        """Stack another parametrization on the noise; torch calls this on registration."""
+        if hasattr(module, "right_inverse"):
+            raise RuntimeError(
+                f"{type(module).__name__} sets itself up from the clean weight, so it has to come before the "
+                "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
+            )
+        return super().append(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "owner"}
+
+
+class Attachment:
+    """What one module carries beside its noises.
+
+    Attributes:
+        scope: what was drawn in the running forward.
+        stock_class: the class that torch had made for other parametrizations, put back on removal.
+            A copy gets none: torch edits such a class, so two modules must not share it.
+    """
+
+    def __init__(self, scope: Scope, stock_class: type[nn.Module] | None = None) -> None:
+        self.scope = scope
+        self.stock_class = stock_class
+
+    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope]]:
+        return Attachment, (self.scope,)
+
+
+class NoisyMeta(type):
+    """Keeps a noisy class whole: modules share it, and torch edits it as if it were theirs alone."""
+
+    def __delattr__(cls, name: str) -> None:
+        if not isinstance(cls.__dict__.get(name), property):
+            super().__delattr__(name)
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        # torch installs a property for a sibling parameter; ours serves modules without it as well.
+        super().__setattr__(name, noisy_property(name) if isinstance(value, property) else value)
+
+
+def noisy_property(name: str) -> property:
+    """A property that reads the parametrized tensor ``name``, or the plain one where there is none."""
+
+    def read(self: nn.Module) -> Tensor | None:
+        try:
+            stack = self._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+        except KeyError:
+            # Python goes on to nn.Module.__getattr__, which finds the plain Parameter.
+            raise AttributeError(name) from None
+        try:
+            return stack.read(self) if type(stack) is InPlaceList else stack()  # type: ignore[misc]
+        except AttributeError as error:
+            # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
+            raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
+
+    def write(self: nn.Module, value: Tensor) -> None:
+        if getattr(self, "_is_replica", False):
+            self._parameters[name] = value  # type: ignore[assignment]
+        elif name in parametrizations(self) and name not in self._parameters:
+            self._modules["parametrizations"]._modules[name].right_inverse(value)  # type: ignore[union-attr, operator]
+        else:
+            raise TypeError(
+                f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
+                "(torch.nn.Parameter or None expected)"
+            )
+
+    return property(read, write)
+
+
+@functools.cache
+def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """The class of a noisy module of class ``base``, shared by all of the same names.
+
+    Shared, so that a model of equal blocks is compiled once and not once per block; never edited
+    to take noise off, so that one module's removal cannot break another.
+    """
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        holder = self._modules.get("parametrizations")
+        if holder is None:
+            return base.forward(self, *args, **kwargs)
+        scope = holder.attachment.scope
+        outer = scope.kept
+        scope.kept = {}
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            scope.kept = outer
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        with quiet(self):
+            return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()
+
+    def set_state(self: nn.Module, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for stack in parametrizations(self).values():
+            if isinstance(stack, InPlaceList):
+                stack.owner = weakref.ref(self)
+        # nn.LSTM reads its weights here, which would draw.
+        with quiet(self):
+            base.__setstate__(self, state)
+
+    body: dict[str, Any] = {name: noisy_property(name) for name in names}
+    body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state}
+    body |= {"__module__": base.__module__, "__doc__": base.__doc__}
+    if issubclass(base, nn.RNNBase):
+        body |= recurrent_overrides(base, forward, quiet)
+    meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
+    return meta(f"Parametrized{base.__name__}", (base,), body)
+
+
+def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty noisy module, for `copy` and `pickle` to fill."""
+    cls = noisy_class(base, names)
+    return cls.__new__(cls)
+
+
+@contextmanager
+def quiet(owner: nn.Module) -> Iterator[None]:
+    """Reads of the owner's own tensors are clean inside."""
+    own = [noise for _, noise in own_noises(owner)]
+    setting = Setting(off=True)
+    for noise in own:
+        noise.push(setting)
+    try:
+        yield
+    finally:
+        for noise in own:
+            noise.pull(setting)
+
+
+def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
+    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
+    stacks = parametrizations(owner)
+    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
+    return [
+        (name, part)
+        for name in order
+        if name in stacks
+        for part in children(stacks[name]).values()
+        if isinstance(part, WeightNoise)
+    ]

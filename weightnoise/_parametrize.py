@@ -1,0 +1,129 @@
+"""Putting noise on the parameters of one module, and taking it off again.
+
+torch registers the noise, but the Parameter stays where it is, in ``owner._parameters``: torch
+would move it into the parametrization, which renames it, reorders it, and so breaks checkpoints,
+optimizer states matched by index, and more. This file and `_noisy_class.py` alone know
+`torch.nn.utils.parametrize`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from weightnoise._noise_module import WeightNoise
+from weightnoise._noisy_class import Attachment, InPlaceList, noisy_class, own_noises
+from weightnoise._tree import children, parametrizations, walk
+
+
+def attachment(owner: nn.Module) -> Attachment | None:
+    """What a noisy module carries beside its noises; None for any other module."""
+    holder = owner.__dict__["_modules"].get("parametrizations")
+    return None if holder is None else holder.__dict__.get("attachment")
+
+
+def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
+    """Register each noise on the tensor of its name; on any failure leave ``owner`` as it was."""
+    stacked = parametrizations(owner)
+    stock_class = type(owner)
+    base = stock_class.__bases__[0] if stacked else stock_class
+    parameters, modules = dict(owner._parameters), dict(owner._modules)
+    try:
+        noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
+        if stacked:
+            # torch edits the class of a module that it has parametrized before; give it one to edit.
+            owner.__class__ = type(base)("Scratch", (base,), {})
+        for name, noise in noises.items():
+            _register(owner, name, noise)
+        _refill(owner._parameters, parameters)
+        holder = owner.__dict__["_modules"]["parametrizations"].__dict__
+        scope = next(iter(noises.values())).scope
+        holder.setdefault("attachment", Attachment(scope, stock_class if stacked else None))
+        owner.__class__ = noisy
+    except BaseException:
+        owner.__class__ = stock_class
+        _refill(owner._parameters, parameters)
+        _refill(owner._modules, modules)
+        for name, noise in noises.items():
+            _take_out(owner, name, noise)
+        raise
+
+
+def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
+    """Take these noises off ``owner`` and leave what else is registered on it."""
+    found = attachment(owner)
+    assert found is not None
+    for name, noise in noises.items():
+        _take_out(owner, name, noise)
+    rest = parametrizations(owner)
+    base = type(owner).__bases__[0]
+    if own_noises(owner):
+        owner.__class__ = noisy_class(base, tuple(rest))
+        return
+    del owner.__dict__["_modules"]["parametrizations"].__dict__["attachment"]
+    if not rest:
+        del owner._modules["parametrizations"]
+        owner.__class__ = base
+    elif found.stock_class is not None and rest.keys() == _properties(found.stock_class):
+        owner.__class__ = found.stock_class
+    else:
+        owner.__class__ = base
+        parametrize._inject_new_class(owner)
+        for name in rest:
+            parametrize._inject_property(owner, name)
+
+
+def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
+    """Each noise on the model: the full clean name of its parameter, the owner, and the noise."""
+    for node in walk(model):
+        for name, noise in own_noises(node.module):
+            yield node.prefixes[0] + name, node.module, noise
+
+
+def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
+    if name not in owner._parameters:
+        stack = parametrizations(owner)[name]
+        unsafe = stack.unsafe
+        parametrize.register_parametrization(owner, name, noise, unsafe=True)
+        stack.unsafe = unsafe
+        return
+    # torch takes this placeholder out of the owner, sets it in place, and keeps it as the original.
+    owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
+    parametrize.register_parametrization(owner, name, noise, unsafe=True)
+    stack = parametrizations(owner)[name]
+    del stack._parameters["original"]
+    stack.__class__ = InPlaceList
+    stack.tensor_name = name
+    stack.owner = weakref.ref(owner)
+
+
+def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
+    stack = parametrizations(owner).get(name)
+    if stack is None:
+        return
+    parts = list(children(stack).values())
+    if noise in parts:
+        del stack[parts.index(noise)]
+    if not isinstance(stack, InPlaceList):
+        return
+    if len(stack) == 0:
+        del owner._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+    else:
+        # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
+        stack.__class__ = parametrize.ParametrizationList
+        del stack.owner, stack.tensor_name
+        stack.register_parameter("original", owner._parameters.pop(name))
+
+
+def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
+    target.clear()
+    target.update(content)
+
+
+def _properties(cls: type) -> set[str]:
+    return {name for name, value in vars(cls).items() if isinstance(value, property)}

@@ -1,0 +1,150 @@
+"""What a spec would do to a model, measured without touching it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise import _random
+from weightnoise._errors import NoiseRoundsAwayWarning
+from weightnoise._select import Site, Spec, resolve
+from weightnoise._slots import find_slots
+from weightnoise.laws import Noise
+
+_SEED = 0
+_SAMPLES = 10_000  # An effective standard deviation is then known to about one per cent.
+_CHECKED = 65_536
+
+
+@dataclass(frozen=True)
+class PlannedNoise:
+    """One row of a `NoisePlan`.
+
+    Attributes:
+        name: the full clean name of the parameter.
+        shape: its shape.
+        law: the law that goes on it.
+        effective_std: root mean square of the noise over the weights, in units of the weight,
+            measured on seeded draws; None for a parameter without data (meta device).
+        tied_with: other names of the same Parameter.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    law: Noise
+    effective_std: float | None
+    tied_with: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NoisePlan:
+    """What `add_weight_noise` would do. Prints as a table.
+
+    Attributes:
+        rows: the parameters that get noise, in parameter order.
+        clean: the names of those that stay clean.
+    """
+
+    rows: tuple[PlannedNoise, ...]
+    clean: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The table, one line a parameter, and what stays clean."""
+        head = ("name", "shape", "law", "effective std", "tied with")
+        body = [
+            (
+                row.name,
+                " x ".join(map(str, row.shape)) or "scalar",
+                repr(row.law),
+                "-" if row.effective_std is None else f"{row.effective_std:.3g}",
+                ", ".join(row.tied_with) or "-",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        total = len(self.rows) + len(self.clean)
+        clean = ", ".join(self.clean[:8]) + (", ..." if len(self.clean) > 8 else "")
+        return "\n".join([*lines, f"{len(self.rows)} of {total} parameters noisy; clean: {clean or 'none'}"])
+
+
+def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
+    """What `add_weight_noise` with these arguments would do; the model stays as it is.
+
+    Args:
+        model: any module.
+        spec: as for `add_weight_noise`.
+        min_ndim: as for `add_weight_noise`.
+
+    Returns:
+        A plan that prints as a table: name, shape, law, effective standard deviation, tied names.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        WeightNoiseError: what `add_weight_noise` would raise.
+
+    Example:
+        >>> print(plan_weight_noise(nn.Linear(300, 100), 0.01))
+        name    shape      law                 effective std  tied with
+        ------  ---------  ------------------  -------------  ---------
+        weight  100 x 300  Gaussian(std=0.01)  0.01           -
+        1 of 2 parameters noisy; clean: bias
+    """
+    sites = resolve(model, spec, min_ndim)
+    noisy = {site.slot.name for site in sites}
+    clean = tuple(slot.name for slot in find_slots(model) if slot.name not in noisy)
+    rows = (
+        PlannedNoise(
+            site.slot.name,
+            tuple(site.slot.tensor.shape),
+            site.law,
+            effective_std(site.law, site.slot.tensor),
+            site.tied_with,
+        )
+        for site in sites
+    )
+    return NoisePlan(tuple(rows), clean)
+
+
+def effective_std(law: Noise, weight: Tensor) -> float | None:
+    """Root mean square of ``noisy - weight`` over seeded draws; None where there is no data."""
+    if weight.is_meta or weight.numel() == 0:
+        return None
+    draws = -(-_SAMPLES // weight.numel())
+    with _random.seeded(_SEED, weight.device), torch.no_grad():
+        squares = [
+            (law.apply(weight, law.draw(weight), 1.0).double() - weight.double()).square().mean()
+            for _ in range(draws)
+        ]
+    return torch.stack(squares).mean().sqrt().item()
+
+
+def warn_if_rounded_away(sites: Sequence[Site]) -> None:
+    """Warn once, naming every low-precision parameter that would lose most of its noise."""
+    lost = [site.slot.name for site in sites if _rounds_away(site.law, site.slot.tensor)]
+    if lost:
+        listed = ", ".join(map(repr, lost))
+        warnings.warn(
+            f"Most of the noise is smaller than half the spacing of these low-precision weights and rounds "
+            f"away: {listed}. Use stronger noise, or keep float32 weights (autocast computes in half precision).",
+            NoiseRoundsAwayWarning,
+            stacklevel=3,
+        )
+
+
+def _rounds_away(law: Noise, weight: Tensor) -> bool:
+    if weight.dtype not in (torch.float16, torch.bfloat16) or weight.is_meta or weight.numel() == 0:
+        return False
+    if weight.ndim:
+        weight = weight[: max(1, _CHECKED * weight.shape[0] // weight.numel())]
+    with _random.seeded(_SEED, weight.device), torch.no_grad():
+        exact = weight.float()
+        noisy = law.apply(exact, law.draw(exact), 1.0)
+    moved = noisy != exact
+    kept = noisy.to(weight.dtype) != weight
+    return bool(moved.any()) and (moved & kept).sum().item() < 0.5 * moved.sum().item()

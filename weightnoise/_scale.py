@@ -1,0 +1,88 @@
+"""What a strength is relative to, and how a scaled draw is added to a weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
+Per: TypeAlias = Literal["tensor"] | int
+Gradient: TypeAlias = Literal["straight-through", "exact"]
+
+
+def check_strength(law: str, option: str, value: object) -> None:
+    """Raise `ValueError` unless ``value`` is a finite number that is not negative."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+        raise ValueError(f"{law}({option}=...) must be a finite number >= 0, got {value!r}.")
+
+
+def check_choice(law: str, option: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise `ValueError` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{law}({option}=...) must be one of {listed}, got {value!r}.")
+
+
+def check_scale_options(law: str, relative_to: object, per: object, gradient: object) -> None:
+    """Raise `ValueError` for options that are unknown or that make no sense together."""
+    check_choice(law, "relative_to", relative_to, (None, "absmax", "std", "rms", "value"))
+    check_choice(law, "gradient", gradient, ("straight-through", "exact"))
+    if per == "tensor":
+        return
+    if isinstance(per, bool) or not isinstance(per, int):
+        raise ValueError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
+    if relative_to in (None, "value"):
+        raise ValueError(
+            f"{law}(per={per}) has no meaning with relative_to={relative_to!r}: there is no statistic "
+            "to take per channel. Drop per, or use relative_to='absmax', 'std' or 'rms'."
+        )
+
+
+def per_problem(per: Per, weight: Tensor) -> str | None:
+    """Why ``per`` does not fit ``weight``, or None."""
+    if per == "tensor" or -weight.ndim <= per < weight.ndim:
+        return None
+    return f"per={per} names a dimension that a tensor of shape {tuple(weight.shape)} does not have"
+
+
+def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
+    """The number that a relative strength multiplies, shaped to broadcast against ``weight``.
+
+    ``absmax`` is max |w|, ``rms`` is sqrt(mean w^2), ``std`` is the standard deviation about the
+    mean (divided by n, so that a single element has 0), each over the whole tensor or over all
+    dimensions but ``per``; ``value`` is the weight itself.
+    """
+    if relative_to == "value":
+        return weight
+    if weight.numel() == 0:
+        return weight.new_ones(())
+    keep = None if per == "tensor" else per % weight.ndim
+    dims = tuple(dim for dim in range(weight.ndim) if dim != keep)
+    if not dims and keep is not None:
+        # A vector per element: each element is its own channel.
+        return torch.zeros_like(weight) if relative_to == "std" else weight.abs()
+    if relative_to == "absmax":
+        return torch.linalg.vector_norm(weight, ord=math.inf, dim=dims, keepdim=True)
+    if relative_to == "std":
+        return torch.std(weight, dim=dims, correction=0, keepdim=True)
+    count = weight.numel() // (1 if keep is None else weight.shape[keep])
+    return torch.linalg.vector_norm(weight, dim=dims, keepdim=True) / math.sqrt(count)
+
+
+def add_scaled(
+    weight: Tensor,
+    noise: Tensor,
+    strength: float,
+    relative_to: RelativeTo,
+    per: Per,
+    gradient: Gradient,
+) -> Tensor:
+    """``weight + strength * scale * noise`` in one pass over the weight."""
+    if relative_to is None:
+        return torch.add(weight, noise, alpha=strength)
+    source = weight if gradient == "exact" else weight.detach()
+    return torch.addcmul(weight, noise, statistic(source, relative_to, per), value=strength)

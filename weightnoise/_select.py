@@ -1,0 +1,189 @@
+"""From a spec and a model to the parameters that get noise. Looks at everything, touches nothing."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from weightnoise._errors import (
+    AlreadyNoisyError,
+    NoMatchError,
+    SpecError,
+    TiedParameterError,
+    UnsupportedParameterError,
+    WeightNoiseError,
+    raise_problems,
+)
+from weightnoise._slots import Slot, find_slots
+from weightnoise.laws import Noise, as_law, problem_of
+
+Law: TypeAlias = Noise | float | Sequence[Noise | float]
+Key: TypeAlias = str | type[nn.Module]
+Spec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, Tensor, nn.Module], Law | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A tensor of the model and the law that goes on it."""
+
+    slot: Slot
+    law: Noise
+    tied_with: tuple[str, ...] = ()
+
+
+def resolve(model: nn.Module, spec: Spec, min_ndim: int) -> list[Site]:
+    """The sites that ``spec`` chooses in ``model``, in parameter order.
+
+    Raises:
+        TypeError: if ``model`` is no module or ``min_ndim`` no whole number.
+        WeightNoiseError: with every problem that was found.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
+        raise TypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
+    slots = find_slots(model)
+    problems: list[WeightNoiseError] = []
+    chosen = _choose(slots, spec, min_ndim, problems)
+    problems += _site_problems(slots, chosen)
+    if not chosen and not problems:
+        problems.append(_nothing_covered(slots, min_ndim))
+    raise_problems(problems)
+    return [Site(slot, chosen[slot], _tied_with(slot, slots)) for slot in slots if slot in chosen]
+
+
+def _choose(
+    slots: Sequence[Slot], spec: Spec, min_ndim: int, problems: list[WeightNoiseError]
+) -> dict[Slot, Noise]:
+    if isinstance(spec, Mapping):
+        return _choose_by_mapping(slots, spec, min_ndim, problems)
+    if callable(spec) and not isinstance(spec, (Noise, type)):
+        laws = {slot: _law(spec(slot.name, slot.tensor, slot.owner), problems, slot.name) for slot in slots}
+        return {slot: law for slot, law in laws.items() if law is not None}
+    law = _law(spec, problems)
+    if law is None:
+        problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
+        return {}
+    return {slot: law for slot in slots if slot.ndim >= min_ndim}
+
+
+def _choose_by_mapping(
+    slots: Sequence[Slot], spec: Mapping[Key, Any], min_ndim: int, problems: list[WeightNoiseError]
+) -> dict[Slot, Noise]:
+    if not spec:
+        problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
+    laws = {key: _law(value, problems, _label(key)) for key, value in spec.items()}
+    covered: dict[Key, list[Slot]] = {key: [] for key in spec if _valid_key(key, problems)}
+    winner: dict[Slot, Key] = {}
+    for key, matched in covered.items():
+        matched += [slot for slot in slots if _matches(key, slot)]
+        for slot in matched:
+            winner.setdefault(slot, key)
+    chosen = {}
+    for slot, key in winner.items():
+        law = laws[key]
+        if law is not None and (slot.ndim >= min_ndim or key in slot.names):
+            chosen[slot] = law
+    for key, matched in covered.items():
+        won = [slot for slot in matched if winner[slot] is key]
+        if not matched:
+            problems.append(_no_match(key, slots))
+        elif not won:
+            problems.append(_shadowed(key, winner[matched[0]]))
+        elif laws[key] is not None and not any(slot in chosen for slot in won):
+            problems.append(_too_few_dimensions(key, won, min_ndim))
+    return chosen
+
+
+def _law(value: object, problems: list[WeightNoiseError], where: str | None = None) -> Noise | None:
+    try:
+        return as_law(value)
+    except SpecError as error:
+        problems.append(error if where is None else SpecError(f"{where}: {error}"))
+        return None
+
+
+def _valid_key(key: object, problems: list[WeightNoiseError]) -> bool:
+    if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
+        return True
+    problems.append(SpecError(f"Key {key!r} must be a pattern of names (str) or a module class."))
+    return False
+
+
+def _matches(key: Key, slot: Slot) -> bool:
+    if isinstance(key, type):
+        return isinstance(slot.owner, key)
+    return key in slot.names or any(fnmatch.fnmatchcase(name, key) for name in slot.names)
+
+
+def _site_problems(slots: Sequence[Slot], chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
+    problems: list[WeightNoiseError] = []
+    for slot, law in chosen.items():
+        if slot.noise is not None:
+            problems.append(
+                AlreadyNoisyError(
+                    f"Parameter '{slot.name}' already has weight noise {slot.noise.law!r}. "
+                    "Call remove_weight_noise(model) first."
+                )
+            )
+        elif reason := slot.unsupported():
+            problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}"))
+        elif reason := problem_of(law, slot.tensor):
+            problems.append(UnsupportedParameterError(f"{law!r} does not fit parameter '{slot.name}': {reason}."))
+        problems += [
+            TiedParameterError(
+                f"Parameter '{slot.name}' is tied to '{other.name}', but the spec covers only "
+                f"'{slot.name}'. Cover both, or leave both clean with None."
+            )
+            for other in slots
+            if other.source is slot.source and other not in chosen
+        ]
+    return problems
+
+
+def _tied_with(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:
+    return tuple(other.name for other in slots if other.source is slot.source and other is not slot)
+
+
+def _label(key: object) -> str:
+    return f"Class {key.__name__}" if isinstance(key, type) else f"Pattern {key!r}"
+
+
+def _no_match(key: Key, slots: Sequence[Slot]) -> NoMatchError:
+    names = [name for slot in slots for name in slot.names]
+    if isinstance(key, type):
+        owners = sorted({type(slot.owner).__name__ for slot in slots})
+        return NoMatchError(f"{_label(key)} owns no parameter of the model. Classes that do: {', '.join(owners)}.")
+    closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
+    listed = ", ".join(map(repr, closest)) or "none, the model has no parameters"
+    return NoMatchError(f"{_label(key)} matches no parameter. Closest names: {listed}.")
+
+
+def _shadowed(key: Key, first: Key) -> NoMatchError:
+    wins = repr(first) if isinstance(first, str) else _label(first)
+    return NoMatchError(
+        f"{_label(key)} can never apply: {wins} comes first and wins it. Put the more specific pattern first."
+    )
+
+
+def _too_few_dimensions(key: Key, won: Sequence[Slot], min_ndim: int) -> NoMatchError:
+    listed = ", ".join(repr(slot.name) for slot in won[:3])
+    return NoMatchError(
+        f"{_label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: {listed}. "
+        "Name a parameter exactly, or pass a smaller min_ndim."
+    )
+
+
+def _nothing_covered(slots: Sequence[Slot], min_ndim: int) -> NoMatchError:
+    if not slots:
+        return NoMatchError("The model has no parameters to put noise on.")
+    largest = max(slot.ndim for slot in slots)
+    return NoMatchError(
+        f"The spec puts noise on none of the model's {len(slots)} parameters. A law or a number covers "
+        f"floating-point parameters with at least min_ndim={min_ndim} dimensions; the most here is {largest}."
+    )

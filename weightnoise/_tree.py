@@ -1,0 +1,55 @@
+"""Walking a model: every module once, with all the names it goes by."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+
+@dataclass
+class Node:
+    """A module of the model, and the prefixes under which the model reaches it."""
+
+    module: nn.Module
+    prefixes: list[str] = field(default_factory=list)
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """The direct submodules, by name.
+
+    Read from the instance: wrappers with a delegating ``__getattr__`` show attributes that are
+    not their own.
+    """
+    return {name: child for name, child in module.__dict__["_modules"].items() if child is not None}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside a `torch.compile` wrapper, or the model itself."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    while dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        model = children(model)["_orig_mod"]
+    return model
+
+
+def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
+    """The parametrization lists that torch has registered on ``module``, by tensor name."""
+    holder = children(module).get("parametrizations")
+    return children(holder) if isinstance(holder, nn.ModuleDict) else {}
+
+
+def walk(model: nn.Module) -> list[Node]:
+    """Every module once, in the order of `nn.Module.modules`, without torch's parametrizations."""
+    nodes: dict[int, Node] = {}
+    _visit(unwrap(model), "", nodes)
+    return list(nodes.values())
+
+
+def _visit(module: nn.Module, prefix: str, nodes: dict[int, Node], path: tuple[nn.Module, ...] = ()) -> None:
+    node = nodes.setdefault(id(module), Node(module))
+    node.prefixes.append(prefix)
+    for name, child in children(module).items():
+        if (name != "parametrizations" or not parametrizations(module)) and child not in path:
+            _visit(child, f"{prefix}{name}.", nodes, (*path, module))

@@ -1,0 +1,166 @@
+"""Adding weight noise to a model, removing it, and asking about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise._errors import NotNoisyError, UnsupportedParameterError
+from weightnoise._noise_module import Scope, WeightNoise, When
+from weightnoise._parametrize import attach, attachment, detach, noises
+from weightnoise._plan import warn_if_rounded_away
+from weightnoise._scale import check_choice
+from weightnoise._select import Site, Spec, resolve
+from weightnoise.laws import Noise
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def add_weight_noise(model: ModuleT, spec: Spec, *, when: When = "always", min_ndim: int = 2) -> ModuleT:
+    """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
+
+    Noise is drawn once in every forward of the module that owns the weight. The gradient is the one
+    at the noisy weight and lands on the clean Parameter, which stays where it is: names, order,
+    identity, ``state_dict()`` and optimizers are those of the plain model.
+
+    Args:
+        model: any module, pretrained or not; it is changed in place. A module that `torch.compile`
+            made is changed inside.
+        spec: which noise goes where:
+
+            - a number: ``Gaussian(std=number)``;
+            - a law, or a list of laws applied in that order: on every floating-point parameter
+              with at least ``min_ndim`` dimensions, so that biases and norm scales stay clean;
+            - a mapping: keys are shell globs on the full clean name (``*`` crosses dots) or module
+              classes, values are laws; the first key that matches wins, ``None`` leaves clean, and
+              an exact name is exempt from ``min_ndim``;
+            - a function ``(name, parameter, module) -> law or None``, asked for every parameter.
+        when: ``"always"``, in training and in evaluation, until `no_noise` or removal; or
+            ``"training"``, only while the owning module is in training mode, as dropout does.
+        min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        WeightNoiseError: with every problem found, before anything is changed: patterns that match
+            nothing or are shadowed (`NoMatchError`), things that are no laws (`SpecError`), noise
+            already there (`AlreadyNoisyError`), tied parameters covered on one side
+            (`TiedParameterError`), parameters that cannot carry noise (`UnsupportedParameterError`).
+
+    Warns:
+        NoiseRoundsAwayWarning: if noise is too small for the precision of a float16 or bfloat16 weight.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
+        >>> bool((model.weight == model.weight).all())
+        False
+        >>> sorted(model.state_dict())
+        ['bias', 'weight']
+
+    Source:
+        Murray and Edwards, 1994; Graves, 2011; the mechanism is `torch.nn.utils.parametrize`.
+    """
+    check_choice("add_weight_noise", "when", when, ("always", "training"))
+    sites = resolve(model, spec, min_ndim)
+    warn_if_rounded_away(sites)
+    _attach_all(sites, when)
+    return model
+
+
+def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
+    """Take all weight noise off ``model``: same Parameter objects, values, class, order and hooks.
+
+    Other parametrizations (weight_norm, spectral_norm, orthogonal) stay.
+
+    Args:
+        model: a model with weight noise; it is changed in place.
+        bake: leave one draw in the weights, as in a device that has been programmed once: the held
+            draw inside `hold_noise`, else a fresh one. Tied uses get the first one's draw.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotNoisyError: if the model carries no weight noise.
+        UnsupportedParameterError: for ``bake`` on a tensor that other parametrizations make.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> weight = model.weight
+        >>> remove_weight_noise(add_weight_noise(model, 0.1)).weight is weight
+        True
+    """
+    found = list(noises(model))
+    if not found:
+        raise NotNoisyError("The model carries no weight noise: there is nothing to remove.")
+    if bake:
+        _bake(found)
+    own: dict[nn.Module, dict[str, WeightNoise]] = {}
+    for _, owner, noise in found:
+        own.setdefault(owner, {})[noise.tensor_name] = noise
+    for owner, mine in own.items():
+        detach(owner, mine)
+    return model
+
+
+def has_weight_noise(model: nn.Module) -> bool:
+    """Whether any parameter of ``model`` carries weight noise, on or off.
+
+    Example:
+        >>> has_weight_noise(nn.Linear(3, 2))
+        False
+    """
+    return any(True for _ in noises(model))
+
+
+def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
+    """The parameters of ``model`` that carry weight noise, with their laws.
+
+    Returns:
+        From full clean name to law, in parameter order.
+
+    Example:
+        >>> noisy_parameters(add_weight_noise(nn.Linear(3, 2), 0.1))
+        {'weight': Gaussian(std=0.1)}
+    """
+    return {name: noise.law for name, _, noise in noises(model)}
+
+
+def _attach_all(sites: Sequence[Site], when: When) -> None:
+    owned: dict[nn.Module, list[Site]] = {}
+    for site in sites:
+        owned.setdefault(site.slot.owner, []).append(site)
+    done: dict[nn.Module, dict[str, WeightNoise]] = {}
+    try:
+        for owner, own in owned.items():
+            before = attachment(owner)
+            scope = Scope() if before is None else before.scope
+            made = {site.slot.tensor_name: WeightNoise(site.law, site.slot.tensor_name, when, scope, site.slot.clean_row) for site in own}
+            attach(owner, made)
+            done[owner] = made
+    except BaseException:
+        for owner, made in done.items():
+            detach(owner, made)
+        raise
+
+
+def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:
+    stacked = [name for name, owner, noise in found if noise.tensor_name not in owner._parameters]
+    if stacked:
+        raise UnsupportedParameterError(
+            f"bake=True cannot write {stacked[0]!r}, which other parametrizations make. Remove those first "
+            "with torch.nn.utils.parametrize.remove_parametrizations, or remove the noise without bake."
+        )
+    samples: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    for _, owner, noise in found:
+        parameter = owner._parameters[noise.tensor_name]
+        if parameter is not None and id(parameter) not in samples:
+            samples[id(parameter)] = parameter, noise.sample(parameter)
+    with torch.no_grad():
+        for parameter, sample in samples.values():
+            parameter.copy_(sample)

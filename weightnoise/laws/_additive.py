@@ -1,0 +1,123 @@
+"""Noise that is added to the weight: Gaussian and uniform, absolute or relative."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise._scale import (
+    Gradient,
+    Per,
+    RelativeTo,
+    add_scaled,
+    check_scale_options,
+    check_strength,
+    per_problem,
+)
+from weightnoise.laws._protocol import law_repr
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""Gaussian weight noise: ``w + std * scale(w) * e`` with ``e ~ N(0, 1)`` per element.
+
+    ``scale`` is 1 for ``relative_to=None``; max |w| for ``"absmax"``; the standard deviation of w
+    for ``"std"``; its root mean square for ``"rms"``; and w itself for ``"value"``, which makes
+    the noise multiplicative, ``w (1 + std e)``.
+
+    Args:
+        std: strength, in units of the weight, or of the scale it is relative to. 0.01 to 0.1 is
+            usual for absolute noise, 0.02 to 0.1 of absmax for analog hardware.
+        relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``.
+        per: ``"tensor"``, or the dimension of the channels that have a scale each.
+        gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
+            unchanged; ``"exact"`` differentiates through the scale too. Without a scale both agree.
+
+    Raises:
+        ValueError: for a strength that is negative or not finite, and for options that do not fit.
+
+    Example:
+        >>> Gaussian(0.06, relative_to="absmax", per=0)
+        Gaussian(std=0.06, relative_to='absmax', per=0)
+
+    Source:
+        Murray and Edwards, Enhanced MLP performance and fault tolerance resulting from synaptic
+        weight noise during training, 1994; Graves, Practical variational inference for neural
+        networks, 2011; relative to absmax: Joshi et al., Accurate deep neural network inference
+        using computational phase-change memory, 2020, arXiv 1906.03138.
+    """
+
+    std: float
+    _: KW_ONLY
+    relative_to: RelativeTo = None
+    per: Per = "tensor"
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("Gaussian", "std", self.std)
+        check_scale_options("Gaussian", self.relative_to, self.per, self.gradient)
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """``weight + factor * std * scale(weight) * noise``."""
+        return add_scaled(weight, noise, factor * self.std, self.relative_to, self.per, self.gradient)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    r"""Uniform weight noise: ``w + bound * scale(w) * u`` with ``u ~ U(-1, 1)`` per element.
+
+    Its standard deviation is ``bound / sqrt(3)`` times the scale.
+
+    Args:
+        bound: the largest deviation, in units of the weight, or of the scale it is relative to.
+        relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``, as for `Gaussian`.
+        per: ``"tensor"``, or the dimension of the channels that have a scale each.
+        gradient: ``"straight-through"`` or ``"exact"``, as for `Gaussian`.
+
+    Raises:
+        ValueError: for a bound that is negative or not finite, and for options that do not fit.
+
+    Example:
+        >>> Uniform(0.05).bound
+        0.05
+
+    Source:
+        Zhou et al., Noisy machines: understanding noisy neural networks and enhancing robustness
+        to analog hardware errors, 2020, arXiv 2001.04974; multiplicative: arXiv 1904.01705.
+    """
+
+    bound: float
+    _: KW_ONLY
+    relative_to: RelativeTo = None
+    per: Per = "tensor"
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("Uniform", "bound", self.bound)
+        check_scale_options("Uniform", self.relative_to, self.per, self.gradient)
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Numbers uniform on [-1, 1] in the weight's shape."""
+        return _random.symmetric_uniform(weight)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """``weight + factor * bound * scale(weight) * noise``."""
+        return add_scaled(weight, noise, factor * self.bound, self.relative_to, self.per, self.gradient)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)

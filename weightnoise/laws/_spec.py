@@ -1,0 +1,81 @@
+"""From a value in a spec to a law: a number, a law, a list of laws, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from weightnoise._errors import SpecError
+from weightnoise.laws._additive import Gaussian
+from weightnoise.laws._protocol import Noise, problem_of
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Laws applied one after the other; a list of laws in a spec becomes this.
+
+    Args:
+        laws: the laws, first applied first.
+
+    Example:
+        >>> Chain((Gaussian(0.1), DropConnect(0.5))).laws[1].p
+        0.5
+
+    Source:
+        The order clip, quantise, add noise is that of hardware-aware training: Rasch et al., 2023,
+        arXiv 2302.08469.
+    """
+
+    laws: tuple[Noise, ...]
+
+    def draw(self, weight: Tensor) -> tuple[Any, ...]:
+        """One draw for each law."""
+        return tuple(law.draw(weight) for law in self.laws)
+
+    def apply(self, weight: Tensor, noise: tuple[Any, ...], factor: float) -> Tensor:
+        """Each law on what the one before it made."""
+        for law, drawn in zip(self.laws, noise, strict=True):
+            weight = law.apply(weight, drawn, factor)
+        return weight
+
+    def problem(self, weight: Tensor) -> str | None:
+        """The first problem that one of the laws has with ``weight``, or None."""
+        return next((found for law in self.laws if (found := problem_of(law, weight))), None)
+
+    def __repr__(self) -> str:
+        return repr(list(self.laws))
+
+
+def as_law(value: object) -> Noise | None:
+    """The law that a value of a spec stands for: a number, a law, a list of laws, or None.
+
+    Raises:
+        SpecError: for anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return Gaussian(value)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
+    if isinstance(value, (list, tuple)):
+        return _as_chain(value)
+    if isinstance(value, type):
+        raise SpecError(f"{value.__name__} is a class, not a law. Make one: {value.__name__}(...).")
+    if isinstance(value, Noise):
+        return value
+    raise SpecError(
+        f"{value!r} ({type(value).__name__}) is no law. "
+        "Give a number, a law such as Gaussian(0.01), a list of laws, or None."
+    )
+
+
+def _as_chain(values: Sequence[object]) -> Noise:
+    laws = [as_law(value) for value in values]
+    if not laws or None in laws:
+        raise SpecError(f"{values!r} must be a list of one or more laws, without None.")
+    return Chain(tuple(law for law in laws if law is not None))
