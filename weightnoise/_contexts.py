@@ -148,17 +148,17 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> N
 
 
 def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoise, Setting]]:
-    draws: dict[tuple[object, str], Setting] = {}
+    draws: dict[tuple[object, str], HeldDraw] = {}
     opened = []
     for name, owner, noise in _noises_of(model):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
-        setting = draws.setdefault(key, Setting(held=HeldDraw(own_seed, sign)))
+        held = draws.setdefault(key, HeldDraw(own_seed, sign))
         if parameter is not None and noise.live():
-            setting.held.take(noise.law, parameter)
-        opened.append((noise, setting))
+            held.take(noise.law, parameter)
+        opened.append((noise, Setting(held=held)))
     return opened
 
 

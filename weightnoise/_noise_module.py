@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -18,7 +18,8 @@ from weightnoise.laws import Noise
 When: TypeAlias = Literal["always", "training"]
 
 # torch.compiler.is_exporting is newer than the oldest torch that we support.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Kept(NamedTuple):
@@ -91,12 +92,12 @@ class WeightNoise(nn.Module):
 
     def push(self, setting: Setting) -> None:
         """Let a context have its say."""
-        self.settings.append(setting)
+        self.settings = [*self.settings, setting]
         self._settle()
 
     def pull(self, setting: Setting) -> None:
         """Take a context's say back; contexts may close in any order."""
-        self.settings.remove(setting)
+        self.settings = [other for other in self.settings if other is not setting]
         self._settle()
 
     def _settle(self) -> None:
@@ -105,8 +106,10 @@ class WeightNoise(nn.Module):
         self.gated = self.when == "training" and not any(setting.forced for setting in self.settings)
         held = [setting.held for setting in self.settings if setting.held is not None]
         self.held = held[-1] if held else None
-        sign = self.held.sign if self.held else 1
-        self.factor = sign * math.prod(setting.scale for setting in self.settings)
+        factor = float(self.held.sign) if self.held is not None else 1.0
+        for setting in self.settings:
+            factor *= setting.scale
+        self.factor = factor
 
     def live(self) -> bool:
         """Whether a read is noisy now."""
@@ -121,7 +124,7 @@ class WeightNoise(nn.Module):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.tensor_name))
-        if torch.jit.is_tracing() or _is_exporting():
+        if _is_tracing() or _is_exporting():
             raise ExportError(_EXPORT)
         grad_enabled = torch.is_grad_enabled()
         last = None if kept is None else kept.get(self.tensor_name)

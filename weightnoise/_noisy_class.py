@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +20,38 @@ from weightnoise._tree import children, parametrizations
 class InPlaceList(parametrize.ParametrizationList):
     """A parametrization list whose original stays a Parameter of the owner."""
 
+    tensor_name: str
+    owner: weakref.ref[nn.Module]  # Weak: a cycle would keep a model's memory until the next collection.
+
     @property
     def original(self) -> Tensor | None:  # type: ignore[override]
         """The clean Parameter, wherever it was replaced or moved to."""
-        return self.owner()._parameters[self.tensor_name]
+        owner = self.owner()
+        return None if owner is None else owner._parameters[self.tensor_name]
 
     def forward(self) -> Tensor | None:  # type: ignore[override]
         """The noisy weight."""
-        return self.read(self.owner())
+        return self.read(self.original)
 
-    def read(self, owner: nn.Module) -> Tensor | None:
-        """The noisy weight of ``owner``, which is a replica under `nn.DataParallel`."""
-        weight = owner._parameters[self.tensor_name]
+    def read(self, weight: Tensor | None) -> Tensor | None:
+        """The noisy weight for a clean one."""
         if weight is None:
             return None
+        part: Any
         for part in self._modules.values():
             # Past Module.__call__ for our own: a read has to cost next to nothing.
-            weight = part.forward(weight) if type(part) is WeightNoise else part(weight)  # type: ignore[misc]
+            weight = part.forward(weight) if type(part) is WeightNoise else part(weight)
         return weight
 
-    def append(self, module: nn.Module) -> nn.ModuleList:
+    def append(self, module: nn.Module) -> Self:
         """Stack another parametrization on the noise; torch calls this on registration."""
         if hasattr(module, "right_inverse"):
             raise RuntimeError(
                 f"{type(module).__name__} sets itself up from the clean weight, so it has to come before the "
                 "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
             )
-        return super().append(module)
+        super().append(module)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "owner"}
@@ -84,23 +89,27 @@ class NoisyMeta(type):
 def noisy_property(name: str) -> property:
     """A property that reads the parametrized tensor ``name``, or the plain one where there is none."""
 
-    def read(self: nn.Module) -> Tensor | None:
+    def read(self: nn.Module) -> Any:
+        modules: dict[str, Any] = self._modules
         try:
-            stack = self._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+            stack = modules["parametrizations"]._modules[name]
+            in_place = type(stack) is InPlaceList
+            weight = self._parameters[name] if in_place else None
         except KeyError:
-            # Python goes on to nn.Module.__getattr__, which finds the plain Parameter.
+            # Python goes on to nn.Module.__getattr__, which finds a plain Parameter or says what is missing.
             raise AttributeError(name) from None
         try:
-            return stack.read(self) if type(stack) is InPlaceList else stack()  # type: ignore[misc]
+            return stack.read(weight) if in_place else stack()
         except AttributeError as error:
             # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
             raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
 
-    def write(self: nn.Module, value: Tensor) -> None:
+    def write(self: nn.Module, value: Any) -> None:
+        stack: Any = parametrizations(self).get(name)
         if getattr(self, "_is_replica", False):
-            self._parameters[name] = value  # type: ignore[assignment]
-        elif name in parametrizations(self) and name not in self._parameters:
-            self._modules["parametrizations"]._modules[name].right_inverse(value)  # type: ignore[union-attr, operator]
+            self._parameters[name] = value
+        elif stack is not None and not isinstance(stack, InPlaceList):
+            stack.right_inverse(value)
         else:
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
@@ -120,8 +129,8 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        holder = self._modules.get("parametrizations")
-        if holder is None:
+        holder: Any = self._modules.get("parametrizations")
+        if holder is None:  # Made by user code as type(module)(...).
             return base.forward(self, *args, **kwargs)
         scope = holder.attachment.scope
         outer = scope.kept
@@ -133,7 +142,7 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         with quiet(self):
-            return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()
+            return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def set_state(self: nn.Module, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -142,7 +151,7 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
                 stack.owner = weakref.ref(self)
         # nn.LSTM reads its weights here, which would draw.
         with quiet(self):
-            base.__setstate__(self, state)
+            base.__setstate__(self, state)  # type: ignore[no-untyped-call]
 
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
     body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state}
@@ -150,13 +159,15 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, forward, quiet)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
-    return meta(f"Parametrized{base.__name__}", (base,), body)
+    noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
+    return noisy
 
 
 def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """An empty noisy module, for `copy` and `pickle` to fill."""
-    cls = noisy_class(base, names)
-    return cls.__new__(cls)
+    cls: Any = noisy_class(base, names)  # type: ignore[arg-type]
+    module: nn.Module = cls.__new__(cls)
+    return module
 
 
 @contextmanager

@@ -87,15 +87,15 @@ def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
 
 def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     if name not in owner._parameters:
-        stack = parametrizations(owner)[name]
-        unsafe = stack.unsafe
+        before: Any = parametrizations(owner)[name]
+        unsafe = before.unsafe
         parametrize.register_parametrization(owner, name, noise, unsafe=True)
-        stack.unsafe = unsafe
+        before.unsafe = unsafe
         return
     # torch takes this placeholder out of the owner, sets it in place, and keeps it as the original.
     owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
     parametrize.register_parametrization(owner, name, noise, unsafe=True)
-    stack = parametrizations(owner)[name]
+    stack: Any = parametrizations(owner)[name]
     del stack._parameters["original"]
     stack.__class__ = InPlaceList
     stack.tensor_name = name
@@ -103,7 +103,7 @@ def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
 
 
 def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
-    stack = parametrizations(owner).get(name)
+    stack: Any = parametrizations(owner).get(name)
     if stack is None:
         return
     parts = list(children(stack).values())
@@ -115,7 +115,7 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
         del owner._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
     else:
         # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
-        stack.__class__ = parametrize.ParametrizationList
+        stack.__class__ = parametrize.ParametrizationList  # type: ignore[assignment]
         del stack.owner, stack.tensor_name
         stack.register_parameter("original", owner._parameters.pop(name))
 

@@ -66,11 +66,16 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
         # A vector per element: each element is its own channel.
         return torch.zeros_like(weight) if relative_to == "std" else weight.abs()
     if relative_to == "absmax":
-        return torch.linalg.vector_norm(weight, ord=math.inf, dim=dims, keepdim=True)
+        return _norm(weight, math.inf, dims)
     if relative_to == "std":
         return torch.std(weight, dim=dims, correction=0, keepdim=True)
     count = weight.numel() // (1 if keep is None else weight.shape[keep])
-    return torch.linalg.vector_norm(weight, dim=dims, keepdim=True) / math.sqrt(count)
+    return _norm(weight, 2, dims) / math.sqrt(count)
+
+
+def _norm(weight: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(weight, ord=order, dim=dims, keepdim=True)
+    return norm
 
 
 def add_scaled(
@@ -81,8 +86,15 @@ def add_scaled(
     per: Per,
     gradient: Gradient,
 ) -> Tensor:
-    """``weight + strength * scale * noise`` in one pass over the weight."""
+    """``weight + strength * scale * noise``, in one pass over the weight.
+
+    Compiled code multiplies instead of using ``alpha`` and ``value``, which would make the strength
+    a constant of the graph and recompile whenever it changes.
+    """
+    compiling = torch.compiler.is_compiling()
     if relative_to is None:
-        return torch.add(weight, noise, alpha=strength)
-    source = weight if gradient == "exact" else weight.detach()
-    return torch.addcmul(weight, noise, statistic(source, relative_to, per), value=strength)
+        return weight + noise * strength if compiling else torch.add(weight, noise, alpha=strength)
+    scale = statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
+    if compiling:
+        return weight + noise * scale * strength
+    return torch.addcmul(weight, noise, scale, value=strength)

@@ -95,4 +95,5 @@ def _evaluate(stack: nn.Module) -> Tensor | None:
         return None
     # On a copy: spectral_norm takes a step of its power iteration whenever it is evaluated.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return copy.deepcopy(stack)()
+        made: Tensor = copy.deepcopy(stack)()
+        return made

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import nn
 
 
-
 @dataclass
 class Node:
     """A module of the model, and the prefixes under which the model reaches it."""

@@ -60,8 +60,7 @@ class Custom:
         if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (weight.shape, weight.dtype):
             got = (tuple(changed.shape), changed.dtype) if isinstance(changed, Tensor) else type(changed)
             raise ValueError(
-                f"{self!r} must return a tensor like the weight, "
-                f"{(tuple(weight.shape), weight.dtype)}, got {got}."
+                f"{self!r} must return a tensor like the weight, {(tuple(weight.shape), weight.dtype)}, got {got}."
             )
         if factor != 1.0:
             changed = weight + factor * (changed - weight)

@@ -68,7 +68,7 @@ class DropConnect:
             raise ValueError(f"{self!r} scaled by {abs(factor)} would drop with p={p}; p must stay below 1.")
         keep = noise >= p if factor >= 0 else noise <= 1.0 - p
         if self.block > 1 and weight.ndim > 0:
-            rows, columns = _matrix_shape(weight)
+            columns = _matrix_shape(weight)[1]
             keep = keep.repeat_interleave(self.block, dim=1)[:, :columns].reshape(weight.shape)
         mask = keep.to(weight.dtype)
         if self.rescale:
