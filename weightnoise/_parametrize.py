@@ -44,7 +44,11 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         holder = owner.__dict__["_modules"]["parametrizations"].__dict__
         scope = next(iter(noises.values())).scope
         holder.setdefault("attachment", Attachment(scope, stock_class if stacked else None))
+        made_by_torch = type(owner)
         owner.__class__ = noisy
+        for name in _properties(made_by_torch):
+            # They hold on to the owner, and a class is freed by the cycle collector alone.
+            delattr(made_by_torch, name)
     except BaseException:
         owner.__class__ = stock_class
         _refill(owner._parameters, parameters)
@@ -109,11 +113,9 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     parts = list(children(stack).values())
     if noise in parts:
         del stack[parts.index(noise)]
-    if not isinstance(stack, InPlaceList):
-        return
     if len(stack) == 0:
         del owner._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
-    else:
+    elif isinstance(stack, InPlaceList):
         # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
         stack.__class__ = parametrize.ParametrizationList  # type: ignore[assignment]
         del stack.owner, stack.tensor_name

@@ -73,9 +73,9 @@ def find_slots(model: nn.Module) -> list[Slot]:
     slots: list[Slot] = []
     for node in walk(model):
         stacks = parametrizations(node.module)
-        for name in dict.fromkeys([*node.module._parameters, *stacks]):
-            stack = stacks.get(name)
-            parameter = node.module._parameters.get(name)
+        parameters = dict(node.module._parameters.items())  # A ScriptModule has a mapping of its own kind.
+        for name in dict.fromkeys([*parameters, *stacks]):
+            stack, parameter = stacks.get(name), parameters.get(name)
             tensor = parameter if stack is None or parameter is not None else _evaluate(stack)
             if tensor is None:
                 continue
