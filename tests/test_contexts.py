@@ -137,7 +137,9 @@ with wn.hold_noise(model, seed=7):
     print(model.weight.detach().tolist())
 """
     runs = [
-        subprocess.run([sys.executable, "-c", code.format(other=other)], capture_output=True, text=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code.format(other=other)], capture_output=True, text=True, check=True
+        )
         for other in (1, 2)
     ]
     assert runs[0].stdout == runs[1].stdout

@@ -56,7 +56,9 @@ def test_equals_the_gradient_of_functional_call_on_weight_plus_noise(case: str) 
 @pytest.mark.parametrize("case", CASES)
 def test_central_differences_agree(case: str, law: str) -> None:
     if case == "bfloat16" and law.startswith("custom"):
-        pytest.skip("a function that draws in bfloat16 draws other numbers in the float64 copy: same test as float64")
+        pytest.skip(
+            "a function that draws in bfloat16 draws other numbers in the float64 copy: same test as float64"
+        )
     noisy = wn.add_weight_noise(CASES[case].model(), LAWS[law])
     check_gradients(noisy, single_loss, CASES[case].batch(), max_entries=3)
 

@@ -111,6 +111,9 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
 def has_weight_noise(model: nn.Module) -> bool:
     """Whether any parameter of ``model`` carries weight noise, on or off.
 
+    Args:
+        model: any module.
+
     Example:
         >>> has_weight_noise(nn.Linear(3, 2))
         False
@@ -120,6 +123,9 @@ def has_weight_noise(model: nn.Module) -> bool:
 
 def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
     """The parameters of ``model`` that carry weight noise, with their laws.
+
+    Args:
+        model: any module.
 
     Returns:
         From full clean name to law, in parameter order.

@@ -1,0 +1,152 @@
+"""torch.compile: one graph, fresh noise per call, no recompilation, right gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.testing import assert_close
+
+import weightnoise as wn
+from tests.cases import LAWS
+
+# torch's own, while it compiles: with noise and without.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
+
+TRACEABLE = [name for name in LAWS if not name.startswith("custom")]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def make(law: wn.Noise | list[wn.Noise] | float) -> nn.Sequential:
+    return wn.add_weight_noise(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), law)
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("law", TRACEABLE)
+def test_one_graph_with_fresh_noise_and_the_eager_gradient(law: str) -> None:
+    model, x = make(LAWS[law]), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert not torch.equal(compiled(x), compiled(x))
+    with wn.hold_noise(model, seed=0):
+        found = compiled(x)
+        found.sum().backward()
+        grads = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        expected = model(x)
+        expected.sum().backward()
+    assert_close(found, expected)
+    for grad, parameter in zip(grads, model.parameters(), strict=True):
+        assert_close(grad, parameter.grad)
+
+
+def test_inductor() -> None:
+    model, x = make(0.1), torch.randn(3, 4)
+    compiled = torch.compile(model, fullgraph=True)
+    assert not torch.equal(compiled(x), compiled(x))
+    with wn.hold_noise(model, seed=0):
+        assert_close(compiled(x), model(x))
+    first, second = (part._parameters["weight"] for part in (model[0], model[2]))
+    assert first is not None
+    assert second is not None
+    with torch.no_grad():
+        first.zero_()
+        second.zero_()
+    with torch.no_grad():
+        both = torch.compile(lambda: (model[0].weight, model[2].weight), fullgraph=True)()
+    assert not torch.equal(both[0], both[1])  # Equal shapes, two draws.
+
+
+def test_nothing_recompiles_from_step_to_step_or_with_the_factor() -> None:
+    model, x = make(0.1), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for _ in range(4):
+        compiled(x)
+    assert graphs() == 1
+    for factor in (0.9, 0.8):
+        with wn.scale_noise(model, factor):
+            compiled(x)
+    known = graphs()
+    for factor in (0.7, 0.6, 0.5, 0.4, 0.3):
+        with wn.scale_noise(model, factor):
+            compiled(x)
+    assert graphs() == known <= 3
+
+
+def test_toggling_costs_one_compile_each_way() -> None:
+    model, x = make(0.1), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        compiled(x)
+        with wn.no_noise(model):
+            assert torch.equal(compiled(x), compiled(x))
+    assert graphs() == 2
+
+
+def test_contexts_inside_the_compiled_function() -> None:
+    model, x = make(0.1), torch.randn(3, 4)
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with wn.no_noise(model):
+            clean = model(x)
+        with wn.hold_noise(model):
+            pair = model(x) - model(x)
+        return clean, pair, model(x)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    clean, pair, noisy = compiled(x)
+    with wn.no_noise(model):
+        assert_close(clean, model(x))
+    assert torch.equal(pair, torch.zeros(3, 4))
+    assert not torch.equal(noisy, clean)
+
+
+def test_equal_blocks_compiled_one_by_one_share_their_code() -> None:
+    blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(12)])
+    wn.add_weight_noise(blocks, 0.1)
+    x = torch.randn(3, 4)
+    for block in blocks:
+        x = torch.compile(block, backend="eager", fullgraph=True)(x)
+    assert graphs() <= 2
+
+
+def test_noise_added_and_removed_after_compiling() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    clean = compiled(x)
+    wn.add_weight_noise(compiled, 0.1)
+    assert not torch.equal(compiled(x), compiled(x))
+    wn.remove_weight_noise(compiled)
+    assert torch.equal(compiled(x), clean)
+
+
+def test_a_recurrent_layer_breaks_the_graph_as_it_does_without_noise_and_is_right() -> None:
+    model, x = wn.add_weight_noise(nn.LSTM(3, 4), 0.1), torch.randn(5, 2, 3)
+    compiled = torch.compile(model, backend="eager")
+    with wn.hold_noise(model, seed=0):
+        assert_close(compiled(x)[0], model(x)[0])
+    assert not torch.equal(compiled(x)[0], compiled(x)[0])
+    assert model._flat_weights[0] is model._parameters["weight_ih_l0"]
+
+
+def test_a_custom_law_breaks_the_graph_and_is_right() -> None:
+    model, x = make(LAWS["custom"]), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager")
+    with wn.hold_noise(model, seed=0):
+        assert_close(compiled(x), model(x))
+    assert not torch.equal(compiled(x), compiled(x))

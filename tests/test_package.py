@@ -1,0 +1,113 @@
+"""The shape of the package: what it exports, which way its files import, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import weightnoise as wn
+import weightnoise.testing
+
+ROOT = Path(wn.__file__).parent
+ORDER = [
+    "_errors",
+    "_random",
+    "_scale",
+    "laws",
+    "_noise_module",
+    "_tree",
+    "_recurrent",
+    "_noisy_class",
+    "_parametrize",
+    "_slots",
+    "_select",
+    "_plan",
+    "_weights",
+    "_contexts",
+    "testing",
+    "_demo",
+    "__main__",
+]
+MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "weightnoise.") if "__main__" not in name]
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def layer(dotted: str) -> str:
+    return dotted.split(".")[1]
+
+
+def test_init_is_imports_and_all() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    kinds = {type(node) for node in tree.body}
+    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    public = {name for name, value in vars(wn).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public == set(wn.__all__)
+
+
+def test_every_file_has_its_place_and_imports_only_from_above() -> None:
+    for path in sources():
+        if path == ROOT / "__init__.py":
+            continue
+        place = ORDER.index(path.relative_to(ROOT).parts[0].removesuffix(".py"))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("weightnoise."):
+                assert ORDER.index(layer(str(node.module))) <= place, f"{path.name} imports {node.module}"
+            elif isinstance(node, ast.ImportFrom) and node.module == "weightnoise":
+                for alias in node.names:
+                    if alias.name in ORDER:
+                        assert ORDER.index(alias.name) <= place, f"{path.name} imports {alias.name}"
+
+
+def test_two_files_alone_know_torchs_parametrize() -> None:
+    knowing = {path.name for path in sources() if "nn.utils import parametrize" in path.read_text()}
+    assert knowing == {"_noisy_class.py", "_parametrize.py"}
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in sources():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 260, path.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                code = node.body[1:] if ast.get_docstring(node) else node.body
+                length = node.end_lineno - code[0].lineno + 1 if code else 0  # type: ignore[operator]
+                assert length <= 45, f"{path.name}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name: str) -> None:
+    torch.manual_seed(0)
+    names = {**vars(wn), **vars(weightnoise.testing), "nn": nn, "torch": torch}
+    result = doctest.testmod(importlib.import_module(name), extraglobs=names, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", [*wn.__all__, *weightnoise.testing.__all__])
+def test_everything_public_is_documented(name: str) -> None:
+    thing = getattr(wn, name, None) or getattr(weightnoise.testing, name)
+    text = inspect.getdoc(thing) or ""
+    assert text, name
+    if inspect.isfunction(thing):
+        assert "Example:" in text, name
+        for parameter in inspect.signature(thing).parameters.values():
+            assert f"{parameter.name}:" in text, f"{name} does not explain {parameter.name}"
+
+
+def test_it_ships_its_types() -> None:
+    assert (ROOT / "py.typed").exists()
+
+
+def test_no_gradient_free_escape_hatches() -> None:
+    for path in sources():
+        assert ".data" not in path.read_text().replace(".dataclass", ""), path.name

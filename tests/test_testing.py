@@ -1,0 +1,132 @@
+"""The checks that users are given find what they are meant to find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import weightnoise as wn
+from tests.cases import CASES, single_loss
+from weightnoise.testing import _restores, assert_restores, assert_unbiased, check_gradients
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A law of a user's own: two methods, nothing inherited."""
+
+    shift: float = 0.0
+    leak: float = 0.0
+
+    def draw(self, weight: Tensor) -> Tensor:
+        return torch.randn(weight.shape, dtype=weight.dtype)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        return weight + factor * (0.1 * noise + self.shift) + self.leak * (weight - weight.detach())
+
+
+def test_a_law_of_ones_own_passes() -> None:
+    assert isinstance(Additive(), wn.Noise)
+    assert_unbiased(Additive(), torch.randn(4, 4))
+    model = wn.add_weight_noise(CASES["mlp"].model(), Additive())
+    check_gradients(model, single_loss, CASES["mlp"].batch())
+
+
+def test_check_gradients_finds_a_wrong_gradient_and_names_it() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), {"weight": Additive(leak=0.01)})
+    with pytest.raises(AssertionError, match=r"Gradient of 'weight' at entry \d: training uses"):
+        check_gradients(model, single_loss, torch.randn(4, 3))
+
+
+def test_check_gradients_finds_weights_restored_before_the_backward() -> None:
+    class RestoresTooEarly(nn.Module):
+        """The home-made loop: in-place noise that is taken away before the backward."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.last = wn.add_weight_noise(nn.Linear(3, 3), 0.1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x))
+            clean = self.last._parameters["weight"]
+            assert clean is not None
+            noisy = self.last.weight.detach() - clean.detach()
+            output: Tensor = hidden @ (clean.detach() + noisy).T + (hidden @ (clean - clean.detach()).T) * 0.5
+            return output
+
+    with pytest.raises(AssertionError, match=r"Gradient of 'last.weight'"):
+        check_gradients(RestoresTooEarly(), single_loss, torch.randn(4, 3))
+
+
+def test_check_gradients_leaves_the_model_and_the_random_state() -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3)), 0.1)
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    check_gradients(model, single_loss, torch.randn(4, 3))
+    torch.set_rng_state(state)
+    check_gradients(model, single_loss, torch.ones(4, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_check_gradients_sees_through_other_parametrizations() -> None:
+    for make in (parametrizations.weight_norm, parametrizations.orthogonal):
+        model = wn.add_weight_noise(make(nn.Linear(3, 3)), wn.Gaussian(0.1, relative_to="absmax"))
+        check_gradients(model, single_loss, torch.randn(4, 3))
+
+
+def test_check_gradients_needs_noise_and_one_kind_of_gradient() -> None:
+    with pytest.raises(wn.NotNoisyError):
+        check_gradients(nn.Linear(3, 2), single_loss, torch.randn(4, 3))
+    mixed = [wn.DropConnect(0.5), wn.Gaussian(0.1, relative_to="absmax")]
+    model = wn.add_weight_noise(nn.Linear(3, 2), mixed)
+    with pytest.raises(ValueError, match="mixes exact and straight-through laws"):
+        check_gradients(model, single_loss, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("shift", [0.02, -0.02])
+def test_assert_unbiased_finds_a_bias(shift: float) -> None:
+    with pytest.raises(AssertionError, match="is biased"):
+        assert_unbiased(Additive(shift=shift), torch.randn(4, 4))
+
+
+def test_assert_unbiased_finds_a_fixed_bias_and_a_bias_of_one_element() -> None:
+    with pytest.raises(AssertionError, match="inf"):
+        assert_unbiased(wn.Custom(lambda w: w + 1), torch.zeros(3))
+
+    def one(weight: Tensor) -> Tensor:
+        moved = weight + 0.1 * torch.randn_like(weight)
+        return moved + 0.05 * torch.eye(1, weight.numel(), dtype=weight.dtype).reshape(weight.shape)
+
+    with pytest.raises(AssertionError, match="is biased"):
+        assert_unbiased(wn.Custom(one), torch.zeros(20, 20))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda model: model.weight.data.add_(1), "parameter 'weight'"),
+        (lambda model: setattr(model, "weight", nn.Parameter(model.weight.detach().clone())), "parameters"),
+        (lambda model: setattr(model, "extra", 1), "attributes of ''"),
+        (lambda model: model.register_forward_hook(print), "attributes of ''"),
+        (lambda model: torch.rand(1), "torch's random state"),
+        (lambda model: model.requires_grad_(False), "parameter 'weight'"),
+        (lambda model: setattr(model, "__class__", type("Other", (nn.Linear,), {})), "class of ''"),
+    ],
+)
+def test_assert_restores_finds_what_is_not_restored(
+    monkeypatch: pytest.MonkeyPatch, damage: Any, text: str
+) -> None:
+    def damaging(model: nn.Module) -> nn.Module:
+        wn.remove_weight_noise(model)
+        damage(model)
+        return model
+
+    monkeypatch.setattr(_restores, "remove_weight_noise", damaging)
+    with pytest.raises(AssertionError, match=text):
+        assert_restores(nn.Linear(3, 2), 0.1)
