@@ -51,7 +51,7 @@ def test_contexts_are_decorators_reenter_and_restore_after_any_exception(
     context: Callable[[nn.Module], wn._contexts.NoiseContext],
 ) -> None:
     model = make()
-    noise = model.parametrizations.weight[0]  # type: ignore[union-attr, index]
+    noise = model.parametrizations.weight[0]
     rest = {**noise.__dict__}
     decorated = context(model)
 
@@ -79,9 +79,9 @@ def test_contexts_close_in_any_order() -> None:
         context.__enter__()
     assert model.weight is model._parameters["weight"]
     opened["off"].__exit__(None, None, None)
-    half = model.weight - model._parameters["weight"]  # type: ignore[operator]
+    half = model.weight - model._parameters["weight"]
     opened["scale"].__exit__(None, None, None)
-    whole = model.weight - model._parameters["weight"]  # type: ignore[operator]
+    whole = model.weight - model._parameters["weight"]
     opened["hold"].__exit__(None, None, None)
     torch.testing.assert_close(half * 2, whole)
     assert not torch.equal(model.weight, model.weight)
@@ -225,7 +225,7 @@ def test_a_hold_follows_an_optimizer_step_and_its_scale() -> None:
     with wn.hold_noise(model, seed=0):
         before = model.weight.detach()
         with torch.no_grad():
-            model._parameters["weight"].mul_(2.0)  # type: ignore[union-attr]
+            model._parameters["weight"].mul_(2.0)
         torch.testing.assert_close(model.weight.detach(), 2 * before)
 
 

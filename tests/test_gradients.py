@@ -28,9 +28,9 @@ def test_equals_the_gradient_of_a_copy_that_holds_the_noisy_weights(case: str, l
     plain = plain_copy_with(noisy, held_weights(noisy, seed=3))
     with wn.hold_noise(noisy, seed=3):
         value = single_loss(noisy, x)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
     expected = single_loss(plain, x)
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     assert torch.equal(value, expected)
     assert gradients(noisy).keys() == gradients(plain).keys()
     for name, gradient in gradients(plain).items():
@@ -45,9 +45,9 @@ def test_equals_the_gradient_of_functional_call_on_weight_plus_noise(case: str) 
     leaves = dict(plain.named_parameters())
     moved = {name: leaf + noise[name] if name in noise else leaf for name, leaf in leaves.items()}
     output = functional_call(plain, moved, (x,), tie_weights=True)
-    (output.square() + output.tanh()).mean().backward()  # type: ignore[no-untyped-call]
+    (output.square() + output.tanh()).mean().backward()
     with wn.hold_noise(noisy, seed=0):
-        single_loss(noisy, x).backward()  # type: ignore[no-untyped-call]
+        single_loss(noisy, x).backward()
     for name, gradient in gradients(plain).items():
         assert_close(gradients(noisy)[name], gradient)
 
@@ -56,9 +56,7 @@ def test_equals_the_gradient_of_functional_call_on_weight_plus_noise(case: str) 
 @pytest.mark.parametrize("case", CASES)
 def test_central_differences_agree(case: str, law: str) -> None:
     if case == "bfloat16" and law.startswith("custom"):
-        pytest.skip(
-            "a function that draws in bfloat16 draws other numbers in the float64 copy: same test as float64"
-        )
+        pytest.skip("what it draws in bfloat16 differs from what it draws in the float64 copy")
     noisy = wn.add_weight_noise(CASES[case].model(), LAWS[law])
     check_gradients(noisy, single_loss, CASES[case].batch(), max_entries=3)
 
@@ -96,7 +94,7 @@ def test_an_optimizer_step_moves_the_clean_weight_by_the_noisy_gradient() -> Non
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = model.state_dict()["weight"].clone()
     with wn.hold_noise(model, seed=0):
-        single_loss(model, torch.ones(1, 3)).backward()  # type: ignore[no-untyped-call]
+        single_loss(model, torch.ones(1, 3)).backward()
     grad = gradients(model)["weight"]
     optimizer.step()
     assert torch.equal(model.state_dict()["weight"], before.add(grad, alpha=-0.1))
@@ -108,12 +106,12 @@ def test_gradients_accumulate_over_forwards_with_different_draws() -> None:
     for seed in (0, 1):
         model.zero_grad()
         with wn.hold_noise(model, seed=seed):
-            single_loss(model, x).backward()  # type: ignore[no-untyped-call]
+            single_loss(model, x).backward()
         single.append(gradients(model)["matrix"])
     model.zero_grad()
     for seed in (0, 1):
         with wn.hold_noise(model, seed=seed):
-            single_loss(model, x).backward()  # type: ignore[no-untyped-call]
+            single_loss(model, x).backward()
     assert torch.equal(gradients(model)["matrix"], single[0] + single[1])
 
 

@@ -125,7 +125,7 @@ def test_custom_must_return_a_tensor_like_the_weight(result: Any) -> None:
 
 def test_a_chain_applies_in_order() -> None:
     double, add = wn.Custom(lambda w: 2 * w), wn.Custom(lambda w: w + 1)
-    for laws, expected in ([(double, add), 3.0], [(add, double), 4.0]):
+    for laws, expected in (((double, add), 3.0), ((add, double), 4.0)):
         law = wn.Chain(laws)
         assert law.apply(torch.ones(1), law.draw(torch.ones(1)), 1.0).item() == expected
 

@@ -247,8 +247,8 @@ def test_wrong_types_of_arguments(bad: dict[str, Any]) -> None:
 
 def test_a_warning_names_the_weights_whose_noise_rounds_away() -> None:
     model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50)).bfloat16()
-    nn.init.constant_(model[0].weight, 1.0)
-    nn.init.constant_(model[1].weight, 1e-4)
+    for layer, value in zip(model, (1.0, 1e-4), strict=True):
+        nn.init.constant_(layer.get_parameter("weight"), value)
     with pytest.warns(wn.NoiseRoundsAwayWarning, match=r"rounds away: '0.weight'\."):
         wn.add_weight_noise(model, 1e-3)
     assert wn.has_weight_noise(model)
@@ -268,7 +268,7 @@ def test_low_precision_weights_that_a_mask_leaves_alone_do_not_warn() -> None:
 
 def test_a_compiled_model_is_changed_inside_and_named_without_the_wrapper() -> None:
     inner = nn.Sequential(nn.Linear(2, 2))
-    compiled = torch.compile(inner, backend="eager")
+    compiled: Any = torch.compile(inner, backend="eager")
     assert wn.add_weight_noise(compiled, {"0.weight": 0.1}) is compiled
     assert list(wn.noisy_parameters(compiled)) == list(wn.noisy_parameters(inner)) == ["0.weight"]
 

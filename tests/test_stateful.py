@@ -32,7 +32,7 @@ class Life(RuleBasedStateMachine):
         self.values = [p.detach().clone() for p in self.parameters]
 
     def _modules(self) -> list[nn.Module]:
-        return [self.model[0], self.model[2]]  # type: ignore[index, list-item]
+        return [self.model[0], self.model[2]]
 
     def _noisy(self) -> bool:
         return wn.has_weight_noise(self.model)
@@ -114,7 +114,7 @@ class Life(RuleBasedStateMachine):
     def _should_be_noisy(self, module: nn.Module, name: str) -> bool:
         if not parametrize.is_parametrized(module, name):
             return False
-        when = module.parametrizations[name][0].when  # type: ignore[union-attr, index, operator]
+        when = module.parametrizations[name][0].when
         kinds = [kind for kind, _ in self.open]
         return "off" not in kinds and (when == "always" or module.training or "force" in kinds)
 

@@ -119,7 +119,7 @@ def test_additive_noise_leaves_the_expected_gradient_of_a_linear_model_unchanged
     for sign in (1, -1):
         with wn.hold_noise(model, seed=0, sign=sign):
             (model(x) - target).square().mean().backward()
-    pair = model._parameters["weight"].grad / 2  # type: ignore[union-attr, operator]
+    pair = model._parameters["weight"].grad / 2
     torch.testing.assert_close(pair, clean, rtol=0, atol=1e-14)  # The mirrored pair cancels exactly.
 
 
@@ -165,10 +165,7 @@ def test_a_smooth_loss_grows_by_half_the_curvature() -> None:
 
     weights = tuple(model.get_parameter(name).detach() for name in names)
     hessian = torch.autograd.functional.hessian(loss, weights)
-    trace = sum(
-        float(hessian[i][i].reshape(weights[i].numel(), -1).trace())
-        for i in range(2)  # type: ignore[index]
-    )
+    trace = sum(float(hessian[i][i].reshape(weights[i].numel(), -1).trace()) for i in range(2))
     gradient = torch.autograd.functional.jacobian(loss, weights)
     power = sum(float(part.square().sum()) for part in gradient)
     clean = loss(*weights)

@@ -83,7 +83,7 @@ def test_check_gradients_sees_through_other_parametrizations() -> None:
 def test_check_gradients_needs_noise_and_one_kind_of_gradient() -> None:
     with pytest.raises(wn.NotNoisyError):
         check_gradients(nn.Linear(3, 2), single_loss, torch.randn(4, 3))
-    mixed = [wn.DropConnect(0.5), wn.Gaussian(0.1, relative_to="absmax")]
+    mixed: list[wn.Noise] = [wn.DropConnect(0.5), wn.Gaussian(0.1, relative_to="absmax")]
     model = wn.add_weight_noise(nn.Linear(3, 2), mixed)
     with pytest.raises(ValueError, match="mixes exact and straight-through laws"):
         check_gradients(model, single_loss, torch.randn(4, 3))

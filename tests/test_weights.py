@@ -30,7 +30,7 @@ def test_training_and_removing_leaves_the_trained_plain_model(case: str) -> None
     wn.add_weight_noise(model, 0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        single_loss(model, CASES[case].batch()).backward()  # type: ignore[no-untyped-call]
+        single_loss(model, CASES[case].batch()).backward()
         optimizer.step()
     trained = [p.detach().clone() for p in parameters]
     grads = [p.grad for p in parameters]
@@ -57,9 +57,9 @@ def test_torch_sees_a_parametrized_module() -> None:
     assert not parametrize.is_parametrized(model, "bias")
     assert parametrize.type_before_parametrizations(model) is nn.Linear
     assert isinstance(model, nn.Linear)
-    original = model.parametrizations.weight.original  # type: ignore[union-attr]
+    original = model.parametrizations.weight.original
     assert original is dict(model.named_parameters())["weight"]
-    assert not torch.equal(model.parametrizations.weight(), original)  # type: ignore[union-attr, operator, arg-type]
+    assert not torch.equal(model.parametrizations.weight(), original)
 
 
 def test_every_forward_draws_afresh_and_one_forward_draws_once() -> None:
@@ -128,10 +128,10 @@ def test_bake_leaves_the_held_draw_in_the_same_parameter() -> None:
     model = wn.add_weight_noise(CASES["mlp"].model(), 0.1)
     parameters = list(model.parameters())
     with wn.hold_noise(model, seed=4):
-        expected = model[0].weight.detach()  # type: ignore[index, union-attr]
+        expected = model[0].weight.detach()
         wn.remove_weight_noise(model, bake=True)
     assert all(now is before for now, before in zip(model.parameters(), parameters, strict=True))
-    assert torch.equal(model[0].weight, expected)  # type: ignore[index, arg-type]
+    assert torch.equal(model[0].weight, expected)
 
 
 def test_bake_draws_even_while_noise_is_off() -> None:
@@ -144,7 +144,7 @@ def test_bake_draws_even_while_noise_is_off() -> None:
 def test_bake_gives_tied_uses_one_draw() -> None:
     model = wn.add_weight_noise(CASES["tied"].model(), 0.1)
     wn.remove_weight_noise(model, bake=True)
-    assert model.head.weight is model.embed.weight  # type: ignore[union-attr]
+    assert model.head.weight is model.embed.weight
 
 
 def test_bake_refuses_a_tensor_that_other_parametrizations_make() -> None:
@@ -217,7 +217,7 @@ def test_a_failing_forward_leaves_nothing_stuck(failure: type[BaseException]) ->
     class Fails(nn.Linear):
         broken = True
 
-        def forward(self, input: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
             first = self.weight
             if self.broken:
                 raise failure
@@ -232,14 +232,14 @@ def test_a_failing_forward_leaves_nothing_stuck(failure: type[BaseException]) ->
 
 
 def test_a_failing_draw_is_passed_on_and_leaves_nothing_stuck() -> None:
-    class Breaks(Exception):
+    class BrokenError(Exception):
         pass
 
     def broken(weight: Tensor) -> Tensor:
-        raise Breaks
+        raise BrokenError
 
     model = wn.add_weight_noise(nn.Linear(3, 2), wn.Custom(broken))
-    with pytest.raises(Breaks):
+    with pytest.raises(BrokenError):
         model(torch.ones(1, 3))
     with wn.no_noise(model):
         assert model.weight is model._parameters["weight"]
@@ -260,7 +260,7 @@ def test_a_dropped_model_is_freed_without_the_cycle_collector() -> None:
 def test_hooks_stay() -> None:
     model, calls = nn.Linear(3, 2), []
     model.register_forward_hook(lambda *args: calls.append("forward"))
-    model._parameters["weight"].register_hook(lambda grad: calls.append("weight"))  # type: ignore[union-attr]
+    model._parameters["weight"].register_hook(lambda grad: calls.append("weight"))
     wn.add_weight_noise(model, 0.1)
     model(torch.ones(1, 3)).sum().backward()
     wn.remove_weight_noise(model)
