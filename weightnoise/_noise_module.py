@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,9 @@ _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defi
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
-class Kept(NamedTuple):
-    """One parameter's draw in a running forward, and the noisy weight made from it."""
-
-    weight: Tensor
-    grad_enabled: bool
-    noise: Any
-    noisy: Tensor
+# One parameter's draw in a running forward: the clean weight, whether gradients were enabled, the
+# draw, and the noisy weight made from them. A plain tuple: it is made at every read.
+Kept: TypeAlias = tuple[Tensor, bool, Any, Tensor]
 
 
 class Scope(threading.local):
@@ -128,12 +124,12 @@ class WeightNoise(nn.Module):
             raise ExportError(_EXPORT)
         grad_enabled = torch.is_grad_enabled()
         last = None if kept is None else kept.get(self.tensor_name)
-        if last is not None and last.weight is weight and last.grad_enabled is grad_enabled:
-            return last.noisy
-        noise = self._draw(weight) if last is None else last.noise
+        if last is not None and last[0] is weight and last[1] is grad_enabled:
+            return last[3]
+        noise = self._draw(weight) if last is None else last[2]
         noisy = self.make_noisy(weight, noise)
         if kept is not None:
-            kept[self.tensor_name] = Kept(weight, grad_enabled, noise, noisy)
+            kept[self.tensor_name] = (weight, grad_enabled, noise, noisy)
         return noisy
 
     def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:

@@ -22,6 +22,7 @@ class InPlaceList(parametrize.ParametrizationList):
 
     tensor_name: str
     owner: weakref.ref[nn.Module]  # Weak: a cycle would keep a model's memory until the next collection.
+    alone: WeightNoise | None  # The noise, while nothing is stacked on it.
 
     @property
     def original(self) -> Tensor | None:  # type: ignore[override]
@@ -35,12 +36,14 @@ class InPlaceList(parametrize.ParametrizationList):
 
     def read(self, weight: Tensor | None) -> Tensor | None:
         """The noisy weight for a clean one."""
-        if weight is None:
-            return None
-        part: Any
-        for part in self._modules.values():
-            # Past Module.__call__ for our own: a read has to cost next to nothing.
-            weight = part.forward(weight) if type(part) is WeightNoise else part(weight)
+        alone = self.alone
+        if alone is not None:
+            # Past Module.__call__ and the loop: a read has to cost next to nothing.
+            return weight if weight is None or alone.off else alone.forward(weight)
+        if weight is not None:
+            part: Any
+            for part in self._modules.values():
+                weight = part(weight)
         return weight
 
     def append(self, module: nn.Module) -> Self:
@@ -51,6 +54,7 @@ class InPlaceList(parametrize.ParametrizationList):
                 "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
             )
         super().append(module)
+        self.alone = None
         return self
 
     def __getstate__(self) -> dict[str, Any]:

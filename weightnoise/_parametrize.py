@@ -104,6 +104,7 @@ def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     stack.__class__ = InPlaceList
     stack.tensor_name = name
     stack.owner = weakref.ref(owner)
+    stack.__dict__["alone"] = noise  # Past nn.Module.__setattr__, which would make it a submodule twice.
 
 
 def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
@@ -118,7 +119,7 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     elif isinstance(stack, InPlaceList):
         # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
         stack.__class__ = parametrize.ParametrizationList  # type: ignore[assignment]
-        del stack.owner, stack.tensor_name
+        del stack.owner, stack.tensor_name, stack.__dict__["alone"]
         stack.register_parameter("original", owner._parameters.pop(name))
 
 
