@@ -10,21 +10,21 @@ class WeightNoiseError(ValueError):
 
     Args:
         problems: one sentence each, every one that was found.
-
-    Attributes:
-        problems: the same sentences, for code that wants them one by one.
     """
 
-    def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        if len(problems) == 1:
-            super().__init__(problems[0])
-        else:
-            lines = "".join(f"\n  - {problem}" for problem in problems)
-            super().__init__(f"{len(problems)} problems, nothing was changed:{lines}")
+    # No __init__: Dynamo has to be able to trace `raise ExportError(...)`.
 
-    def __reduce__(self) -> tuple[type[WeightNoiseError], tuple[str, ...]]:
-        return type(self), self.problems
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The sentences, for code that wants them one by one."""
+        return self.args
+
+    def __str__(self) -> str:
+        """The sentence, or the list of them."""
+        if len(self.args) == 1:
+            return str(self.args[0])
+        lines = "".join(f"\n  - {problem}" for problem in self.args)
+        return f"{len(self.args)} problems, nothing was changed:{lines}"
 
 
 class SpecError(WeightNoiseError):

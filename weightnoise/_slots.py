@@ -59,6 +59,8 @@ class Slot:
             return "is not initialised yet (lazy). Run one batch through the model first."
         if isinstance(self.owner, torch.jit.ScriptModule):
             return "belongs to a ScriptModule. Add noise to the Python module it was made from."
+        if isinstance(self.owner, torch.fx.GraphModule):
+            return "belongs to the root of a torch.fx.GraphModule, which rewrites its own class. Trace afterwards."
         if is_traceable_wrapper_subclass(self.tensor) and not hasattr(self.tensor, "placements"):
             return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
         if self.tensor.dtype not in _DTYPES:
