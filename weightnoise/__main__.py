@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
+    if missing := _demo.missing_extras():
+        needs = " and ".join(missing)
+        print(f"weightnoise: the demo needs {needs}: pip install 'torch-weightnoise[demo]'", file=sys.stderr)
+        return 2
     try:
         return _run_demo(options)
-    except _demo.MissingExtraError as error:
-        print(f"weightnoise: the demo needs {error}: pip install 'torch-weightnoise[demo]'", file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"weightnoise: cannot write the plot: {error}", file=sys.stderr)
         return 1
@@ -50,16 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seeds", type=_positive, default=5, help="networks trained of each kind")
     demo.add_argument("--epochs", type=_positive, default=60, help="passes over the training images")
-    demo.add_argument("--draws", type=_positive, default=20, help="draws of noise at each level")
+    demo.add_argument("--draws", type=_several, default=20, help="draws of noise at each level")
     demo.add_argument("--output", type=Path, default=Path("weightnoise-demo.png"), help="the plot to write")
     return parser
 
 
-def _positive(text: str) -> int:
+def _positive(text: str, least: int = 1) -> int:
     number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
     return number
+
+
+def _several(text: str) -> int:
+    return _positive(text, least=2)
 
 
 def _run_demo(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,6 @@ LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 TRAINING_NOISE = 0.2
 
 Progress: TypeAlias = Callable[[str], None]
-
-
-class MissingExtraError(RuntimeError):
-    """A package that only the demo needs is not installed."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,18 @@ class Curve:
         return self.values.flatten(1).std(dim=1)
 
 
+def missing_extras() -> list[str]:
+    """The packages that only the demo needs and that are not installed."""
+    return [name for name in ("matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
+
+
 def load_digits() -> Digits:
     """The 1797 images that scikit-learn ships: the first 1297 to train on, the last 500 to test on.
 
     In that order the test images come from other writers than most of the training images.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn") from error
+    from sklearn.datasets import load_digits as load
+
     data = load()
     x = torch.tensor(data.data, dtype=torch.float32)
     x = (x - x.mean()) / x.std()
@@ -95,10 +95,10 @@ def train(digits: Digits, noise: float, seed: int, epochs: int, progress: Progre
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     for epoch in range(epochs):
-        for batch in torch.randperm(len(digits.train_y)).split(64):
+        for batch in torch.randperm(len(digits.train_y)).split(64):  # type: ignore[no-untyped-call]
             loss = nn.functional.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         progress(f"seed {seed}, training noise {noise:g}: epoch {epoch + 1}/{epochs}, loss {loss.item():.3f}")
@@ -121,7 +121,7 @@ def evaluate(model: nn.Module, digits: Digits, level: float, draws: int) -> list
 
 def _accuracy(model: nn.Module, digits: Digits) -> float:
     hits = model(digits.test_x).argmax(dim=1) == digits.test_y
-    return 100 * hits.float().mean().item()
+    return 100.0 * float(hits.float().mean())
 
 
 def run(seeds: int, epochs: int, draws: int, progress: Progress) -> list[Curve]:
@@ -162,10 +162,8 @@ def verdict(curves: Sequence[Curve], seeds: int, draws: int) -> str:
 
 def plot(curves: Sequence[Curve], path: Path) -> None:
     """Draw accuracy over noise, with a band of one standard deviation over draws, as a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes: Any = figure.subplots()
     for curve, color, marker in zip(curves, ("#7a7a7a", "#0b6e99"), ("s", "o"), strict=True):

@@ -28,14 +28,14 @@ Kept: TypeAlias = tuple[Tensor, bool, Any, Tensor]
 
 
 class Scope(threading.local):
-    """What was drawn in the running forward of one module: per thread, and empty at rest.
+    """What was drawn in the running forwards of one module, innermost last: empty at rest.
 
-    Local to the thread because threads may share a model, and because the replicas of
+    Per thread, because threads may share a model, and because the replicas of
     `nn.DataParallel` share everything that is no parameter.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, Kept] | None = None
+        self.running: list[dict[str, Kept]] = []
 
     def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
         return Scope, ()
@@ -115,7 +115,8 @@ class WeightNoise(nn.Module):
         """The noisy weight, or ``weight`` itself while noise is off."""
         if self.off or (self.gated and not self.training):
             return weight
-        kept = self.scope.kept
+        running = self.scope.running
+        kept = running[-1] if running else None
         if type(weight) is not nn.Parameter and _is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.

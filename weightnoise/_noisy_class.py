@@ -136,13 +136,12 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
         holder: Any = self._modules.get("parametrizations")
         if holder is None:  # Made by user code as type(module)(...).
             return base.forward(self, *args, **kwargs)
-        scope = holder.attachment.scope
-        outer = scope.kept
-        scope.kept = {}
+        running = holder.attachment.scope.running
+        running.append({})
         try:
             return base.forward(self, *args, **kwargs)
         finally:
-            scope.kept = outer
+            running.pop()
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         with quiet(self):

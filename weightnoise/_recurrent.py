@@ -31,7 +31,7 @@ def recurrent_overrides(
             rest(self)
 
     def init_flat_weights(self: nn.RNNBase) -> None:
-        if self._modules["parametrizations"].attachment.scope.kept is not None:  # type: ignore[union-attr]
+        if self._modules["parametrizations"].attachment.scope.running:  # type: ignore[union-attr]
             return base._init_flat_weights(self)
         with quiet(self):
             return base._init_flat_weights(self)
