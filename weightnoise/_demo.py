@@ -73,10 +73,10 @@ def load_digits() -> Digits:
     """
     from sklearn.datasets import load_digits as load
 
-    data = load()
-    x = torch.tensor(data.data, dtype=torch.float32)
+    images, labels = load(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32)
     x = (x - x.mean()) / x.std()
-    y = torch.tensor(data.target)
+    y = torch.tensor(labels)
     return Digits(x[:1297], y[:1297], x[1297:], y[1297:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -62,20 +62,24 @@ class InPlaceList(parametrize.ParametrizationList):
 
 
 class Attachment:
-    """What one module carries beside its noises.
+    """What one module carries beside its parametrizations.
 
     Attributes:
-        scope: what was drawn in the running forward.
+        scope: what was drawn in the running forwards.
+        noises: the noises on the module's own tensors.
         stock_class: the class that torch had made for other parametrizations, put back on removal.
             A copy gets none: torch edits such a class, so two modules must not share it.
     """
 
-    def __init__(self, scope: Scope, stock_class: type[nn.Module] | None = None) -> None:
+    def __init__(
+        self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
+    ) -> None:
         self.scope = scope
+        self.noises = list(noises)
         self.stock_class = stock_class
 
-    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope]]:
-        return Attachment, (self.scope,)
+    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
+        return Attachment, (self.scope, self.noises)
 
 
 class NoisyMeta(type):
@@ -86,7 +90,7 @@ class NoisyMeta(type):
             super().__delattr__(name)
 
     def __setattr__(cls, name: str, value: object) -> None:
-        # torch installs a property for a sibling parameter; ours serves modules without it as well.
+        # torch installs a property for a sibling parameter; ours knows about the draw of a forward.
         super().__setattr__(name, noisy_property(name) if isinstance(value, property) else value)
 
 
@@ -130,13 +134,24 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
     Shared, so that a model of equal blocks is compiled once and not once per block; never edited
     to take noise off, so that one module's removal cannot break another.
     """
+    return make_noisy_class(base, names)
+
+
+def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """A new class of noisy modules of class ``base`` whose tensors ``names`` are parametrized."""
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         holder: Any = self._modules.get("parametrizations")
         if holder is None:  # Made by user code as type(module)(...).
             return base.forward(self, *args, **kwargs)
-        running = holder.attachment.scope.running
+        attachment = holder.attachment
+        for noise in attachment.noises:
+            if not noise.off and (noise.training or not noise.gated):
+                break
+        else:
+            return base.forward(self, *args, **kwargs)
+        running = attachment.scope.running
         running.append({})
         try:
             return base.forward(self, *args, **kwargs)
@@ -144,7 +159,8 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
             running.pop()
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        with quiet(self):
+        # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
+        with quiet(self), torch.no_grad():
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def set_state(self: nn.Module, state: dict[str, Any]) -> None:
@@ -156,8 +172,13 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
         with quiet(self):
             base.__setstate__(self, state)  # type: ignore[no-untyped-call]
 
+    def delete(self: nn.Module, name: str) -> None:
+        # torch does this when it registers a parametrization, and then edits the class of the module.
+        self.__class__ = make_noisy_class(base, tuple(parametrizations(self)))
+        base.__delattr__(self, name)
+
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
-    body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state}
+    body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state, "__delattr__": delete}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, forward, quiet)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from weightnoise._noise_module import WeightNoise
-from weightnoise._noisy_class import Attachment, InPlaceList, noisy_class, own_noises
+from weightnoise._noisy_class import Attachment, InPlaceList, NoisyMeta, noisy_class, own_noises
 from weightnoise._tree import children, parametrizations, walk
 
 
@@ -31,19 +31,23 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Register each noise on the tensor of its name; on any failure leave ``owner`` as it was."""
     stacked = parametrizations(owner)
     stock_class = type(owner)
-    base = stock_class.__bases__[0] if stacked else stock_class
+    base = stock_class.__bases__[0] if stacked or isinstance(stock_class, NoisyMeta) else stock_class
     parameters, modules = dict(owner._parameters), dict(owner._modules)
     try:
         noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
         if stacked:
             # torch edits the class of a module that it has parametrized before; give it one to edit.
             owner.__class__ = type(base)("Scratch", (base,), {})
+        else:
+            # A wrapper with a delegating __getattr__ would show torch the parametrizations of its inner module.
+            owner._modules["parametrizations"] = nn.ModuleDict()
         for name, noise in noises.items():
             _register(owner, name, noise)
         _refill(owner._parameters, parameters)
         holder = owner.__dict__["_modules"]["parametrizations"].__dict__
         scope = next(iter(noises.values())).scope
-        holder.setdefault("attachment", Attachment(scope, stock_class if stacked else None))
+        found = holder.setdefault("attachment", Attachment(scope, [], stock_class if stacked else None))
+        found.noises += noises.values()
         made_by_torch = type(owner)
         owner.__class__ = noisy
         for name in _properties(made_by_torch):
@@ -64,9 +68,10 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     assert found is not None
     for name, noise in noises.items():
         _take_out(owner, name, noise)
+    found.noises = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
     base = type(owner).__bases__[0]
-    if own_noises(owner):
+    if found.noises:
         owner.__class__ = noisy_class(base, tuple(rest))
         return
     del owner.__dict__["_modules"]["parametrizations"].__dict__["attachment"]

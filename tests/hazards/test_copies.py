@@ -1,0 +1,184 @@
+"""Copies, pickles, other processes, averages, conversions and replicas."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
+
+import weightnoise as wn
+from tests.cases import CASES
+
+PICKLED = [name for name in CASES if name != "weight_norm"]  # torch refuses to pickle its own parametrizations.
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    copied: nn.Module = pickle.loads(pickle.dumps(model))
+    return copied
+
+
+def saved(model: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded: nn.Module = torch.load(buffer, weights_only=False)
+    return loaded
+
+
+def held_output(model: nn.Module, case: str) -> Tensor:
+    with wn.hold_noise(model, seed=0):
+        output: Tensor = model(CASES[case].batch())
+        return output
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickled, saved])
+@pytest.mark.parametrize("case", PICKLED)
+def test_a_copy_is_noisy_equal_and_independent(case: str, way: Callable[[nn.Module], nn.Module]) -> None:
+    model = wn.add_weight_noise(CASES[case].model(), 0.1)
+    model(CASES[case].batch()).sum().backward()
+    other = way(model)
+    assert list(wn.noisy_parameters(other)) == list(wn.noisy_parameters(model))
+    assert torch.equal(held_output(other, case), held_output(model, case))
+    assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+    other(CASES[case].batch()).sum().backward()
+    with wn.no_noise(model):
+        assert not torch.equal(other(CASES[case].batch()), other(CASES[case].batch()))
+    wn.remove_weight_noise(other)
+    assert not torch.equal(model(CASES[case].batch()), model(CASES[case].batch()))
+    assert torch.equal(*(other(CASES[case].batch()) for _ in range(2)))
+
+
+def test_torchs_own_removal_on_a_copy_leaves_the_original() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    other = copy.deepcopy(model)
+    parametrize.remove_parametrizations(other, "weight", leave_parametrized=False)
+    assert type(other) is nn.Linear
+    assert not torch.equal(model.weight, model.weight)
+
+
+def test_a_shallow_copy_shares_its_parameters() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    other = copy.copy(model)
+    assert other._parameters["weight"] is model._parameters["weight"]
+    assert not torch.equal(other(torch.ones(1, 3)), other(torch.ones(1, 3)))
+
+
+@pytest.mark.parametrize(
+    "context", [wn.no_noise, wn.hold_noise, wn.force_noise, lambda model: wn.scale_noise(model, 0.0)]
+)
+@pytest.mark.parametrize("way", [copy.deepcopy, pickled])
+def test_a_copy_made_inside_a_context_is_not_inside_it(context: Any, way: Any) -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    with context(model):
+        other = way(model)
+        assert not torch.equal(other.weight, other.weight)
+    wn.remove_weight_noise(other)
+
+
+def _in_child(model: nn.Module, results: Any) -> None:
+    results.put(held_output(model, "mlp").detach().numpy().tolist())
+
+
+def test_a_spawned_process_gets_the_model_and_the_same_held_draw() -> None:
+    model = wn.add_weight_noise(CASES["mlp"].model(), 0.1)
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_in_child, args=(model, results))
+    process.start()
+    found = results.get()
+    process.join()
+    assert process.exitcode == 0
+    assert found == held_output(model, "mlp").detach().numpy().tolist()
+
+
+@pytest.mark.parametrize("case", ["mlp", "lstm", "weight_norm"])
+def test_averaged_models(case: str) -> None:
+    model = wn.add_weight_noise(CASES[case].model(), 0.1)
+    if case != "weight_norm":  # torch itself cannot copy one that has been run.
+        model(CASES[case].batch()).sum().backward()
+    average = AveragedModel(model)
+    average.update_parameters(model)
+    assert [n.removeprefix("module.") for n, _ in average.named_parameters()] == [
+        n for n, _ in model.named_parameters()
+    ]
+    assert not torch.equal(average(CASES[case].batch()), average(CASES[case].batch()))
+    wn.remove_weight_noise(average)
+    assert wn.has_weight_noise(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_conversions_convert_the_parameter_and_the_noise(dtype: torch.dtype) -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1).to(dtype)
+    assert model.weight.dtype == model._parameters["weight"].dtype == dtype
+    assert not torch.equal(model.weight, model.weight)
+    assert type(wn.remove_weight_noise(model)) is nn.Linear
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """What `nn.parallel.replicate` does for one device, which it has to be a GPU for."""
+    modules = list(model.modules())
+    replicas: list[Any] = [module._replicate_for_data_parallel() for module in modules]
+    for module, replica in zip(modules, replicas, strict=True):
+        for name, child in module._modules.items():
+            setattr(replica, name, replicas[modules.index(child)])
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter * 1)
+    copied: nn.Module = replicas[0]
+    return copied
+
+
+@pytest.mark.parametrize("case", ["mlp", "lstm", "attention", "weight_norm", "reads_twice"])
+def test_replicas_are_noisy_and_pass_the_gradient_on(case: str) -> None:
+    model = wn.add_weight_noise(CASES[case].model(), 0.1)
+    with wn.hold_noise(model, seed=0):
+        output = replicate(model)(CASES[case].batch())
+        assert torch.equal(output, model(CASES[case].batch()))
+        output.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with wn.no_noise(model):
+        assert torch.equal(replicate(model)(CASES[case].batch()), model(CASES[case].batch()))
+
+
+class Waits(nn.Module):
+    """Reads its weight, waits for the other thread, and reads it again."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.barrier = [barrier]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        first = self.weight
+        self.barrier[0].wait(timeout=20)
+        return first, self.weight
+
+
+@pytest.mark.parametrize("replicas", [True, False])
+def test_two_threads_keep_their_draws_apart(replicas: bool) -> None:
+    model = wn.add_weight_noise(Waits(threading.Barrier(2)), {"weight": 0.1})
+    models = [replicate(model), replicate(model)] if replicas else [model, model]
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: models[i]()})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for first, second in found.values():
+        assert torch.equal(first, second)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_torchs_cache_of_parametrizations_is_not_used() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    with parametrize.cached():
+        assert not torch.equal(model.weight, model.weight)

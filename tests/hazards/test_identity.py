@@ -1,0 +1,134 @@
+"""The Parameter stays where it is: for optimizers, checkpoints, functional calls and assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.testing import assert_close
+
+import weightnoise as wn
+from tests.cases import CASES, single_loss
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_optimizer_made_before_or_after_trains_the_same_parameters(before: bool) -> None:
+    model = CASES["mlp"].model()
+    if before:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    wn.add_weight_noise(model, 0.1)
+    if not before:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    values = [p.detach().clone() for p in model.parameters()]
+    single_loss(model, CASES["mlp"].batch()).backward()
+    optimizer.step()
+    assert all(not torch.equal(p, value) for p, value in zip(model.parameters(), values, strict=True))
+    state = optimizer.state_dict()
+    wn.remove_weight_noise(model)
+    torch.optim.Adam(model.parameters(), lr=0.1).load_state_dict(state)
+    assert set(optimizer.state) == set(model.parameters())
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_loading_while_noise_is_on(assign: bool) -> None:
+    model, other = wn.add_weight_noise(CASES["mlp"].model(0), 0.1), CASES["mlp"].model(1)
+    model.load_state_dict(other.state_dict(), strict=True, assign=assign)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert wn.has_weight_noise(model)
+    assert not torch.equal(model[0].weight, model[0].weight)
+
+
+def test_a_new_parameter_can_be_assigned_and_a_tensor_cannot() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    new = nn.Parameter(torch.zeros(2, 3))
+    model.weight = new
+    assert model._parameters["weight"] is new
+    assert not torch.equal(model.weight, new)
+    for wrong in (torch.zeros(2, 3), model.weight):
+        with pytest.raises(TypeError, match="cannot assign"):
+            model.weight = wrong
+    assert wn.remove_weight_noise(model).weight is new
+
+
+def test_edits_act_on_the_parameter_inside_no_noise() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    with wn.no_noise(model):
+        nn.init.constant_(model.weight, 0.25)
+        model.weight.requires_grad_(False)
+    assert torch.equal(model._parameters["weight"], torch.full((2, 3), 0.25))
+    assert not model.weight.requires_grad
+
+
+def test_functional_call_takes_clean_names_and_puts_noise_on_what_it_is_given() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    weight = torch.zeros(2, 3, requires_grad=True)
+    with wn.hold_noise(model, seed=0):
+        output = functional_call(model, {"weight": weight}, (torch.eye(3),))
+        noise = model.weight - model._parameters["weight"]
+    assert_close(output.T - model.bias[:, None], noise)
+    output.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(2, 3))
+    assert model._parameters["weight"].grad is None
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention", "tied"])
+def test_functional_call_reaches_every_parameter(kind: str) -> None:
+    model = wn.add_weight_noise(CASES[kind].model(), 0.1)
+    given = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    functional_call(model, given, (CASES[kind].batch(),)).sum().backward()
+    assert all(p.grad is not None for p in given.values())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ensembles_by_vmap() -> None:
+    models = [wn.add_weight_noise(nn.Linear(3, 2), 0.1) for _ in range(4)]
+    parameters, _ = stack_module_state(models)
+    assert list(parameters) == ["weight", "bias"]
+
+    def call(parameters: dict[str, Tensor]) -> Tensor:
+        output: Tensor = functional_call(models[0], parameters, (torch.eye(3),))
+        return output
+
+    clean = torch.stack([model._parameters["weight"] for model in models])
+    for randomness, count in (("different", 4), ("same", 1)):
+        outputs = vmap(call, randomness=randomness)(parameters)
+        noise = (outputs - parameters["bias"][:, None]).transpose(1, 2) - clean
+        assert noise.std().item() > 0.03
+        assert len({tuple(row.round(decimals=4).flatten().tolist()) for row in noise}) == count
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(call)(parameters)
+
+
+def test_jacobians_and_gradients_per_example() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(4, 3)
+
+    def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = functional_call(model, parameters, (x,)).square()
+        return result
+
+    with wn.hold_noise(model, seed=0):
+        jacobian = jacrev(output)(parameters, x)["weight"]
+        assert jacobian.shape == (4, 2, 2, 3)
+        single = vmap(grad(lambda p, x: output(p, x).sum()), (None, 0))(parameters, x)["weight"]
+        single_loss = output(parameters, x).sum()
+        model(x).square().sum().backward()
+    assert_close(single.sum(dim=0), model._parameters["weight"].grad)
+    assert single_loss.isfinite()
+
+
+@pytest.mark.parametrize("read", [lambda m: hasattr(m, "weight"), lambda m: m.state_dict()])
+def test_only_a_read_draws(read: Callable[[nn.Module], object]) -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    state = torch.get_rng_state()
+    with wn.no_noise(model):
+        read(model)
+    list(model.named_parameters())
+    model.state_dict()
+    model.double().train().requires_grad_(True)
+    repr(model)
+    assert torch.equal(torch.get_rng_state(), state)

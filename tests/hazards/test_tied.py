@@ -1,0 +1,67 @@
+"""Parameters that several modules share, and modules that go by several names."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import weightnoise as wn
+from tests.cases import CASES
+from tests.hazards.helpers import Counting
+from tests.reference import held_weights
+
+
+def test_every_use_draws_its_own() -> None:
+    model, law = CASES["tied"].model(), Counting()
+    wn.add_weight_noise(model, {"embed.weight": law, "head.weight": law})
+    model(CASES["tied"].batch())
+    assert len(law.draws) == 2
+
+
+def test_under_a_hold_all_uses_share_one_draw_also_with_equal_laws_made_apart() -> None:
+    model = wn.add_weight_noise(
+        CASES["tied"].model(), lambda name, *_: None if "body" in name else wn.Gaussian(0.1)
+    )
+    weights = held_weights(model, 0)
+    assert torch.equal(weights["embed.weight"], weights["head.weight"])
+    assert not torch.equal(model.embed.weight, model.head.weight)
+
+
+def test_laws_that_differ_draw_apart() -> None:
+    model = wn.add_weight_noise(CASES["tied"].model(), {"embed.weight": 0.1, "head.weight": wn.Uniform(0.1)})
+    assert not torch.equal(*held_weights(model, 0).values())
+
+
+def test_both_gradients_land_on_the_one_parameter() -> None:
+    model = wn.add_weight_noise(CASES["tied"].model(), {"embed.weight": 0.1, "head.weight": 0.1})
+    model(CASES["tied"].batch()).sum().backward()
+    assert model.embed._parameters["weight"] is model.head._parameters["weight"]
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        "embed.weight",
+        "body.weight",
+        "body.bias",
+    ]
+
+
+def test_a_shared_module_gets_noise_once_and_draws_at_every_call() -> None:
+    model, law = CASES["shared"].model(), Counting()
+    wn.add_weight_noise(model, law)
+    assert list(wn.noisy_parameters(model)) == ["first.weight"]
+    model(CASES["shared"].batch())
+    assert len(law.draws) == 2
+    assert len(model.first.parametrizations.weight) == 1
+    wn.remove_weight_noise(model)
+    assert type(model.second) is nn.Linear
+
+
+def test_two_names_of_one_parameter_in_one_module() -> None:
+    model = nn.Module()
+    model.first = nn.Parameter(torch.zeros(3, 3))
+    model.second = model.first
+    wn.add_weight_noise(model, 0.1)
+    assert wn.plan_weight_noise(wn.remove_weight_noise(model), 0.1).rows[0].tied_with == ("second",)
+    wn.add_weight_noise(model, 0.1)
+    with wn.hold_noise(model):
+        assert torch.equal(model.first, model.second)
+    wn.remove_weight_noise(model)
+    assert model.first is model.second
