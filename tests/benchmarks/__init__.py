@@ -1,0 +1,1 @@
+"""Side-by-side timings. Run with ``python -m tests.benchmarks``."""
