@@ -23,6 +23,7 @@ ORDER = [
     "_random",
     "_scale",
     "laws",
+    "_switch",
     "_noise_module",
     "_tree",
     "_recurrent",

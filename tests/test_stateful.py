@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import LAWS
+from weightnoise._switch import When
 
 
 class Life(RuleBasedStateMachine):
@@ -39,7 +40,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: not self._noisy())
     @rule(law=st.sampled_from(sorted(LAWS)), when=st.sampled_from(["always", "training"]))
-    def add(self, law: str, when: wn._noise_module.When) -> None:
+    def add(self, law: str, when: When) -> None:
         wn.add_weight_noise(self.model, LAWS[law], when=when)
         # Contexts lie on the noises that were there when they were entered.
         self.open = []
@@ -114,7 +115,7 @@ class Life(RuleBasedStateMachine):
     def _should_be_noisy(self, module: nn.Module, name: str) -> bool:
         if not parametrize.is_parametrized(module, name):
             return False
-        when = module.parametrizations[name][0].when
+        when = module.parametrizations[name][0].switch.when
         kinds = [kind for kind, _ in self.open]
         return "off" not in kinds and (when == "always" or module.training or "force" in kinds)
 

@@ -7,16 +7,20 @@ is worked out from all that are open, so they nest and close in any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from types import TracebackType
+from typing import TypeVar
 
 from torch import nn
 
 from weightnoise import _random
 from weightnoise._errors import NotNoisyError
-from weightnoise._noise_module import HeldDraw, Setting, WeightNoise
-from weightnoise._parametrize import noises
+from weightnoise._noise_module import WeightNoise
+from weightnoise._parametrize import every_noise, noises
+from weightnoise._switch import HeldDraw, Setting
+
+T = TypeVar("T")
 
 
 class NoiseContext(ContextDecorator):
@@ -32,7 +36,7 @@ class NoiseContext(ContextDecorator):
     def __enter__(self) -> None:
         opened = self._open_settings()
         for noise, setting in opened:
-            noise.push(setting)
+            noise.switch.push(setting)
         self._opened.append(opened)
 
     def __exit__(
@@ -42,7 +46,7 @@ class NoiseContext(ContextDecorator):
         trace: TracebackType | None,
     ) -> None:
         for noise, setting in self._opened.pop():
-            noise.pull(setting)
+            noise.switch.pull(setting)
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -64,7 +68,7 @@ def no_noise(*models: nn.Module) -> NoiseContext:
         True
     """
     setting = Setting(off=True)
-    return NoiseContext(lambda: [(noise, setting) for model in models for _, _, noise in noises(model)])
+    return NoiseContext(lambda: [(noise, setting) for model in models for noise in every_noise(model)])
 
 
 def force_noise(model: nn.Module) -> NoiseContext:
@@ -84,7 +88,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
         False
     """
     setting = Setting(forced=True)
-    return NoiseContext(lambda: [(noise, setting) for _, _, noise in _noises_of(model)])
+    return NoiseContext(lambda: [(noise, setting) for noise in _some(every_noise(model))])
 
 
 def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
@@ -110,7 +114,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     if not math.isfinite(factor) or factor < 0:
         raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
     setting = Setting(scale=float(factor))
-    return NoiseContext(lambda: [(noise, setting) for _, _, noise in _noises_of(model)])
+    return NoiseContext(lambda: [(noise, setting) for noise in _some(every_noise(model))])
 
 
 def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> NoiseContext:
@@ -150,7 +154,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> N
 def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoise, Setting]]:
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened = []
-    for name, owner, noise in _noises_of(model):
+    for name, owner, noise in _some(noises(model)):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
@@ -162,8 +166,8 @@ def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoi
     return opened
 
 
-def _noises_of(model: nn.Module) -> list[tuple[str, nn.Module, WeightNoise]]:
-    found = list(noises(model))
-    if not found:
+def _some(found: Iterable[T]) -> list[T]:
+    listed = list(found)
+    if not listed:
         raise NotNoisyError("The model carries no weight noise. Call add_weight_noise(model, spec) first.")
-    return found
+    return listed

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise import _random
 from weightnoise._errors import ExportError, UnsupportedParameterError
+from weightnoise._switch import Switch, When
 from weightnoise.laws import Noise
-
-When: TypeAlias = Literal["always", "training"]
 
 # torch.compiler.is_exporting is newer than the oldest torch that we support.
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -41,33 +37,6 @@ class Scope(threading.local):
         return Scope, ()
 
 
-@dataclass(eq=False)
-class HeldDraw:
-    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
-
-    seed: int | None
-    sign: int
-    noise: Any = None
-
-    def take(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for."""
-        if self.noise is None:
-            own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-            with own, torch.no_grad():
-                self.noise = law.draw(weight)
-        return self.noise
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What one open context says about one noise."""
-
-    off: bool = False
-    forced: bool = False
-    scale: float = 1.0
-    held: HeldDraw | None = None
-
-
 class WeightNoise(nn.Module):
     """A law on one parameter, in the form that torch's parametrization calls.
 
@@ -80,40 +49,18 @@ class WeightNoise(nn.Module):
         super().__init__()
         self.law = law
         self.tensor_name = tensor_name
-        self.when = when
         self.scope = scope
         self.clean_row = clean_row
-        self.settings: list[Setting] = []
-        self._settle()
-
-    def push(self, setting: Setting) -> None:
-        """Let a context have its say."""
-        self.settings = [*self.settings, setting]
-        self._settle()
-
-    def pull(self, setting: Setting) -> None:
-        """Take a context's say back; contexts may close in any order."""
-        self.settings = [other for other in self.settings if other is not setting]
-        self._settle()
-
-    def _settle(self) -> None:
-        # Worked out when a context opens or closes, so that a read looks at plain attributes.
-        self.off = any(setting.off for setting in self.settings)
-        self.gated = self.when == "training" and not any(setting.forced for setting in self.settings)
-        held = [setting.held for setting in self.settings if setting.held is not None]
-        self.held = held[-1] if held else None
-        factor = float(self.held.sign) if self.held is not None else 1.0
-        for setting in self.settings:
-            factor *= setting.scale
-        self.factor = factor
+        self.switch = Switch(when)
 
     def live(self) -> bool:
         """Whether a read is noisy now."""
-        return not self.off and (self.training or not self.gated)
+        switch = self.switch
+        return not switch.off and (self.training or not switch.gated)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off."""
-        if self.off or (self.gated and not self.training):
+        if not self.live():
             return weight
         running = self.scope.running
         kept = running[-1] if running else None
@@ -135,7 +82,7 @@ class WeightNoise(nn.Module):
 
     def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
-        noisy = self.law.apply(weight, noise, self.factor)
+        noisy = self.law.apply(weight, noise, self.switch.factor)
         if self.clean_row is not None:
             # Outside of autograd: this row's gradient is zero anyway, and sparse gradients pass.
             with torch.no_grad():
@@ -148,19 +95,13 @@ class WeightNoise(nn.Module):
             return self.make_noisy(weight, self._draw(weight))
 
     def _draw(self, weight: Tensor) -> Any:
-        return self.law.draw(weight) if self.held is None else self.held.take(self.law, weight)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy or a pickle is not inside the contexts that the original is in.
-        fresh = WeightNoise(self.law, self.tensor_name, self.when, self.scope)
-        return {**self.__dict__, **{name: fresh.__dict__[name] for name in _SETTLED}}
+        held = self.switch.held
+        return self.law.draw(weight) if held is None else held.take(self.law, weight)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{self.law!r}, when={self.when!r}"
+        return f"{self.law!r}, when={self.switch.when!r}"
 
-
-_SETTLED = ("settings", "off", "gated", "held", "factor")
 
 _EXPORT = (
     "Weight noise is on while the model is exported or traced, and would be drawn inside the exported "

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightnoise._noise_module import Scope, Setting, WeightNoise
+from weightnoise._noise_module import Scope, WeightNoise
 from weightnoise._recurrent import recurrent_overrides
+from weightnoise._switch import Setting
 from weightnoise._tree import children, parametrizations
 
 
@@ -39,7 +40,7 @@ class InPlaceList(parametrize.ParametrizationList):
         alone = self.alone
         if alone is not None:
             # Past Module.__call__ and the loop: a read has to cost next to nothing.
-            return weight if weight is None or alone.off else alone.forward(weight)
+            return weight if weight is None or alone.switch.off else alone.forward(weight)
         if weight is not None:
             part: Any
             for part in self._modules.values():
@@ -147,7 +148,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
             return base.forward(self, *args, **kwargs)
         attachment = holder.attachment
         for noise in attachment.noises:
-            if not noise.off and (noise.training or not noise.gated):
+            if noise.live():
                 break
         else:
             return base.forward(self, *args, **kwargs)
@@ -200,12 +201,12 @@ def quiet(owner: nn.Module) -> Iterator[None]:
     own = [noise for _, noise in own_noises(owner)]
     setting = Setting(off=True)
     for noise in own:
-        noise.push(setting)
+        noise.switch.push(setting)
     try:
         yield
     finally:
         for noise in own:
-            noise.pull(setting)
+            noise.switch.pull(setting)
 
 
 def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from weightnoise._noise_module import WeightNoise
 from weightnoise._noisy_class import Attachment, InPlaceList, NoisyMeta, noisy_class, own_noises
-from weightnoise._tree import children, parametrizations, walk
+from weightnoise._tree import children, parametrizations, unwrap, walk
 
 
 def attachment(owner: nn.Module) -> Attachment | None:
@@ -92,6 +92,23 @@ def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
     for node in walk(model):
         for name, noise in own_noises(node.module):
             yield node.prefixes[0] + name, node.module, noise
+
+
+def every_noise(model: nn.Module) -> list[WeightNoise]:
+    """Each noise on the model, in no particular order: what contexts need, without the names."""
+    found: list[WeightNoise] = []
+    seen: set[int] = set()
+    waiting = [unwrap(model)]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        own = attachment(module)
+        if own is not None:
+            found += own.noises
+        waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
+    return found
 
 
 def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
-from weightnoise._noise_module import Scope, WeightNoise, When
+from weightnoise._noise_module import Scope, WeightNoise
 from weightnoise._parametrize import attach, attachment, detach, noises
 from weightnoise._plan import warn_if_rounded_away
 from weightnoise._scale import check_choice
 from weightnoise._select import Site, Spec, resolve
+from weightnoise._switch import When
 from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -48,9 +48,9 @@ def ours_on(workload: Workload, model: nn.Module, std: float) -> Step:
 
 
 def ours_off(workload: Workload, model: nn.Module, std: float) -> Step:
-    """weightnoise, switched off around the whole step."""
-    wn.add_weight_noise(model, std)
-    return wn.no_noise(model)(plain_step(workload, model))
+    """weightnoise, switched off for all steps."""
+    wn.no_noise(wn.add_weight_noise(model, std)).__enter__()
+    return plain_step(workload, model)
 
 
 def ours_removed(workload: Workload, model: nn.Module, std: float) -> Step:

@@ -1,0 +1,83 @@
+"""Whether a noise is on, how strong it is, and which draw it uses: what the open contexts say."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise.laws import Noise
+
+When: TypeAlias = Literal["always", "training"]
+
+
+@dataclass(eq=False)
+class HeldDraw:
+    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
+
+    seed: int | None
+    sign: int
+    noise: Any = None
+
+    def take(self, law: Noise, weight: Tensor) -> Any:
+        """The held draw, made when it is first asked for."""
+        if self.noise is None:
+            own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
+            with own, torch.no_grad():
+                self.noise = law.draw(weight)
+        return self.noise
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What one open context says about one noise."""
+
+    off: bool = False
+    forced: bool = False
+    scale: float = 1.0
+    held: HeldDraw | None = None
+
+
+class Switch:
+    """The say of all open contexts on one noise, worked out whenever one opens or closes.
+
+    A copy or a pickle starts afresh: it is not inside the contexts that the original is in.
+
+    Attributes:
+        off: whether a context has switched the noise off.
+        gated: whether the noise is off in eval mode.
+        held: the draw to use, where one is held.
+        factor: multiplies the strength; negative for a mirrored draw.
+    """
+
+    def __init__(self, when: When) -> None:
+        self.when = when
+        self.settings: list[Setting] = []
+        self._settle()
+
+    def push(self, setting: Setting) -> None:
+        """Let a context have its say."""
+        self.settings = [*self.settings, setting]
+        self._settle()
+
+    def pull(self, setting: Setting) -> None:
+        """Take a context's say back; contexts may close in any order."""
+        self.settings = [other for other in self.settings if other is not setting]
+        self._settle()
+
+    def _settle(self) -> None:
+        self.off, self.held, forced, factor = False, None, False, 1.0
+        for setting in self.settings:
+            self.off = self.off or setting.off
+            forced = forced or setting.forced
+            factor *= setting.scale
+            self.held = setting.held or self.held
+        self.gated = self.when == "training" and not forced
+        self.factor = factor if self.held is None else factor * self.held.sign
+
+    def __reduce__(self) -> tuple[type[Switch], tuple[When]]:
+        return Switch, (self.when,)
