@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -32,10 +33,19 @@ def at_rest(layer: nn.RNNBase) -> bool:
     return all(w is layer._parameters[n] for w, n in zip(layer._flat_weights, names, strict=True))
 
 
-@pytest.mark.parametrize("change", [lambda m: m, lambda m: m.double(), lambda m: m.flatten_parameters() or m])
+def copied_after_training(layer: nn.RNNBase) -> nn.RNNBase:
+    layer(torch.randn(5, 2, 4))[0].sum().backward()
+    layer.zero_grad()
+    return copy.deepcopy(layer)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: m, lambda m: m.double(), lambda m: m.flatten_parameters() or m, copied_after_training]
+)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_weight_is_noisy_and_gets_the_right_gradient(kind: str, change: Any) -> None:
     layer = change(wn.add_weight_noise(LAYERS[kind](), 0.1, min_ndim=1))
+    assert all(p.grad is None for p in layer.parameters())
     x = torch.randn(5, 2, 4, dtype=next(layer.parameters()).dtype)
     plain = plain_copy_with(layer, held_weights(layer, 0))
     with wn.hold_noise(layer, seed=0):
@@ -69,7 +79,62 @@ def test_at_rest_the_flat_weights_are_the_parameters(kind: str) -> None:
     with pytest.raises(ValueError, match="dtype"):
         layer(torch.randn(5, 2, 4))
     assert at_rest(layer)
+    with pytest.raises(RuntimeError, match=r"input\.size"):
+        layer(torch.randn(5, 2, 7, dtype=torch.float64))
+    assert at_rest(layer)
     assert at_rest(wn.remove_weight_noise(layer))
+
+
+def test_noise_reaches_a_weight_that_comes_after_clean_ones() -> None:
+    # nn.LSTM looks for the first weight that has changed, and only then refreshes its list.
+    layer = wn.add_weight_noise(nn.LSTM(4, 3, num_layers=2), {"weight_hh_l1": 0.1})
+    x = torch.randn(5, 2, 4)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_noise_added_or_switched_between_two_forwards_takes_effect_at_once() -> None:
+    layer, x = nn.LSTM(4, 3), torch.randn(5, 2, 4)
+    clean = layer(x)[0]
+    wn.add_weight_noise(layer, 0.1)
+    assert not torch.equal(layer(x)[0], clean)
+    with wn.no_noise(layer):
+        assert torch.equal(layer(x)[0], clean)
+    assert not torch.equal(layer(x)[0], clean)
+    assert torch.equal(wn.remove_weight_noise(layer)(x)[0], clean)
+
+
+def test_a_layer_made_from_the_class_of_a_noisy_one_is_plain() -> None:
+    cls: Any = type(wn.add_weight_noise(nn.LSTM(4, 3), 0.1))
+    layer, x = cls(4, 3), torch.randn(5, 2, 4)
+    assert torch.equal(layer(x)[0], layer(x)[0])
+    assert at_rest(layer)
+
+
+class Pausing(nn.LSTM):
+    """Waits between gathering its weights and using them, in the thread that is called slow."""
+
+    gathered, go_on = threading.Event(), threading.Event()
+
+    def check_forward_args(self, *args: Any) -> None:
+        super().check_forward_args(*args)
+        if threading.current_thread().name == "slow":
+            self.gathered.set()
+            assert self.go_on.wait(20)
+
+
+def test_two_threads_use_the_weights_that_each_of_them_drew() -> None:
+    layer, x = wn.add_weight_noise(Pausing(4, 3), 0.1), torch.randn(5, 2, 4)
+    with wn.no_noise(layer):
+        clean = layer(x)[0]
+    found: list[Tensor] = []
+    slow = threading.Thread(target=lambda: found.append(layer(x)[0]), name="slow")
+    slow.start()
+    assert layer.gathered.wait(20)
+    other = layer(x)[0]
+    layer.go_on.set()
+    slow.join()
+    assert not torch.equal(found[0], clean)
+    assert not torch.equal(found[0], other)
 
 
 def test_copies_after_a_forward_and_after_a_conversion() -> None:
@@ -105,6 +170,8 @@ def test_an_attribute_error_in_the_noise_is_not_mistaken_for_a_missing_weight() 
         wn.add_weight_noise(model, wn.Custom(broken))
         with pytest.raises(RuntimeError, match=r"raised AttributeError: '\w+' object has no attribute"):
             model(x)
+        if isinstance(model, nn.LSTM):
+            assert at_rest(model)
 
 
 def test_a_cell_draws_at_every_time_step_unless_held() -> None:
