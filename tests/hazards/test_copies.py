@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import weightnoise as wn
 from tests.cases import CASES
+from tests.hazards.helpers import Counting
 
 PICKLED = [name for name in CASES if name != "weight_norm"]  # torch refuses to pickle its own parametrizations.
 
@@ -71,6 +72,59 @@ def test_a_shallow_copy_shares_its_parameters() -> None:
     other = copy.copy(model)
     assert other._parameters["weight"] is model._parameters["weight"]
     assert not torch.equal(other(torch.ones(1, 3)), other(torch.ones(1, 3)))
+
+
+def test_a_shallow_copy_that_goes_away_leaves_the_original() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    weight = model._parameters["weight"]
+    copy.copy(model)
+    assert model.parametrizations.weight.original is weight
+
+
+def test_removal_from_a_shallow_copy_leaves_the_original_noisy() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    wn.remove_weight_noise(copy.copy(model))
+    assert wn.has_weight_noise(model)
+    assert not torch.equal(model.weight, model.weight)
+
+
+class OwnState(nn.Linear):
+    """Pickles in a format of its own, as modules with handles that cannot be copied do."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"version": 2, "attributes": self.__dict__.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state["attributes"])
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickled])
+def test_a_copy_of_a_module_that_has_a_state_of_its_own_format(way: Callable[[nn.Module], nn.Module]) -> None:
+    model = OwnState(3, 2)
+    assert "attributes" not in vars(way(model))
+    other = way(wn.add_weight_noise(model, 0.1))
+    assert "attributes" not in vars(other)
+    assert not torch.equal(other.weight, other.weight)
+    assert type(wn.remove_weight_noise(other)) is OwnState
+
+
+def test_a_copy_in_one_thread_does_not_switch_the_noise_off_in_another() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    class SlowToCopy(nn.Linear):
+        def __getstate__(self) -> dict[str, Any]:
+            inside.set()
+            assert go_on.wait(20)
+            return self.__dict__.copy()
+
+    model = wn.add_weight_noise(SlowToCopy(3, 2), 0.1)
+    copying = threading.Thread(target=copy.deepcopy, args=(model,))
+    copying.start()
+    assert inside.wait(20)
+    noisy = model.weight is not model._parameters["weight"]
+    go_on.set()
+    copying.join()
+    assert noisy
 
 
 @pytest.mark.parametrize(
@@ -147,6 +201,14 @@ def test_replicas_are_noisy_and_pass_the_gradient_on(case: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
     with wn.no_noise(model):
         assert torch.equal(replicate(model)(CASES[case].batch()), model(CASES[case].batch()))
+
+
+def test_a_replica_of_a_recurrent_layer_draws_once_for_each_weight() -> None:
+    layer, law = nn.LSTM(4, 3), Counting()
+    wn.add_weight_noise(layer, law)
+    for forwards in (1, 2):
+        replicate(layer)(torch.randn(5, 2, 4))
+        assert len(law.draws) == 2 * forwards
 
 
 class Waits(nn.Module):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import weightnoise as wn
 
@@ -58,9 +61,67 @@ def test_off_or_removed_it_is_the_clean_graph(export: Callable[[nn.Module], Any]
     assert torch.equal(exported(*X), exported(*X))
 
 
+def onnx_by_tracing(model: nn.Module) -> None:
+    torch.onnx.export(model, X, io.BytesIO(), dynamo=False)
+
+
+def onnx(model: nn.Module) -> None:
+    torch.onnx.export(model, X, dynamo=True)
+
+
+needs_onnxscript = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+
+
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
+@pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
+def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> None:
+    with pytest.raises(Exception, match=r"with weightnoise\.no_noise\(model\)"):
+        export(make())
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "lstm": (lambda: nn.LSTM(3, 2), torch.ones(4, 1, 3)),
+    "embedding": (lambda: nn.Embedding(4, 3, padding_idx=0), torch.tensor([0, 1])),
+    "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), torch.ones(1, 3, 4)),
+    "normed": (lambda: parametrizations.weight_norm(nn.Linear(3, 2)), torch.ones(1, 3)),
+}
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_of_layer_is_refused_with_noise_and_exports_clean_without(kind: str, is_strict: bool) -> None:
+    make_layer, x = LAYERS[kind]
+    model = wn.add_weight_noise(make_layer(), 0.1)
+    with pytest.raises(RuntimeError, match=r"with weightnoise\.no_noise\(model\)"):
+        torch.export.export(model, (x,), strict=is_strict)
+    with wn.no_noise(model):
+        program = torch.export.export(model, (x,), strict=is_strict)
+    assert list(program.state_dict) == list(model.state_dict())
+    assert "rand" not in str(program.graph)
+
+
+def test_training_noise_exports_in_eval_mode() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1, when="training")
+    with pytest.raises(wn.ExportError):
+        torch.export.export(model, X, strict=False)
+    program = torch.export.export(model.eval(), X, strict=False)
+    assert torch.equal(program.module()(*X), model(*X))
+
+
+def test_a_refused_export_leaves_the_model_noisy_and_working() -> None:
+    model = make()
+    with pytest.raises(wn.ExportError):
+        torch.export.export(model, X, strict=False)
+    assert not torch.equal(model(*X), model(*X))
+
+
+def test_scripting_with_noise_is_an_error_that_prints_the_way_out() -> None:
+    for noisy in (make(), wn.add_weight_noise(nn.Linear(3, 2), 0.1)):
+        with pytest.raises(wn.ExportError, match=r"weightnoise\.remove_weight_noise\(model\)"):
+            torch.jit.script(noisy)
+
+
 def test_scripting_works_after_removal() -> None:
     model = make()
-    with pytest.raises((RuntimeError, ValueError)):
-        torch.jit.script(model)
     wn.remove_weight_noise(model)
     assert torch.equal(torch.jit.script(model)(*X), model(*X))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -51,6 +54,16 @@ def test_a_new_parameter_can_be_assigned_and_a_tensor_cannot() -> None:
         with pytest.raises(TypeError, match="cannot assign"):
             model.weight = wrong
     assert wn.remove_weight_noise(model).weight is new
+
+
+def test_a_recurrent_layer_takes_a_new_parameter() -> None:
+    layer, new = wn.add_weight_noise(nn.LSTM(3, 2), 0.1), nn.Parameter(torch.zeros(8, 3))
+    layer.weight_ih_l0 = new
+    assert layer._flat_weights[0] is new
+    layer(torch.ones(4, 1, 3))[0].sum().backward()
+    assert new.grad is not None
+    assert layer._flat_weights[0] is new
+    assert wn.remove_weight_noise(layer).weight_ih_l0 is new
 
 
 def test_edits_act_on_the_parameter_inside_no_noise() -> None:
@@ -132,3 +145,53 @@ def test_only_a_read_draws(read: Callable[[nn.Module], object]) -> None:
     model.double().train().requires_grad_(True)
     repr(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_edits_through_the_module_reach_the_next_forward() -> None:
+    model = wn.add_weight_noise(nn.LSTM(3, 2), 0.1)
+    with wn.no_noise(model), torch.no_grad():
+        model.weight_ih_l0.copy_(torch.zeros(8, 3))
+        model.weight_hh_l0.mul_(0.0)
+        model.bias_ih_l0.zero_()
+        model.bias_hh_l0.zero_()
+        assert torch.equal(model(torch.ones(4, 1, 3))[0], torch.zeros(4, 1, 2))
+    assert torch.equal(wn.remove_weight_noise(model)(torch.ones(4, 1, 3))[0], torch.zeros(4, 1, 2))
+
+
+@contextmanager
+def conversion(flag: str) -> Iterator[None]:
+    getattr(torch.__future__, f"set_{flag}")(True)
+    try:
+        yield
+    finally:
+        getattr(torch.__future__, f"set_{flag}")(False)
+
+
+@pytest.mark.parametrize("flag", ["overwrite_module_params_on_conversion", "swap_module_params_on_conversion"])
+def test_conversions_that_replace_the_parameters(flag: str) -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 2)), 0.1)
+    with conversion(flag):
+        model.double()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert list(model.state_dict()) == list(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 2)).state_dict())
+    x = torch.ones(4, 3, dtype=torch.float64)
+    model(x)[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not torch.equal(model(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("removed", [True, False])
+@pytest.mark.parametrize("case", ["mlp", "lstm", "attention", "tied", "reads_twice"])
+def test_every_module_is_freed_by_its_last_reference(case: str, removed: bool) -> None:
+    model = wn.add_weight_noise(CASES[case].model(), 0.1)
+    with wn.hold_noise(model, seed=0):
+        single_loss(model, CASES[case].batch()).backward()
+    if removed:
+        wn.remove_weight_noise(model)
+    watched = [weakref.ref(module) for module in model.modules()]
+    gc.disable()
+    try:
+        del model
+        assert [ref() for ref in watched] == [None] * len(watched)
+    finally:
+        gc.enable()
