@@ -26,6 +26,7 @@ ORDER = [
     "_switch",
     "_noise_module",
     "_tree",
+    "_attachment",
     "_recurrent",
     "_noisy_class",
     "_parametrize",

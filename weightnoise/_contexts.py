@@ -159,8 +159,11 @@ def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoi
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
+        if own_seed is None and parameter is None:
+            # Drawn when it is read, but not from torch's generator: that may be in a checkpointed region.
+            own_seed = int(_random.key())
         held = draws.setdefault(key, HeldDraw(own_seed, sign))
-        if parameter is not None and noise.live():
+        if parameter is not None:
             held.take(noise.law, parameter)
         opened.append((noise, Setting(held=held)))
     return opened

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace
 
 from weightnoise._errors import ExportError, UnsupportedParameterError
 from weightnoise._switch import Switch, When
@@ -15,6 +16,9 @@ from weightnoise.laws import Noise
 
 # torch.compiler.is_exporting is newer than the oldest torch that we support.
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_is_fx_tracing: Callable[[], bool] = getattr(
+    _symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing
+)
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -26,15 +30,40 @@ Kept: TypeAlias = tuple[Tensor, bool, Any, Tensor]
 class Scope(threading.local):
     """What was drawn in the running forwards of one module, innermost last: empty at rest.
 
-    Per thread, because threads may share a model, and because the replicas of
-    `nn.DataParallel` share everything that is no parameter.
+    None stands for a stretch in which reads are clean. Per thread, because threads may share a
+    model, and because the replicas of `nn.DataParallel` share everything that is no parameter.
     """
 
     def __init__(self) -> None:
-        self.running: list[dict[str, Kept]] = []
+        self.running: list[dict[str, Any] | None] = []
 
     def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
         return Scope, ()
+
+
+class CleanRow(torch.autograd.Function):
+    """A noisy embedding with one row of the clean one, whose gradient is zero anyway.
+
+    The gradient passes as it comes, so that sparse ones stay sparse.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(noisy: Tensor, weight: Tensor, row: int) -> Tensor:
+        """A copy: the law may have returned the weight itself, or need its result in the backward."""
+        output = noisy.clone()
+        output[row] = weight[row]
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """All of it goes to the noisy weight."""
+        return grads[0], None, None
 
 
 class WeightNoise(nn.Module):
@@ -63,15 +92,19 @@ class WeightNoise(nn.Module):
         if not self.live():
             return weight
         running = self.scope.running
-        kept = running[-1] if running else None
+        kept = None
+        if running:
+            kept = running[-1]
+            if kept is None:
+                return weight
         if type(weight) is not nn.Parameter and _is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.tensor_name))
-        if _is_tracing() or _is_exporting():
-            raise ExportError(_EXPORT)
+        if _is_tracing() or _is_exporting() or _is_fx_tracing():
+            raise ExportError(EXPORT_MESSAGE)
         grad_enabled = torch.is_grad_enabled()
-        last = None if kept is None else kept.get(self.tensor_name)
+        last: Kept | None = None if kept is None else kept.get(self.tensor_name)
         if last is not None and last[0] is weight and last[1] is grad_enabled:
             return last[3]
         noise = self._draw(weight) if last is None else last[2]
@@ -83,11 +116,10 @@ class WeightNoise(nn.Module):
     def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
         noisy = self.law.apply(weight, noise, self.switch.factor)
-        if self.clean_row is not None:
-            # Outside of autograd: this row's gradient is zero anyway, and sparse gradients pass.
-            with torch.no_grad():
-                noisy[self.clean_row] = weight[self.clean_row]
-        return noisy
+        if self.clean_row is None:
+            return noisy
+        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
+        return padded
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
@@ -103,7 +135,7 @@ class WeightNoise(nn.Module):
         return f"{self.law!r}, when={self.switch.when!r}"
 
 
-_EXPORT = (
+EXPORT_MESSAGE = (
     "Weight noise is on while the model is exported or traced, and would be drawn inside the exported "
     "graph. Export inside `with weightnoise.no_noise(model):`, or call "
     "`weightnoise.remove_weight_noise(model)` first."

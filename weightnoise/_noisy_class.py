@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightnoise._noise_module import Scope, WeightNoise
+from weightnoise._attachment import in_scope, quiet
+from weightnoise._errors import ExportError
+from weightnoise._noise_module import EXPORT_MESSAGE, WeightNoise
 from weightnoise._recurrent import recurrent_overrides
-from weightnoise._switch import Setting
 from weightnoise._tree import children, parametrizations
 
 
@@ -60,27 +60,6 @@ class InPlaceList(parametrize.ParametrizationList):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "owner"}
-
-
-class Attachment:
-    """What one module carries beside its parametrizations.
-
-    Attributes:
-        scope: what was drawn in the running forwards.
-        noises: the noises on the module's own tensors.
-        stock_class: the class that torch had made for other parametrizations, put back on removal.
-            A copy gets none: torch edits such a class, so two modules must not share it.
-    """
-
-    def __init__(
-        self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
-    ) -> None:
-        self.scope = scope
-        self.noises = list(noises)
-        self.stock_class = stock_class
-
-    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
-        return Attachment, (self.scope, self.noises)
 
 
 class NoisyMeta(type):
@@ -146,46 +125,43 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         holder: Any = self._modules.get("parametrizations")
         if holder is None:  # Made by user code as type(module)(...).
             return base.forward(self, *args, **kwargs)
-        attachment = holder.attachment
-        for noise in attachment.noises:
-            if noise.live():
-                break
-        else:
-            return base.forward(self, *args, **kwargs)
-        running = attachment.scope.running
-        running.append({})
-        try:
-            return base.forward(self, *args, **kwargs)
-        finally:
-            running.pop()
+        return in_scope(holder.attachment, base.forward, self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
         with quiet(self), torch.no_grad():
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
-    def set_state(self: nn.Module, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for stack in parametrizations(self).values():
-            if isinstance(stack, InPlaceList):
-                stack.owner = weakref.ref(self)
-        # nn.LSTM reads its weights here, which would draw.
-        with quiet(self):
-            base.__setstate__(self, state)  # type: ignore[no-untyped-call]
+    def set_state(self: nn.Module, state: Any) -> None:
+        # As the base class: nn.LSTM reads its weights here, which would draw.
+        own = type(self)
+        set_class(self, base)
+        self.__setstate__(state)  # type: ignore[no-untyped-call]
+        set_class(self, own)
+        adopt(self)
+
+    def refuse_scripting(self: nn.Module) -> None:
+        raise ExportError(EXPORT_MESSAGE)
 
     def delete(self: nn.Module, name: str) -> None:
         # torch does this when it registers a parametrization, and then edits the class of the module.
-        self.__class__ = make_noisy_class(base, tuple(parametrizations(self)))
+        set_class(self, make_noisy_class(base, tuple(parametrizations(self))))
         base.__delattr__(self, name)
 
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
     body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state, "__delattr__": delete}
+    body["__prepare_scriptable__"] = refuse_scripting
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
-        body |= recurrent_overrides(base, forward, quiet)
+        body |= recurrent_overrides(base, quiet)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
     noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
     return noisy
+
+
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of ``module`` past whatever its ``__setattr__`` has against it."""
+    object.__setattr__(module, "__class__", cls)
 
 
 def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
@@ -195,18 +171,17 @@ def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     return module
 
 
-@contextmanager
-def quiet(owner: nn.Module) -> Iterator[None]:
-    """Reads of the owner's own tensors are clean inside."""
-    own = [noise for _, noise in own_noises(owner)]
-    setting = Setting(off=True)
-    for noise in own:
-        noise.switch.push(setting)
-    try:
-        yield
-    finally:
-        for noise in own:
-            noise.switch.pull(setting)
+def adopt(owner: nn.Module) -> None:
+    """Make the parametrizations of a module that was copied or unpickled its own."""
+    holder: Any = owner._modules["parametrizations"]
+    lists = [stack for stack in parametrizations(owner).values() if isinstance(stack, InPlaceList)]
+    if any("owner" in vars(stack) for stack in lists):
+        # A shallow copy shares them with the original. It goes on sharing the Parameters alone.
+        shared = {id(tensor): tensor for tensor in (*holder.parameters(), *holder.buffers())}
+        owner.__dict__["_modules"] = {**owner._modules, "parametrizations": copy.deepcopy(holder, shared)}
+        lists = [stack for stack in parametrizations(owner).values() if isinstance(stack, InPlaceList)]
+    for stack in lists:
+        stack.owner = weakref.ref(owner)
 
 
 def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from weightnoise._attachment import Attachment, InstanceForward
 from weightnoise._noise_module import WeightNoise
-from weightnoise._noisy_class import Attachment, InPlaceList, NoisyMeta, noisy_class, own_noises
+from weightnoise._noisy_class import InPlaceList, NoisyMeta, noisy_class, own_noises, set_class
 from weightnoise._tree import children, parametrizations, unwrap, walk
 
 
@@ -37,7 +38,7 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
         if stacked:
             # torch edits the class of a module that it has parametrized before; give it one to edit.
-            owner.__class__ = type(base)("Scratch", (base,), {})
+            set_class(owner, type(base)("Scratch", (base,), {}))
         else:
             # A wrapper with a delegating __getattr__ would show torch the parametrizations of its inner module.
             owner._modules["parametrizations"] = nn.ModuleDict()
@@ -49,12 +50,15 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         found = holder.setdefault("attachment", Attachment(scope, [], stock_class if stacked else None))
         found.noises += noises.values()
         made_by_torch = type(owner)
-        owner.__class__ = noisy
+        set_class(owner, noisy)
         for name in _properties(made_by_torch):
             # They hold on to the owner, and a class is freed by the cycle collector alone.
             delattr(made_by_torch, name)
+        forward = vars(owner).get("forward")
+        if forward is not None and not isinstance(forward, InstanceForward):
+            vars(owner)["forward"] = InstanceForward(forward, found)
     except BaseException:
-        owner.__class__ = stock_class
+        set_class(owner, stock_class)
         _refill(owner._parameters, parameters)
         _refill(owner._modules, modules)
         for name, noise in noises.items():
@@ -72,16 +76,19 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     rest = parametrizations(owner)
     base = type(owner).__bases__[0]
     if found.noises:
-        owner.__class__ = noisy_class(base, tuple(rest))
+        set_class(owner, noisy_class(base, tuple(rest)))
         return
+    forward = vars(owner).get("forward")
+    if isinstance(forward, InstanceForward):
+        vars(owner)["forward"] = forward.inner
     del owner.__dict__["_modules"]["parametrizations"].__dict__["attachment"]
     if not rest:
         del owner._modules["parametrizations"]
-        owner.__class__ = base
+        set_class(owner, base)
     elif found.stock_class is not None and rest.keys() == _properties(found.stock_class):
-        owner.__class__ = found.stock_class
+        set_class(owner, found.stock_class)
     else:
-        owner.__class__ = base
+        set_class(owner, base)
         parametrize._inject_new_class(owner)
         for name in rest:
             parametrize._inject_property(owner, name)
@@ -106,7 +113,7 @@ def every_noise(model: nn.Module) -> list[WeightNoise]:
         seen.add(id(module))
         own = attachment(module)
         if own is not None:
-            found += own.noises
+            found += [noise for _, noise in own_noises(module)]
         waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
     return found
 

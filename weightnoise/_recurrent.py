@@ -1,48 +1,58 @@
 """What recurrent layers need: they keep a list of their weights beside the Parameters.
 
-Left alone, that list would hold noisy weights from one forward to the next: memory, and tensors
-that `copy.deepcopy` refuses. So outside of a forward it holds what it holds without noise.
+Left alone, that list would hold noisy weights from one forward to the next: memory, tensors that
+`copy.deepcopy` refuses, and weights that one thread makes and another one uses. So a forward with
+noise has a list of its own, and the layer's list stays what it is without noise.
 """
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import nn
 
 
 def recurrent_overrides(
-    base: type[nn.RNNBase],
-    forward: Callable[..., Any],
-    quiet: Callable[[nn.Module], AbstractContextManager[None]],
+    base: type[nn.RNNBase], quiet: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> dict[str, Any]:
-    """The methods that keep the flat weights of a noisy recurrent layer clean at rest."""
-
-    @functools.wraps(base.forward)
-    def forward_and_rest(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return forward(self, *args, **kwargs)
-        finally:
-            rest(self)
+    """The attributes and methods that keep the noisy weights of a recurrent layer to its forward."""
 
     def init_flat_weights(self: nn.RNNBase) -> None:
-        if self._modules["parametrizations"].attachment.scope.running:  # type: ignore[union-attr]
+        # torch calls this in a forward, and in conversions and copies, which must not draw.
+        if _running(self) is not None:
             return base._init_flat_weights(self)
         with quiet(self):
             return base._init_flat_weights(self)
 
-    def rest(self: nn.RNNBase) -> None:
-        names = self._flat_weights_names
-        if all(flat is self._parameters.get(name) for flat, name in zip(self._flat_weights, names, strict=True)):
-            return
-        with quiet(self), torch.no_grad():
-            flat = [getattr(self, name, None) for name in names]
-        self._flat_weights = flat
-        self._flat_weight_refs = [None if weight is None else weakref.ref(weight) for weight in flat]
+    names = ("_flat_weights", "_flat_weight_refs")
+    return {"_init_flat_weights": init_flat_weights, **{name: _of_the_forward(name) for name in names}}
 
-    return {"forward": forward_and_rest, "_init_flat_weights": init_flat_weights}
+
+def _of_the_forward(name: str) -> property:
+    """An attribute that a running forward has for itself once it has set it."""
+
+    def read(self: nn.Module) -> Any:
+        running = _running(self) or {}
+        if name in running:
+            return running[name]
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def write(self: nn.Module, value: Any) -> None:
+        running = _running(self)
+        (self.__dict__ if running is None else running)[name] = value
+
+    def delete(self: nn.Module) -> None:
+        self.__dict__.pop(name, None)
+
+    return property(read, write, delete)
+
+
+def _running(layer: nn.Module) -> dict[str, Any] | None:
+    holder: Any = layer.__dict__["_modules"].get("parametrizations")
+    running = [] if holder is None else holder.attachment.scope.running
+    return running[-1] if running else None

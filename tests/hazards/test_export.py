@@ -72,7 +72,7 @@ def onnx(model: nn.Module) -> None:
 needs_onnxscript = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
 
 
-@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:::torch.onnx", "ignore:You are using the legacy TorchScript-based ONNX export")
 @pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
 def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> None:
     with pytest.raises(Exception, match=r"with weightnoise\.no_noise\(model\)"):
@@ -87,6 +87,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")  # A plain nn.LSTM too.
 @pytest.mark.parametrize("is_strict", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_kind_of_layer_is_refused_with_noise_and_exports_clean_without(kind: str, is_strict: bool) -> None:

@@ -110,28 +110,27 @@ def test_a_layer_made_from_the_class_of_a_noisy_one_is_plain() -> None:
     assert at_rest(layer)
 
 
-class Pausing(nn.LSTM):
-    """Waits between gathering its weights and using them, in the thread that is called slow."""
-
+def test_two_threads_use_the_weights_that_each_of_them_drew() -> None:
     gathered, go_on = threading.Event(), threading.Event()
 
-    def check_forward_args(self, *args: Any) -> None:
-        super().check_forward_args(*args)
-        if threading.current_thread().name == "slow":
-            self.gathered.set()
-            assert self.go_on.wait(20)
+    class Pausing(nn.LSTM):
+        """Waits between gathering its weights and using them, in the thread that is called slow."""
 
+        def check_forward_args(self, *args: Any) -> None:
+            super().check_forward_args(*args)
+            if threading.current_thread().name == "slow":
+                gathered.set()
+                assert go_on.wait(20)
 
-def test_two_threads_use_the_weights_that_each_of_them_drew() -> None:
     layer, x = wn.add_weight_noise(Pausing(4, 3), 0.1), torch.randn(5, 2, 4)
     with wn.no_noise(layer):
         clean = layer(x)[0]
     found: list[Tensor] = []
     slow = threading.Thread(target=lambda: found.append(layer(x)[0]), name="slow")
     slow.start()
-    assert layer.gathered.wait(20)
+    assert gathered.wait(20)
     other = layer(x)[0]
-    layer.go_on.set()
+    go_on.set()
     slow.join()
     assert not torch.equal(found[0], clean)
     assert not torch.equal(found[0], other)

@@ -1,0 +1,76 @@
+"""What one noisy module carries beside its parametrizations, and the scope of its forward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from weightnoise._noise_module import Scope, WeightNoise
+
+
+class Attachment:
+    """What one module carries beside its parametrizations.
+
+    Attributes:
+        scope: what was drawn in the running forwards.
+        noises: the noises on the module's own tensors.
+        stock_class: the class that torch had made for other parametrizations, put back on removal.
+            A copy gets none: torch edits such a class, so two modules must not share it.
+    """
+
+    def __init__(
+        self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
+    ) -> None:
+        self.scope = scope
+        self.noises = list(noises)
+        self.stock_class = stock_class
+
+    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
+        return Attachment, (self.scope, self.noises)
+
+
+def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a forward so that all its reads see one draw."""
+    for noise in attachment.noises:
+        if noise.live():
+            break
+    else:
+        return call(*args, **kwargs)
+    running = attachment.scope.running
+    running.append({})
+    try:
+        return call(*args, **kwargs)
+    finally:
+        running.pop()
+
+
+class InstanceForward:
+    """A forward that was set on the instance, as accelerate does it, in the scope of its module."""
+
+    def __init__(self, inner: Callable[..., Any], attachment: Attachment) -> None:
+        functools.update_wrapper(self, inner)
+        self.inner = inner
+        self.attachment = attachment
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The inner forward's result."""
+        return in_scope(self.attachment, self.inner, *args, **kwargs)
+
+
+@contextmanager
+def quiet(owner: nn.Module) -> Iterator[None]:
+    """In this thread, reads of the owner's own tensors are clean inside."""
+    holder: Any = owner._modules.get("parametrizations")
+    if holder is None:
+        yield
+        return
+    running = holder.attachment.scope.running
+    running.append(None)
+    try:
+        yield
+    finally:
+        running.pop()
