@@ -3,42 +3,90 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.testing import assert_close
 
+import weightnoise as wn
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.contenders import CONTENDERS
-from tests.benchmarks.workloads import WORKLOADS, Workload, mlp
+from tests.benchmarks.workloads import (
+    WORKLOADS,
+    LanguageModel,
+    SequenceModel,
+    Workload,
+    labels,
+    mlp,
+    resnet,
+)
 
-SMALL = Workload(lambda: mlp(6, 5, 4), lambda: (torch.randn(8, 6), torch.randint(4, (8,))))
+MLP, WIDE_MLP, RESNET, TRANSFORMER, LSTM, READS = WORKLOADS
+SMALL = {
+    MLP: Workload(lambda: mlp(6, 5, 5, 4), lambda: (torch.randn(8, 6), labels(8, 4))),
+    WIDE_MLP: Workload(lambda: mlp(6, 6, 6, 6, 4), lambda: (torch.randn(8, 6), labels(8, 4))),
+    RESNET: Workload(lambda: resnet(4), lambda: (torch.randn(2, 3, 8, 8), labels(2))),
+    TRANSFORMER: Workload(lambda: LanguageModel(20, 16), lambda: (torch.randint(20, (2, 6)), labels(2 * 6, 20))),
+    LSTM: Workload(lambda: SequenceModel(6, 5), lambda: (torch.randn(4, 3, 6), labels(3))),
+    READS: replace(WORKLOADS[READS], trains=True),
+}
 
 
-def after_a_step(contender: str, std: float) -> list[torch.Tensor]:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def after_a_step(workload: str, contender: str, std: float) -> list[Tensor]:
     torch.manual_seed(0)
-    model = SMALL.model()
-    parameters = list(model.parameters())
-    step = CONTENDERS[contender](SMALL, model, std)
-    step()
-    return [p.detach().clone() for p in sorted(parameters, key=lambda p: p.shape)]
+    model = SMALL[workload].model()
+    parameters = list(model.parameters())  # Before torch's parametrize changes their order.
+    CONTENDERS[contender](SMALL[workload], model, std)()
+    return [p.detach().clone() for p in parameters]
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_without_noise_every_contender_takes_the_plain_step(contender: str) -> None:
-    for found, expected in zip(after_a_step(contender, 0.0), after_a_step("plain", 0.0), strict=True):
-        assert_close(found, expected)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_without_noise_every_contender_takes_the_plain_step(workload: str, contender: str) -> None:
+    found, expected = after_a_step(workload, contender, 0.0), after_a_step(workload, "plain", 0.0)
+    # Steps are of 1e-4; Adam turns a difference in rounding of a tiny gradient into part of a step.
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_with_noise_only_the_noisy_contenders_differ(contender: str) -> None:
-    same = all(
-        torch.equal(found, expected)
-        for found, expected in zip(after_a_step(contender, 0.5), after_a_step("plain", 0.5), strict=True)
-    )
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_with_noise_only_the_noisy_contenders_differ(workload: str, contender: str) -> None:
+    found, expected = after_a_step(workload, contender, 0.5), after_a_step(workload, "plain", 0.5)
+    same = all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
     assert same is (contender in ("plain", "weightnoise off", "weightnoise removed"))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_noisy_gradients_update_clean_weights(workload: str, contender: str) -> None:
+    torch.manual_seed(0)
+    before = list(SMALL[workload].model().parameters())
+    for found, value in zip(after_a_step(workload, contender, 0.5), before, strict=True):
+        # The first step of Adam is of the learning rate at most; noise left behind is of 0.5.
+        assert float((found - value).detach().abs().max()) <= 1.01e-4
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_matrix_is_noisy(workload: str) -> None:
+    model: nn.Module = WORKLOADS[workload].model()
+    matrices = [name for name, p in model.named_parameters() if p.ndim >= 2]
+    assert list(wn.noisy_parameters(wn.add_weight_noise(model, 0.01))) == matrices
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -51,13 +99,27 @@ def test_every_workload_steps(workload: str) -> None:
     assert moved is WORKLOADS[workload].trains
 
 
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_every_contender_runs_a_forward_alone(contender: str) -> None:
+    torch.manual_seed(0)
+    model = WORKLOADS[READS].model()
+    parameters = [(p, p.detach().clone()) for p in model.parameters()]
+    CONTENDERS[contender](WORKLOADS[READS], model, 0.5)()
+    for p, value in parameters:
+        assert torch.equal(p, value)
+        assert p.grad is None
+
+
 def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "24 x Linear(8, 8), forward only"
     files = ["--markdown", str(tmp_path / "table.md"), "--json", str(tmp_path / "table.json")]
-    arguments = ["--seconds", "0.05", "--threads", str(torch.get_num_threads()), "--workloads", name]
+    arguments = ["--seconds", "0.05", "--threads", "1", "--workloads", READS]
     assert main([*arguments, "--contenders", "weightnoise on", *files]) == 0
-    assert f"| {name} |" in capsys.readouterr().out
-    assert f"| {name} |" in (tmp_path / "table.md").read_text()
-    rows = json.loads((tmp_path / "table.json").read_text())
-    assert [row["contender"] for row in rows] == ["plain", "weightnoise on"]
-    assert rows[0]["ratio"] == 1.0
+    out, err = capsys.readouterr()
+    assert f"| {READS} |" in out
+    assert err == f"{READS}\n"
+    assert (tmp_path / "table.md").read_text() == out
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert found["machine"]["torch"] == torch.__version__
+    assert [row["contender"] for row in found["results"]] == ["plain", "weightnoise on"]
+    assert found["results"][0]["ratio"] == 1.0
+    assert all(len(row["times"]) >= 5 for row in found["results"])

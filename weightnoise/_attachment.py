@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ class Attachment:
     """What one module carries beside its parametrizations.
 
     Attributes:
+        owner: the module; None in a copy until the copied module adopts it.
         scope: what was drawn in the running forwards.
         noises: the noises on the module's own tensors.
         stock_class: the class that torch had made for other parametrizations, put back on removal.
@@ -25,6 +27,7 @@ class Attachment:
     def __init__(
         self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
     ) -> None:
+        self.owner: weakref.ref[nn.Module] | None = None
         self.scope = scope
         self.noises = list(noises)
         self.stock_class = stock_class

@@ -18,6 +18,7 @@ from weightnoise import _random
 from weightnoise._errors import NotNoisyError
 from weightnoise._noise_module import WeightNoise
 from weightnoise._parametrize import every_noise, noises
+from weightnoise._slots import clean_tensor
 from weightnoise._switch import HeldDraw, Setting
 
 T = TypeVar("T")
@@ -159,12 +160,11 @@ def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoi
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
-        if own_seed is None and parameter is None:
-            # Drawn when it is read, but not from torch's generator: that may be in a checkpointed region.
-            own_seed = int(_random.key())
         held = draws.setdefault(key, HeldDraw(own_seed, sign))
-        if parameter is not None:
-            held.take(noise.law, parameter)
+        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
+        weight = clean_tensor(owner, noise.tensor_name)
+        if weight is not None:
+            held.take(noise.law, weight)
         opened.append((noise, Setting(held=held)))
     return opened
 

@@ -65,6 +65,12 @@ class CleanRow(torch.autograd.Function):
         """All of it goes to the noisy weight."""
         return grads[0], None, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """All of it comes from the noisy weight."""
+        tangent: Tensor = tangents[0].clone()
+        return tangent
+
 
 class WeightNoise(nn.Module):
     """A law on one parameter, in the form that torch's parametrization calls.
@@ -102,7 +108,7 @@ class WeightNoise(nn.Module):
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.tensor_name))
         if _is_tracing() or _is_exporting() or _is_fx_tracing():
-            raise ExportError(EXPORT_MESSAGE)
+            raise ExportError(_EXPORT)
         grad_enabled = torch.is_grad_enabled()
         last: Kept | None = None if kept is None else kept.get(self.tensor_name)
         if last is not None and last[0] is weight and last[1] is grad_enabled:
@@ -135,7 +141,7 @@ class WeightNoise(nn.Module):
         return f"{self.law!r}, when={self.switch.when!r}"
 
 
-EXPORT_MESSAGE = (
+_EXPORT = (
     "Weight noise is on while the model is exported or traced, and would be drawn inside the exported "
     "graph. Export inside `with weightnoise.no_noise(model):`, or call "
     "`weightnoise.remove_weight_noise(model)` first."

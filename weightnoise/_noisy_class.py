@@ -13,9 +13,14 @@ from torch.nn.utils import parametrize
 
 from weightnoise._attachment import in_scope, quiet
 from weightnoise._errors import ExportError
-from weightnoise._noise_module import EXPORT_MESSAGE, WeightNoise
+from weightnoise._noise_module import WeightNoise
 from weightnoise._recurrent import recurrent_overrides
 from weightnoise._tree import children, parametrizations
+
+SCRIPT_MESSAGE = (
+    "torch.jit.script cannot compile a module with weight noise, on or off. Call "
+    "`weightnoise.remove_weight_noise(model)` first."
+)
 
 
 class InPlaceList(parametrize.ParametrizationList):
@@ -129,6 +134,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
+        if not parametrizations(self):
+            return blank, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
         with quiet(self), torch.no_grad():
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
@@ -141,7 +148,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         adopt(self)
 
     def refuse_scripting(self: nn.Module) -> None:
-        raise ExportError(EXPORT_MESSAGE)
+        raise ExportError(SCRIPT_MESSAGE)
 
     def delete(self: nn.Module, name: str) -> None:
         # torch does this when it registers a parametrization, and then edits the class of the module.
@@ -164,24 +171,28 @@ def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
+def blank(cls: type[nn.Module]) -> nn.Module:
+    """An empty module, for `copy` and `pickle` to fill."""
+    return cls.__new__(cls)
+
+
 def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """An empty noisy module, for `copy` and `pickle` to fill."""
-    cls: Any = noisy_class(base, names)  # type: ignore[arg-type]
-    module: nn.Module = cls.__new__(cls)
-    return module
+    return blank(noisy_class(base, names))  # type: ignore[arg-type]
 
 
 def adopt(owner: nn.Module) -> None:
     """Make the parametrizations of a module that was copied or unpickled its own."""
     holder: Any = owner._modules["parametrizations"]
-    lists = [stack for stack in parametrizations(owner).values() if isinstance(stack, InPlaceList)]
-    if any("owner" in vars(stack) for stack in lists):
+    if holder.attachment.owner is not None:
         # A shallow copy shares them with the original. It goes on sharing the Parameters alone.
         shared = {id(tensor): tensor for tensor in (*holder.parameters(), *holder.buffers())}
-        owner.__dict__["_modules"] = {**owner._modules, "parametrizations": copy.deepcopy(holder, shared)}
-        lists = [stack for stack in parametrizations(owner).values() if isinstance(stack, InPlaceList)]
-    for stack in lists:
-        stack.owner = weakref.ref(owner)
+        holder = copy.deepcopy(holder, shared)
+        owner.__dict__["_modules"] = {**owner._modules, "parametrizations": holder}
+    holder.attachment.owner = weakref.ref(owner)
+    for stack in parametrizations(owner).values():
+        if isinstance(stack, InPlaceList):
+            stack.owner = weakref.ref(owner)
 
 
 def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:

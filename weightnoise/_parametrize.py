@@ -48,6 +48,7 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         holder = owner.__dict__["_modules"]["parametrizations"].__dict__
         scope = next(iter(noises.values())).scope
         found = holder.setdefault("attachment", Attachment(scope, [], stock_class if stacked else None))
+        found.owner = weakref.ref(owner)
         found.noises += noises.values()
         made_by_torch = type(owner)
         set_class(owner, noisy)

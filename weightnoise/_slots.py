@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._noise_module import WeightNoise
+from weightnoise._noisy_class import InPlaceList
 from weightnoise._tree import children, parametrizations, walk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -78,7 +79,7 @@ def find_slots(model: nn.Module) -> list[Slot]:
         parameters = dict(node.module._parameters.items())  # A ScriptModule has a mapping of its own kind.
         for name in dict.fromkeys([*parameters, *stacks]):
             stack, parameter = stacks.get(name), parameters.get(name)
-            tensor = parameter if stack is None or parameter is not None else _evaluate(stack)
+            tensor = clean_tensor(node.module, name) if parameter is None else parameter
             if tensor is None:
                 continue
             names = tuple(prefix + name for prefix in node.prefixes)
@@ -92,10 +93,16 @@ def _noise_in(stack: nn.Module | None) -> WeightNoise | None:
     return next((part for part in parts if isinstance(part, WeightNoise)), None)
 
 
-def _evaluate(stack: nn.Module) -> Tensor | None:
-    if not isinstance(stack, ParametrizationList):
-        return None
+def clean_tensor(owner: nn.Module, name: str) -> Tensor | None:
+    """The Parameter ``name`` of ``owner``, or what other parametrizations make under that name."""
+    stack, parameter = parametrizations(owner).get(name), owner._parameters.get(name)
+    if parameter is not None or not isinstance(stack, ParametrizationList) or isinstance(stack, InPlaceList):
+        return parameter
     # On a copy: spectral_norm takes a step of its power iteration whenever it is evaluated.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        made: Tensor = copy.deepcopy(stack)()
-        return made
+        copied = copy.deepcopy(stack)
+        for index, part in reversed(list(enumerate(copied))):
+            if isinstance(part, WeightNoise):
+                del copied[index]
+        made: Tensor = copied()
+    return made

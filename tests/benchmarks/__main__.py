@@ -37,11 +37,21 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def heading(threads: int) -> str:
-    """What the figures were measured on."""
+def machine() -> dict[str, str | int]:
+    """What the figures are measured on."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def heading(on: dict[str, str | int]) -> str:
+    """What the figures are."""
     return (
-        f"Step time divided by that of the plain step, in one interleaved run; medians. {processor()}, "
-        f"{threads} threads, torch {torch.__version__}, Python {platform.python_version()}."
+        f"Step time divided by that of the plain step, in one interleaved run; medians. {on['processor']}, "
+        f"{on['threads']} threads, torch {on['torch']}, Python {on['python']}."
     )
 
 
@@ -60,21 +70,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     results: list[Result] = []
     for workload in options.workloads:
+        _progress(workload, lasting=True)
         results += measure(workload, options.contenders, options.seconds, _progress)
     _progress("")
-    text = f"{heading(options.threads)}\n\n{table(results)}\n"
+    text = f"{heading(machine())}\n\n{table(results)}\n"
     sys.stdout.write(text)
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        options.json.write_text(json.dumps([result.to_dict() for result in results], indent=1))
+        everything = {"machine": machine(), "results": [result.to_dict() for result in results]}
+        options.json.write_text(json.dumps(everything) + "\n")
     return 0
 
 
-def _progress(text: str) -> None:
+def _progress(text: str, *, lasting: bool = False) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
+    elif lasting:
+        sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -23,14 +23,16 @@ class Result:
     Attributes:
         milliseconds: median time of a step.
         ratio: median over rounds of its time over that of the plain step in the same round.
-        rounds: how many rounds were measured.
+        quartiles: of these ratios: how far to trust their median.
+        times: milliseconds of a step, round by round.
     """
 
     workload: str
     contender: str
     milliseconds: float
     ratio: float
-    rounds: int
+    quartiles: tuple[float, float]
+    times: list[float]
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -53,10 +55,12 @@ def measure(
     for step in steps.values():
         for _ in range(3):
             step()
-    repeat = max(1, int(0.002 / _time(steps["plain"], 1)))
+    # A round of a short step is several steps: the clock and the change of contender cost too.
+    repeat = max(1, int(0.002 / statistics.median(_time(steps["plain"], 1) for _ in range(5))))
     times: dict[str, list[float]] = {name: [] for name in names}
     order, shuffled = names.copy(), random.Random(0)
     end = time.perf_counter() + seconds
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
@@ -66,7 +70,8 @@ def measure(
                 times[name].append(_time(steps[name], repeat))
             progress(f"{workload}: {len(times['plain'])} rounds")
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
     return [_result(workload, name, times[name], times["plain"]) for name in names]
 
 
@@ -79,4 +84,6 @@ def _time(step: Step, repeat: int) -> float:
 
 def _result(workload: str, name: str, times: Sequence[float], plain: Sequence[float]) -> Result:
     ratios = [mine / base for mine, base in zip(times, plain, strict=True)]
-    return Result(workload, name, 1e3 * statistics.median(times), statistics.median(ratios), len(times))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    milliseconds = [1e3 * each for each in times]
+    return Result(workload, name, statistics.median(milliseconds), middle, (low, high), milliseconds)

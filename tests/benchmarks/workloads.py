@@ -65,10 +65,10 @@ class LanguageModel(nn.Module):
 class SequenceModel(nn.Module):
     """An LSTM and a classifier of its last state."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 128, hidden: int = 512) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(128, 512)
-        self.head = nn.Linear(512, 10)
+        self.lstm = nn.LSTM(inputs, hidden)
+        self.head = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.head(self.lstm(x)[0][-1])
@@ -83,16 +83,16 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def resnet() -> nn.Sequential:
+def resnet(width: int = 32) -> nn.Sequential:
     """A small residual network for 32 x 32 images."""
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
-        Residual(32, 32, 1),
-        Residual(32, 64, 2),
-        Residual(64, 128, 2),
+        nn.Conv2d(3, width, 3, padding=1),
+        Residual(width, width, 1),
+        Residual(width, 2 * width, 2),
+        Residual(2 * width, 4 * width, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, 10),
+        nn.Linear(4 * width, 10),
     )
 
 

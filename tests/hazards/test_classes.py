@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -119,3 +120,13 @@ def test_a_model_made_from_the_class_of_a_noisy_one_is_plain() -> None:
     assert not wn.has_weight_noise(other)
     assert isinstance(other.weight, nn.Parameter)
     copy.deepcopy(wn.add_weight_noise(other, 0.1))
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("base", [nn.Linear, nn.LSTM])
+def test_a_plain_model_made_from_the_class_of_a_noisy_one_can_be_copied(base: Any, way: Any) -> None:
+    model = type(wn.add_weight_noise(base(3, 2), 0.1))(3, 2)
+    other = way(model)
+    assert not wn.has_weight_noise(other)
+    assert all(torch.equal(*pair) for pair in zip(other.parameters(), model.parameters(), strict=True))
+    assert other(torch.ones(1, 1, 3)) is not None

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import weightnoise as wn
@@ -81,8 +81,9 @@ def test_a_shallow_copy_that_goes_away_leaves_the_original() -> None:
     assert model.parametrizations.weight.original is weight
 
 
-def test_removal_from_a_shallow_copy_leaves_the_original_noisy() -> None:
-    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+@pytest.mark.parametrize("make", [lambda layer: layer, parametrizations.weight_norm])
+def test_removal_from_a_shallow_copy_leaves_the_original_noisy(make: Any) -> None:
+    model = wn.add_weight_noise(make(nn.Linear(3, 2)), 0.1)
     wn.remove_weight_noise(copy.copy(model))
     assert wn.has_weight_noise(model)
     assert not torch.equal(model.weight, model.weight)

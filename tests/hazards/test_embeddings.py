@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
 from torch.testing import assert_close
 
 import weightnoise as wn
@@ -60,3 +61,21 @@ def test_sparse_gradients_pass_and_are_the_dense_ones(law: wn.Noise, make: Any) 
     found = sparse._parameters["weight"].grad
     assert found.is_sparse
     assert_close(found.to_dense(), dense._parameters["weight"].grad)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)  # torch.func.jvp uses it.
+def test_padded_embeddings_under_the_transforms_of_torch_func() -> None:
+    model, weights = wn.add_weight_noise(nn.Embedding(5, 3, padding_idx=1), 0.1), torch.randn(4, 5, 3)
+
+    def look_up(weight: Tensor) -> Tensor:
+        output: Tensor = functional_call(model, {"weight": weight}, (torch.tensor([0, 1]),))
+        return output
+
+    with wn.hold_noise(model, seed=0):
+        batched = vmap(look_up)(weights)
+        assert torch.equal(batched, torch.stack([look_up(weight) for weight in weights]))
+        assert torch.equal(batched[:, 1], weights[:, 1])
+        _, tangent = jvp(lambda weight: look_up(weight)[0], (weights[0],), (torch.ones(5, 3),))
+        assert torch.equal(tangent, torch.ones(3))

@@ -122,6 +122,13 @@ def test_scripting_with_noise_is_an_error_that_prints_the_way_out() -> None:
             torch.jit.script(noisy)
 
 
+def test_scripting_inside_no_noise_is_not_told_to_use_no_noise() -> None:
+    model = make()
+    with wn.no_noise(model), pytest.raises(wn.ExportError, match="remove_weight_noise") as caught:
+        torch.jit.script(model)
+    assert "no_noise" not in str(caught.value)
+
+
 def test_scripting_works_after_removal() -> None:
     model = make()
     wn.remove_weight_noise(model)

@@ -89,6 +89,20 @@ def test_a_deleted_parameter_is_missing() -> None:
         _ = model.weight
 
 
+@pytest.mark.parametrize(
+    "gone", [lambda model: setattr(model, "bias", None), lambda model: delattr(model, "bias")]
+)
+def test_a_noisy_parameter_that_has_gone_stands_in_nobodys_way(gone: Any) -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), {"bias": 0.1})
+    gone(model)
+    wn.add_weight_noise(model, {"weight": 0.2})
+    with wn.hold_noise(model, seed=0):
+        assert torch.equal(model.weight, model.weight)
+    wn.remove_weight_noise(model)
+    assert type(model) is nn.Linear
+    assert "parametrizations" not in model._modules
+
+
 def test_graph_modules() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
