@@ -213,7 +213,7 @@ def test_a_replica_of_a_recurrent_layer_draws_once_for_each_weight() -> None:
 
 
 class Waits(nn.Module):
-    """Reads its weight, waits for the other thread, and reads it again."""
+    """Reads its weight twice while the other thread is in its forward, too."""
 
     def __init__(self, barrier: threading.Barrier) -> None:
         super().__init__()
@@ -223,7 +223,9 @@ class Waits(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         first = self.weight
         self.barrier[0].wait(timeout=20)
-        return first, self.weight
+        second = self.weight
+        self.barrier[0].wait(timeout=20)
+        return first, second
 
 
 @pytest.mark.parametrize("replicas", [True, False])

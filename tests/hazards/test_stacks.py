@@ -61,8 +61,8 @@ def test_the_gradient_passes_both_the_noise_and_the_other_parametrization(other:
 
 
 def test_noise_adds_no_step_of_the_power_iteration_to_a_forward() -> None:
-    model = parametrizations.spectral_norm(nn.Linear(3, 3)).train()
-    plain, x = copy.deepcopy(model), torch.randn(2, 3)
+    model = parametrizations.spectral_norm(nn.Linear(30, 20)).train()  # Large enough not to have converged.
+    plain, x = copy.deepcopy(model), torch.randn(2, 30)
     wn.add_weight_noise(model, 0.1)
     for _ in range(3):
         model(x), plain(x)
@@ -70,7 +70,7 @@ def test_noise_adds_no_step_of_the_power_iteration_to_a_forward() -> None:
 
 
 def test_adding_noise_takes_no_step_of_the_power_iteration() -> None:
-    model = parametrizations.spectral_norm(nn.Linear(3, 3)).train()
+    model = parametrizations.spectral_norm(nn.Linear(30, 20)).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     wn.plan_weight_noise(model, 0.1)
     wn.add_weight_noise(model, 0.1)
