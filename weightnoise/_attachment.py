@@ -32,17 +32,19 @@ class Attachment:
         self.noises = list(noises)
         self.stock_class = stock_class
 
+    def live(self) -> bool:
+        """Whether a read of any of the tensors is noisy now."""
+        for noise in self.noises:  # noqa: SIM110 a generator costs more than what it looks at.
+            if noise.live():
+                return True
+        return False
+
     def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
         return Attachment, (self.scope, self.noises)
 
 
 def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a forward so that all its reads see one draw."""
-    for noise in attachment.noises:
-        if noise.live():
-            break
-    else:
-        return call(*args, **kwargs)
     running = attachment.scope.running
     running.append({})
     try:
@@ -61,6 +63,8 @@ class InstanceForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The inner forward's result."""
+        if not self.attachment.live():
+            return self.inner(*args, **kwargs)
         return in_scope(self.attachment, self.inner, *args, **kwargs)
 
 

@@ -22,9 +22,10 @@ _is_fx_tracing: Callable[[], bool] = getattr(
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
-# One parameter's draw in a running forward: the clean weight, whether gradients were enabled, the
-# draw, and the noisy weight made from them. A plain tuple: it is made at every read.
-Kept: TypeAlias = tuple[Tensor, bool, Any, Tensor]
+# One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
+# from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
+# made at every forward.
+Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float]]
 
 
 class Scope(threading.local):
@@ -78,12 +79,11 @@ class WeightNoise(nn.Module):
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
     """
 
-    def __init__(
-        self, law: Noise, tensor_name: str, when: When, scope: Scope, clean_row: int | None = None
-    ) -> None:
+    def __init__(self, law: Noise, name: str, when: When, scope: Scope, clean_row: int | None = None) -> None:
         super().__init__()
         self.law = law
-        self.tensor_name = tensor_name
+        self.name = name  # As the model had it when the noise was added.
+        self.tensor_name = name.rpartition(".")[2]
         self.scope = scope
         self.clean_row = clean_row
         self.switch = Switch(when)
@@ -95,7 +95,8 @@ class WeightNoise(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off."""
-        if not self.live():
+        switch = self.switch
+        if switch.off or (switch.gated and not self.training):
             return weight
         running = self.scope.running
         kept = None
@@ -106,17 +107,23 @@ class WeightNoise(nn.Module):
         if type(weight) is not nn.Parameter and _is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(_DTENSOR.format(name=self.tensor_name))
+            raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
         if _is_tracing() or _is_exporting() or _is_fx_tracing():
-            raise ExportError(_EXPORT)
-        grad_enabled = torch.is_grad_enabled()
-        last: Kept | None = None if kept is None else kept.get(self.tensor_name)
-        if last is not None and last[0] is weight and last[1] is grad_enabled:
-            return last[3]
-        noise = self._draw(weight) if last is None else last[2]
+            raise ExportError(_EXPORT.format(name=self.name))
+        if kept is None:
+            return self.make_noisy(weight, self._draw(weight))
+        version = 0 if torch.compiler.is_compiling() or weight.is_inference() else weight._version
+        state = version, torch.is_grad_enabled(), switch.factor
+        last: Kept | None = kept.get(self.tensor_name)
+        if last is None:
+            noise = self._draw(weight)
+        else:
+            noise, noisy, of, before = last
+            # Compiled code cannot see edits of the weight, but merges what comes out equal.
+            if of is weight and before == state and not torch.compiler.is_compiling():
+                return noisy
         noisy = self.make_noisy(weight, noise)
-        if kept is not None:
-            kept[self.tensor_name] = (weight, grad_enabled, noise, noisy)
+        kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
     def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
@@ -142,8 +149,8 @@ class WeightNoise(nn.Module):
 
 
 _EXPORT = (
-    "Weight noise is on while the model is exported or traced, and would be drawn inside the exported "
-    "graph. Export inside `with weightnoise.no_noise(model):`, or call "
+    "Weight noise is on for '{name}' while the model is exported or traced, and would be drawn inside the "
+    "exported graph. Export inside `with weightnoise.no_noise(model):`, or call "
     "`weightnoise.remove_weight_noise(model)` first."
 )
 

@@ -106,7 +106,8 @@ def noisy_property(name: str) -> property:
         else:
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
-                "(torch.nn.Parameter or None expected)"
+                "(torch.nn.Parameter or None expected). What recomputes a weight from other parameters, as "
+                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise."
             )
 
     return property(read, write)
@@ -128,7 +129,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         holder: Any = self._modules.get("parametrizations")
-        if holder is None:  # Made by user code as type(module)(...).
+        if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
             return base.forward(self, *args, **kwargs)
         return in_scope(holder.attachment, base.forward, self, *args, **kwargs)
 

@@ -69,24 +69,24 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
 
 def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Take these noises off ``owner`` and leave what else is registered on it."""
-    found = attachment(owner)
-    assert found is not None
+    found = attachment(owner)  # None where torch transferred the noise here from another module.
     for name, noise in noises.items():
         _take_out(owner, name, noise)
-    found.noises = [noise for _, noise in own_noises(owner)]
+    left = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
     base = type(owner).__bases__[0]
-    if found.noises:
+    if found is not None and left:
+        found.noises = left
         set_class(owner, noisy_class(base, tuple(rest)))
         return
     forward = vars(owner).get("forward")
     if isinstance(forward, InstanceForward):
         vars(owner)["forward"] = forward.inner
-    del owner.__dict__["_modules"]["parametrizations"].__dict__["attachment"]
+    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("attachment", None)
     if not rest:
         del owner._modules["parametrizations"]
         set_class(owner, base)
-    elif found.stock_class is not None and rest.keys() == _properties(found.stock_class):
+    elif found is not None and found.stock_class is not None and rest.keys() == _properties(found.stock_class):
         set_class(owner, found.stock_class)
     else:
         set_class(owner, base)
@@ -145,6 +145,8 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     if noise in parts:
         del stack[parts.index(noise)]
     if len(stack) == 0:
+        if not isinstance(stack, InPlaceList):
+            owner._parameters[name] = stack.original
         del owner._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
     elif isinstance(stack, InPlaceList):
         # Somebody stacked a parametrization on the noise: leave what torch would have made of it.

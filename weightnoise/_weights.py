@@ -147,12 +147,7 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
         for owner, own in owned.items():
             before = attachment(owner)
             scope = Scope() if before is None else before.scope
-            made = {
-                site.slot.tensor_name: WeightNoise(
-                    site.law, site.slot.tensor_name, when, scope, site.slot.clean_row
-                )
-                for site in own
-            }
+            made = {site.slot.tensor_name: _noise(site, when, scope) for site in own}
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -162,7 +157,7 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
 
 
 def _noise(site: Site, when: When, scope: Scope) -> WeightNoise:
-    return WeightNoise(site.law, site.slot.tensor_name, when, scope, site.slot.clean_row)
+    return WeightNoise(site.law, site.slot.name, when, scope, site.slot.clean_row)
 
 
 def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:
