@@ -9,7 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from weightnoise import Custom, DropConnect, Gaussian, Noise, Uniform
+from weightnoise import (
+    BitFlip,
+    Clip,
+    Custom,
+    DropConnect,
+    Gaussian,
+    LearnedGaussian,
+    LogNormal,
+    Noise,
+    ParametricNoise,
+    ProgrammingNoise,
+    Protect,
+    QuantizationNoise,
+    Quantize,
+    StuckAt,
+    Temperature,
+    Uniform,
+    Variational,
+)
 
 
 class ReadsTwice(nn.Module):
@@ -158,10 +176,76 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "gaussian_value_exact": Gaussian(0.2, relative_to="value", gradient="exact"),
     "uniform": Uniform(0.2),
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
+    "log_normal": LogNormal(0.3),
+    "log_normal_exact": LogNormal(0.3, gradient="exact"),
     "drop_connect": DropConnect(0.3),
     "drop_connect_blocks": DropConnect(0.3, block=2, rescale=False),
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
+    "quantize": Quantize(4),
+    "quantize_affine_per_channel": Quantize(3, symmetric=False, per=0),
+    "quantize_stochastic": Quantize(3, stochastic=True),
+    "quantize_subset": Quantize(3, subset=0.5, block=2),
+    "quantization_noise": QuantizationNoise(3),
+    "quantization_noise_exact": QuantizationNoise(3, symmetric=False, per=0, gradient="exact"),
+    "stuck_at": StuckAt(0.2, high=0.1, low=0.1),
+    "stuck_at_straight": StuckAt(0.1, low=0.2, levels=(-0.5, 0.5), gradient="straight-through"),
+    "stuck_at_range": StuckAt(0.1, high=0.2, levels="range", per=0, chip=None, gradient="straight-through"),
+    "bit_flip": BitFlip(0.05, bits=4),
+    "bit_flip_frozen": BitFlip(0.05, bits=4, chip=1),
+    "programming": ProgrammingNoise(),
+    "programming_drift_exact": ProgrammingNoise(time=3600.0, chip=2, compensate=True, gradient="exact"),
+    "temperature": Temperature(85.0),
+    "temperature_exact": Temperature(0.0, gradient="exact"),
+    "clip": Clip(1.0),
+    "clip_bounds_straight": Clip(low=-0.2, high=0.3, gradient="straight-through"),
+    "protect": Protect(Gaussian(0.2, relative_to="absmax"), 0.25),
+    "protect_exact": Protect(DropConnect(0.3), 0.25, scale=0.5),
+    "learned": LearnedGaussian(0.1),
+    "learned_factorised": LearnedGaussian(factorised=True),
+    "variational": Variational(-2.0),
+    "parametric": ParametricNoise(),
+    "parametric_per_channel_exact": ParametricNoise(0.3, per=0, gradient="exact"),
     "custom": Custom(shrink),
     "custom_straight": Custom(shrink, gradient="straight-through"),
     "chain": [DropConnect(0.3), Gaussian(0.2)],
+    "chain_of_hardware": [Clip(1.5), Quantize(4), StuckAt(0.1), Gaussian(0.1, relative_to="absmax")],
+    "chain_learned": [Clip(1.5, gradient="straight-through"), Protect(LearnedGaussian(0.1), 0.5), Variational()],
 }
+
+# Laws that make the same of a weight in every forward.
+STILL = {
+    "quantize",
+    "quantize_affine_per_channel",
+    "stuck_at",
+    "stuck_at_straight",
+    "bit_flip_frozen",
+    "temperature",
+    "temperature_exact",
+    "clip",
+    "clip_bounds_straight",
+}
+# Those of them that make the same of two equal weights.
+FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen"}
+LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
+# Laws whose noisy weight does not have the clean weight as its mean.
+BIASED = {name for name in STILL if name != "bit_flip_frozen"} | {
+    "bit_flip",
+    "bit_flip_frozen",
+    "chain_learned",
+    "chain_of_hardware",
+    "custom",
+    "custom_straight",
+    "drop_connect_blocks",
+    "programming",
+    "programming_drift_exact",
+    "quantize_subset",
+    "stuck_at_range",
+}
+# Laws whose noise is proportional to the factor.
+LINEAR = {
+    name
+    for name in LAWS
+    if name.startswith(
+        ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
+    )
+} | {"protect"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -195,10 +196,22 @@ def test_a_scale_of_zero_makes_the_noise_zero() -> None:
         assert torch.equal(model.weight, model._parameters["weight"])  # type: ignore[arg-type]
 
 
-def test_a_rate_scaled_to_one_is_refused_where_it_happens() -> None:
-    model = wn.add_weight_noise(nn.Linear(3, 2), wn.DropConnect(0.5))
-    with wn.scale_noise(model, 2.0), pytest.raises(ValueError, match="p must stay below 1"):
+@pytest.mark.parametrize(
+    "law", [wn.DropConnect(0.5), wn.StuckAt(0.3, high=0.3), wn.BitFlip(0.6), wn.Quantize(4, subset=0.6)]
+)
+@pytest.mark.parametrize("wrap", [lambda law: law, lambda law: [law, 0.1], lambda law: wn.Protect(law, 0.1)])
+def test_a_rate_cannot_be_scaled_past_one(law: wn.Noise, wrap: Callable[[wn.Noise], Any]) -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), wrap(law))
+    with (
+        pytest.raises(wn.SpecError, match=r"scaled by 2 would have a rate of \d.*, (above|not below) 1"),
+        wn.scale_noise(model, 2.0),
+    ):
+        pass
+    with wn.scale_noise(model, 0.5):
         model(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"(above|not below) 1"):
+        law.apply(torch.ones(2, 3), law.draw(torch.ones(2, 3)), 2.0)
+    model(torch.ones(1, 3))  # The context that failed left nothing behind.
 
 
 @pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])

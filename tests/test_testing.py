@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import weightnoise as wn
-from tests.cases import CASES, single_loss
-from weightnoise.testing import _restores, assert_restores, assert_unbiased, check_gradients
+from tests.cases import BIASED, CASES, LAWS, LINEAR, single_loss
+from weightnoise.laws import as_law
+from weightnoise.testing import _restores, assert_restores, assert_unbiased, check_gradients, check_law
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,18 @@ def test_check_gradients_sees_through_other_parametrizations() -> None:
         check_gradients(model, single_loss, torch.randn(4, 3))
 
 
-def test_check_gradients_needs_noise_and_one_kind_of_gradient() -> None:
+def test_check_gradients_needs_noise() -> None:
     with pytest.raises(wn.NotNoisyError):
         check_gradients(nn.Linear(3, 2), single_loss, torch.randn(4, 3))
-    mixed: list[wn.Noise] = [wn.DropConnect(0.5), wn.Gaussian(0.1, relative_to="absmax")]
-    model = wn.add_weight_noise(nn.Linear(3, 2), mixed)
-    with pytest.raises(ValueError, match="mixes exact and straight-through laws"):
-        check_gradients(model, single_loss, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("first", [wn.DropConnect(0.5), wn.Gaussian(0.1, relative_to="absmax")])
+def test_check_gradients_takes_each_law_of_a_list_at_its_word(first: wn.Noise) -> None:
+    laws: list[wn.Noise] = [first, wn.Gaussian(0.1, relative_to="value", gradient="exact")]
+    check_gradients(wn.add_weight_noise(nn.Linear(3, 2), laws), single_loss, torch.randn(4, 3))
+    laws = [first, Additive(leak=0.01)]
+    with pytest.raises(AssertionError, match="Gradient of 'weight'"):
+        check_gradients(wn.add_weight_noise(nn.Linear(3, 2), laws), single_loss, torch.randn(4, 3))
 
 
 @pytest.mark.parametrize("shift", [0.02, -0.02])
@@ -130,3 +137,67 @@ def test_assert_restores_finds_what_is_not_restored(
     monkeypatch.setattr(_restores, "remove_weight_noise", damaging)
     with pytest.raises(AssertionError, match=text):
         assert_restores(nn.Linear(3, 2), 0.1)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_every_law_keeps_what_the_library_expects(name: str) -> None:
+    law = as_law(LAWS[name])
+    assert law is not None
+    check_law(law, unbiased=name not in BIASED, linear=name in LINEAR)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A law with one fault."""
+
+    fault: str
+
+    def draw(self, weight: Tensor) -> Tensor:
+        if self.fault == "numpy":
+            return torch.tensor(numpy.random.standard_normal(weight.shape), dtype=weight.dtype)
+        noise = torch.randn(weight.shape, dtype=weight.dtype)
+        return noise.requires_grad_() if self.fault == "gradient" else noise
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        if self.fault == "dtype":
+            return weight + factor * noise.double()
+        if self.fault == "late":
+            return weight + factor * torch.randn(weight.shape, dtype=weight.dtype)
+        if self.fault == "in place":
+            return weight.add_(factor * noise)
+        if self.fault == "factor":
+            return weight + factor**2 * noise
+        if self.fault == "mean":
+            return weight + factor * (noise + 1)
+        if self.fault == "infinite":
+            return weight + factor * noise / 0
+        if self.fault == "wrong gradient":
+            return (weight + factor * noise).detach() + 2 * (weight - weight.detach())
+        return weight + factor * noise
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("numpy", "from elsewhere than torch"),
+        ("gradient", "draw returned something with a gradient"),
+        ("dtype", "a torch.float16 weight of shape \\(6, 8\\) became torch.float64"),
+        ("late", "apply drew random numbers"),
+        ("in place", "edited in place"),
+        ("factor", "a factor of 2 does not give 2 times the noise"),
+        ("mean", "is biased"),
+        ("infinite", "is not finite"),
+        ("wrong gradient", "Gradient of 'weight'"),
+    ],
+)
+def test_check_law_finds_each_fault(fault: str, text: str) -> None:
+    with pytest.raises(AssertionError, match=text):
+        check_law(Broken(fault))
+
+
+def test_check_law_passes_a_sound_law_and_leaves_the_random_state() -> None:
+    state = torch.get_rng_state()
+    check_law(Broken("none"))
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(AssertionError, match="is declared biased"):
+        check_law(Broken("none"), unbiased=False)

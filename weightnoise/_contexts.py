@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from torch import nn
 
 from weightnoise import _random
-from weightnoise._errors import NotNoisyError
+from weightnoise._errors import NotNoisyError, SpecError
 from weightnoise._noise_module import WeightNoise
 from weightnoise._parametrize import every_noise, noises
 from weightnoise._slots import clean_tensor
 from weightnoise._switch import HeldDraw, Setting
+from weightnoise.laws import factor_problem_of
 
 T = TypeVar("T")
 
@@ -34,11 +35,9 @@ class NoiseContext(ContextDecorator):
         self._open_settings = open_settings
         self._opened: list[list[tuple[WeightNoise, Setting]]] = []
 
-    def __enter__(self) -> None:
-        opened = self._open_settings()
-        for noise, setting in opened:
-            noise.switch.push(setting)
-        self._opened.append(opened)
+    def __enter__(self) -> Self:
+        self._opened.append(_open(self._open_settings()))
+        return self
 
     def __exit__(
         self,
@@ -46,8 +45,34 @@ class NoiseContext(ContextDecorator):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for noise, setting in self._opened.pop():
-            noise.switch.pull(setting)
+        _close(self._opened.pop())
+
+
+class HeldNoise(NoiseContext):
+    """What `hold_noise` returns; inside, `reset` puts another draw in place."""
+
+    def __init__(self, model: nn.Module, seed: int | None, sign: int) -> None:
+        self._resets = 0
+
+        def open_settings(resets: int = 0) -> list[tuple[WeightNoise, Setting]]:
+            own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
+            return _held(model, own, sign)
+
+        super().__init__(open_settings)
+        self._reopen = open_settings
+
+    def __enter__(self) -> Self:
+        self._resets = 0
+        return super().__enter__()
+
+    def reset(self) -> None:
+        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
+        if not self._opened:
+            raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
+        self._resets += 1
+        opened = self._reopen(self._resets)
+        _close(self._opened.pop())
+        self._opened.append(_open(opened))
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -89,7 +114,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
         False
     """
     setting = Setting(forced=True)
-    return NoiseContext(lambda: [(noise, setting) for noise in _some(every_noise(model))])
+    return NoiseContext(lambda: [(noise, setting) for noise in some(every_noise(model))])
 
 
 def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
@@ -104,7 +129,8 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
         model without noise.
 
     Raises:
-        ValueError: for a factor that is negative or not finite.
+        ValueError: for a factor that is negative or not finite; on entering, for one that makes the
+            rate of a law larger than it can be.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
@@ -115,10 +141,10 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     if not math.isfinite(factor) or factor < 0:
         raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
     setting = Setting(scale=float(factor))
-    return NoiseContext(lambda: [(noise, setting) for noise in _some(every_noise(model))])
+    return NoiseContext(lambda: [(noise, setting) for noise in some(every_noise(model))])
 
 
-def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> NoiseContext:
+def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> HeldNoise:
     """Use one draw for everything inside: forwards, reads, and all uses of a tied parameter.
 
     The draw is the random part alone. The strength and what it is relative to are applied at each
@@ -133,8 +159,9 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> N
 
     Returns:
         A context manager, also usable as a decorator. Each entry makes its own draw (the same one
-        for the same seed); the innermost of several wins. Entering it raises `NotNoisyError` for a
-        model without noise.
+        for the same seed); the innermost of several wins. ``with hold_noise(model) as held:`` can
+        draw anew inside with ``held.reset()``, as at the start of an episode. Entering it raises
+        `NotNoisyError` for a model without noise.
 
     Raises:
         ValueError: for a seed that is no whole number and a sign that is neither 1 nor -1.
@@ -149,13 +176,28 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> N
         raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
     if isinstance(sign, bool) or sign not in (1, -1):
         raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
-    return NoiseContext(lambda: _held(model, seed, sign))
+    return HeldNoise(model, seed, sign)
+
+
+def _open(settings: list[tuple[WeightNoise, Setting]]) -> list[tuple[WeightNoise, Setting]]:
+    for noise, setting in settings:
+        noise.switch.push(setting)
+    problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
+    if problems.keys() - {None}:
+        _close(settings)
+        raise SpecError(*(f"{problem}." for problem in problems if problem))
+    return settings
+
+
+def _close(settings: list[tuple[WeightNoise, Setting]]) -> None:
+    for noise, setting in settings:
+        noise.switch.pull(setting)
 
 
 def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoise, Setting]]:
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened = []
-    for name, owner, noise in _some(noises(model)):
+    for name, owner, noise in some(noises(model)):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
@@ -169,7 +211,8 @@ def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoi
     return opened
 
 
-def _some(found: Iterable[T]) -> list[T]:
+def some(found: Iterable[T]) -> list[T]:
+    """All that was found; an error where there is no noise."""
     listed = list(found)
     if not listed:
         raise NotNoisyError("The model carries no weight noise. Call add_weight_noise(model, spec) first.")

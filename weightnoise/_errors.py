@@ -59,6 +59,10 @@ class NoiseRoundsAwayWarning(UserWarning):
     """The noise is smaller than the spacing of a low-precision weight, so that it is lost."""
 
 
+class LearnedStrengthWarning(UserWarning):
+    """A checkpoint of the plain model was loaded: learned noise strengths keep their values."""
+
+
 def raise_problems(problems: Sequence[WeightNoiseError]) -> None:
     """Raise everything in ``problems`` as one error; do nothing when there is nothing.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
-from weightnoise._errors import ExportError, UnsupportedParameterError
+from weightnoise._errors import ExportError, LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._switch import Switch, When
-from weightnoise.laws import Noise
+from weightnoise.laws import Noise, apply_law, freeze, redraw
 
 # torch.compiler.is_exporting is newer than the oldest torch that we support.
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -25,7 +26,7 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lamb
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
 # from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
 # made at every forward.
-Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float]]
+Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
 
 
 class Scope(threading.local):
@@ -87,6 +88,16 @@ class WeightNoise(nn.Module):
         self.scope = scope
         self.clean_row = clean_row
         self.switch = Switch(when)
+        self.frozen: Any = None  # The draw of the law's chip.
+        self.strength_names: tuple[str, ...] = ()
+
+    def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+        """Give the law what it learns on ``weight``, and the draw of its chip."""
+        for name, parameter in strengths.items():
+            self.register_parameter(name, parameter)
+        self.strength_names = tuple(strengths)
+        if not weight.is_meta:
+            self.frozen = freeze(self.law, weight, self.name)
 
     def live(self) -> bool:
         """Whether a read is noisy now."""
@@ -112,15 +123,15 @@ class WeightNoise(nn.Module):
             raise ExportError(_EXPORT.format(name=self.name))
         if kept is None:
             return self.make_noisy(weight, self._draw(weight))
-        version = 0 if torch.compiler.is_compiling() or weight.is_inference() else weight._version
-        state = version, torch.is_grad_enabled(), switch.factor
+        # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
+        compiling = torch.compiler.is_compiling()
+        state = None if compiling else _state(weight, switch.factor)
         last: Kept | None = kept.get(self.tensor_name)
         if last is None:
             noise = self._draw(weight)
         else:
             noise, noisy, of, before = last
-            # Compiled code cannot see edits of the weight, but merges what comes out equal.
-            if of is weight and before == state and not torch.compiler.is_compiling():
+            if of is weight and before == state and not compiling:
                 return noisy
         noisy = self.make_noisy(weight, noise)
         kept[self.tensor_name] = noise, noisy, weight, state
@@ -128,7 +139,11 @@ class WeightNoise(nn.Module):
 
     def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
-        noisy = self.law.apply(weight, noise, self.switch.factor)
+        factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+        if self.strength_names:
+            noisy = apply_law(self.law, weight, noise, factor, self.strengths())
+        else:
+            noisy = self.law.apply(weight, noise, factor)
         if self.clean_row is None:
             return noisy
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
@@ -139,9 +154,40 @@ class WeightNoise(nn.Module):
         with torch.no_grad():
             return self.make_noisy(weight, self._draw(weight))
 
+    def strengths(self) -> dict[str, Tensor]:
+        """What the law has learned, by name."""
+        return {name: getattr(self, name) for name in self.strength_names}
+
     def _draw(self, weight: Tensor) -> Any:
         held = self.switch.held
-        return self.law.draw(weight) if held is None else held.take(self.law, weight)
+        if held is not None:
+            return held.take(self.law, weight)
+        return self.law.draw(weight) if self.frozen is None else redraw(self.law, weight, self.frozen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.frozen = _moved(self.frozen, fn)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
+        if strict and len(missing) == len(self.strength_names) > 0:
+            # One text for all of them, so that Python shows it once.
+            warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
+        else:
+            missing_keys += missing
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -154,11 +200,28 @@ _EXPORT = (
     "`weightnoise.remove_weight_noise(model)` first."
 )
 
+_PLAIN_CHECKPOINT = (
+    "The checkpoint holds no learned noise strengths, as one of the plain model; they keep the values they have. "
+    "load_state_dict(..., strict=False) returns their names in missing_keys."
+)
+
 _DTENSOR = (
     "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
     "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
     "or use fully_shard, whose weights are whole inside the forward."
 )
+
+
+def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
+    # Inference tensors count no versions.
+    return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
+
+
+def _moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(_moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def _is_dtensor(weight: Tensor) -> bool:

@@ -13,7 +13,7 @@ from weightnoise import _random
 from weightnoise._errors import NoiseRoundsAwayWarning
 from weightnoise._select import Site, Spec, resolve
 from weightnoise._slots import find_slots
-from weightnoise.laws import Noise
+from weightnoise.laws import Noise, sample
 
 _SEED = 0
 _SAMPLES = 10_000  # An effective standard deviation is then known to about one per cent.
@@ -117,10 +117,7 @@ def effective_std(law: Noise, weight: Tensor) -> float | None:
         return None
     draws = -(-_SAMPLES // weight.numel())
     with _random.seeded(_SEED, weight.device), torch.no_grad():
-        squares = [
-            (law.apply(weight, law.draw(weight), 1.0).double() - weight.double()).square().mean()
-            for _ in range(draws)
-        ]
+        squares = [(sample(law, weight).double() - weight.double()).square().mean() for _ in range(draws)]
     return torch.stack(squares).mean().sqrt().item()
 
 
@@ -144,7 +141,7 @@ def _rounds_away(law: Noise, weight: Tensor) -> bool:
         weight = weight[: max(1, _CHECKED * weight.shape[0] // weight.numel())]
     with _random.seeded(_SEED, weight.device), torch.no_grad():
         exact = weight.float()
-        noisy = law.apply(exact, law.draw(exact), 1.0)
+        noisy = sample(law, exact)
     moved = noisy != exact
     kept = noisy.to(weight.dtype) != weight
     return bool(moved.any()) and (moved & kept).sum().item() < 0.5 * moved.sum().item()

@@ -31,15 +31,20 @@ def check_scale_options(law: str, relative_to: object, per: object, gradient: ob
     """Raise `ValueError` for options that are unknown or that make no sense together."""
     check_choice(law, "relative_to", relative_to, (None, "absmax", "std", "rms", "value"))
     check_choice(law, "gradient", gradient, ("straight-through", "exact"))
-    if per == "tensor":
-        return
-    if isinstance(per, bool) or not isinstance(per, int):
-        raise ValueError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
-    if relative_to in (None, "value"):
+    check_per(law, per)
+    if per != "tensor" and relative_to in (None, "value"):
         raise ValueError(
             f"{law}(per={per}) has no meaning with relative_to={relative_to!r}: there is no statistic "
             "to take per channel. Drop per, or use relative_to='absmax', 'std' or 'rms'."
         )
+
+
+def check_per(law: str, per: object) -> None:
+    """Raise `ValueError` unless ``per`` is "tensor" or a whole number."""
+    if per == "tensor":
+        return
+    if isinstance(per, bool) or not isinstance(per, int):
+        raise ValueError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
 
 
 def per_problem(per: Per, weight: Tensor) -> str | None:
@@ -60,16 +65,15 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
         return weight
     if weight.numel() == 0:
         return weight.new_ones(())
-    keep = None if per == "tensor" else per % weight.ndim
-    dims = tuple(dim for dim in range(weight.ndim) if dim != keep)
-    if not dims and keep is not None:
+    dims = _reduced(weight, per)
+    if not dims and per != "tensor":
         # A vector per element: each element is its own channel.
         return torch.zeros_like(weight) if relative_to == "std" else weight.abs()
     if relative_to == "absmax":
         return _norm(weight, math.inf, dims)
     if relative_to == "std":
         return torch.std(weight, dim=dims, correction=0, keepdim=True)
-    count = weight.numel() // (1 if keep is None else weight.shape[keep])
+    count = weight.numel() // (1 if per == "tensor" else weight.shape[per])
     return _norm(weight, 2, dims) / math.sqrt(count)
 
 
@@ -78,23 +82,37 @@ def _norm(weight: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
     return norm
 
 
-def add_scaled(
-    weight: Tensor,
-    noise: Tensor,
-    strength: float,
-    relative_to: RelativeTo,
-    per: Per,
-    gradient: Gradient,
-) -> Tensor:
+def scale_of(weight: Tensor, relative_to: RelativeTo, per: Per, gradient: Gradient) -> Tensor | None:
+    """What multiplies a relative strength; a constant for straight-through; None for an absolute strength."""
+    if relative_to is None:
+        return None
+    return statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
+
+
+def extremes(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest weight of the tensor or of each channel, shaped to broadcast."""
+    if weight.numel() == 0:
+        return weight.new_zeros(()), weight.new_zeros(())
+    dims = _reduced(weight, per)
+    if not dims:
+        return weight, weight
+    return torch.amin(weight, dim=dims, keepdim=True), torch.amax(weight, dim=dims, keepdim=True)
+
+
+def _reduced(weight: Tensor, per: Per) -> tuple[int, ...]:
+    keep = None if per == "tensor" else per % weight.ndim
+    return tuple(dim for dim in range(weight.ndim) if dim != keep)
+
+
+def add_scaled(weight: Tensor, noise: Tensor, strength: float, scale: Tensor | None) -> Tensor:
     """``weight + strength * scale * noise``, in one pass over the weight.
 
     Compiled code multiplies instead of using ``alpha`` and ``value``, which would make the strength
     a constant of the graph and recompile whenever it changes.
     """
-    compiling = torch.compiler.is_compiling()
-    if relative_to is None:
-        return weight + noise * strength if compiling else torch.add(weight, noise, alpha=strength)
-    scale = statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
-    if compiling:
-        return weight + noise * scale * strength
+    if torch.compiler.is_compiling():
+        moved = noise * strength if scale is None else noise * scale * strength
+        return weight + moved.to(weight.dtype)
+    if scale is None:
+        return torch.add(weight, noise, alpha=strength)
     return torch.addcmul(weight, noise, scale, value=strength)

@@ -22,10 +22,12 @@ class HeldDraw:
     seed: int | None
     sign: int
     noise: Any = None
+    drawn: bool = False
 
     def take(self, law: Noise, weight: Tensor) -> Any:
         """The held draw, made when it is first asked for."""
-        if self.noise is None:
+        if not self.drawn:
+            self.drawn = True
             own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
             with own, torch.no_grad():
                 self.noise = law.draw(weight)
@@ -45,7 +47,8 @@ class Setting:
 class Switch:
     """The say of all open contexts on one noise, worked out whenever one opens or closes.
 
-    A copy or a pickle starts afresh: it is not inside the contexts that the original is in.
+    A copy or a pickle is not inside the contexts that the original is in; it keeps what a schedule
+    has set.
 
     Attributes:
         off: whether a context has switched the noise off.
@@ -54,10 +57,27 @@ class Switch:
         factor: multiplies the strength; negative for a mirrored draw.
     """
 
-    def __init__(self, when: When) -> None:
+    def __init__(self, when: When, scheduled: float = 1.0) -> None:
         self.when = when
         self.settings: list[Setting] = []
+        self.scheduled = scheduled
+        self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._settle()
+
+    def schedule(self, factor: float, device: torch.device) -> None:
+        """Multiply the strength by ``factor`` until the next call."""
+        if self._schedule is None or self._schedule.device != device:
+            self._schedule = torch.empty((), device=device)
+        self._schedule.fill_(factor)
+        self.scheduled = factor
+        self._settle()
+
+    def compiled_factor(self) -> float:
+        """The factor, for compiled code: a 0-dim tensor under a schedule, so that a step recompiles nothing."""
+        if self._schedule is None:
+            return self.factor
+        product: Any = self._schedule * self._by_contexts
+        return product  # type: ignore[no-any-return]
 
     def push(self, setting: Setting) -> None:
         """Let a context have its say."""
@@ -77,7 +97,8 @@ class Switch:
             factor *= setting.scale
             self.held = setting.held or self.held
         self.gated = self.when == "training" and not forced
-        self.factor = factor if self.held is None else factor * self.held.sign
+        self._by_contexts = factor if self.held is None else factor * self.held.sign
+        self.factor = self._by_contexts * self.scheduled
 
-    def __reduce__(self) -> tuple[type[Switch], tuple[When]]:
-        return Switch, (self.when,)
+    def __reduce__(self) -> tuple[type[Switch], tuple[When, float]]:
+        return Switch, (self.when, self.scheduled)

@@ -15,7 +15,7 @@ from weightnoise._plan import warn_if_rounded_away
 from weightnoise._scale import check_choice
 from weightnoise._select import Site, Spec, resolve
 from weightnoise._switch import When
-from weightnoise.laws import Noise
+from weightnoise.laws import Noise, strengths_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -142,12 +142,13 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
     owned: dict[nn.Module, list[Site]] = {}
     for site in sites:
         owned.setdefault(site.slot.owner, []).append(site)
+    learned: dict[object, dict[str, nn.Parameter]] = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
             before = attachment(owner)
             scope = Scope() if before is None else before.scope
-            made = {site.slot.tensor_name: _noise(site, when, scope) for site in own}
+            made = {site.slot.tensor_name: _noise(site, when, scope, learned) for site in own}
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -156,8 +157,14 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
         raise
 
 
-def _noise(site: Site, when: When, scope: Scope) -> WeightNoise:
-    return WeightNoise(site.law, site.slot.name, when, scope, site.slot.clean_row)
+def _noise(site: Site, when: When, scope: Scope, learned: dict[object, dict[str, nn.Parameter]]) -> WeightNoise:
+    """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
+    slot = site.slot
+    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row)
+    initial = strengths_of(site.law, slot.tensor)
+    own = {name: nn.Parameter(value) for name, value in initial.items()}
+    noise.equip(slot.tensor, learned.setdefault((id(slot.source), repr(site.law)), own))
+    return noise
 
 
 def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:

@@ -15,6 +15,7 @@ from weightnoise._scale import (
     check_scale_options,
     check_strength,
     per_problem,
+    scale_of,
 )
 from weightnoise.laws._protocol import law_repr
 
@@ -67,7 +68,8 @@ class Gaussian:
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * std * scale(weight) * noise``."""
-        return add_scaled(weight, noise, factor * self.std, self.relative_to, self.per, self.gradient)
+        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        return add_scaled(weight, noise, factor * self.std, scale)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""
@@ -116,7 +118,8 @@ class Uniform:
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * bound * scale(weight) * noise``."""
-        return add_scaled(weight, noise, factor * self.bound, self.relative_to, self.per, self.gradient)
+        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        return add_scaled(weight, noise, factor * self.bound, scale)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""

@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from weightnoise import _random
 from weightnoise._scale import Gradient, check_choice, check_strength
 from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise.laws._rates import check_count, draw_blocks, happens, rate_problem, spread_blocks
 
 
 @dataclass(frozen=True)
@@ -49,35 +49,26 @@ class DropConnect:
         check_strength("DropConnect", "p", self.p)
         if self.p >= 1:
             raise ValueError(f"DropConnect(p=...) must be in [0, 1), got {self.p!r}.")
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(f"DropConnect(block=...) must be a whole number >= 1, got {self.block!r}.")
+        check_count("DropConnect", "block", self.block, 1)
         check_choice("DropConnect", "rescale", self.rescale, (True, False))
         check_choice("DropConnect", "gradient", self.gradient, ("exact", "straight-through"))
 
     def draw(self, weight: Tensor) -> Tensor:
         """Numbers uniform on [0, 1), one for each weight or block."""
-        if self.block == 1 or weight.ndim == 0:
-            return _random.unit_uniform(weight, weight.shape)
-        rows, columns = _matrix_shape(weight)
-        return _random.unit_uniform(weight, (rows, -(-columns // self.block)))
+        return draw_blocks(weight, self.block)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * mask``, the mask scaled by 1 / (1 - p) when ``rescale`` is set."""
-        p = self.p * abs(factor)
-        if p >= 1:
-            raise ValueError(f"{self!r} scaled by {abs(factor)} would drop with p={p}; p must stay below 1.")
-        keep = noise >= p if factor >= 0 else noise <= 1.0 - p
-        if self.block > 1 and weight.ndim > 0:
-            columns = _matrix_shape(weight)[1]
-            keep = keep.repeat_interleave(self.block, dim=1)[:, :columns].reshape(weight.shape)
+        if problem := self.factor_problem(factor):
+            raise ValueError(problem)
+        keep = spread_blocks(~happens(noise, self.p, factor), weight, self.block)
         mask = keep.to(weight.dtype)
         if self.rescale:
-            mask = mask / (1.0 - p)
+            mask = mask / (1.0 - self.p * abs(factor))
         if self.gradient == "exact":
             return weight * mask
         return straight_through(weight, weight.detach() * mask)
 
-
-def _matrix_shape(weight: Tensor) -> tuple[int, int]:
-    rows = weight.shape[0]
-    return rows, weight.numel() // rows if rows else 0
+    def factor_problem(self, factor: float) -> str | None:
+        """Why ``p`` cannot be multiplied by ``factor``, or None: something has to be left."""
+        return rate_problem(self, self.p, factor, below_one=True)

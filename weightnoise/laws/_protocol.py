@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+from weightnoise import _random
 
 
 @runtime_checkable
 class Noise(Protocol):
     """A law of noise: anything with these two methods can stand in a spec.
 
-    A law may also have a method ``problem(weight) -> str | None`` that says why it does not fit a
-    parameter; it is asked before a model is touched. ``repr(law)`` should tell laws apart.
+    ``repr(law)`` should tell laws apart. A law may also have:
+
+    - ``problem(weight) -> str | None``: why it does not fit a parameter; asked before a model is touched.
+    - ``factor_problem(factor) -> str | None``: why its strength cannot be multiplied by ``factor``;
+      asked when a context that scales is entered.
+    - ``gradient``: ``"straight-through"`` if the gradient at the noisy weight goes to the clean one
+      unchanged. Without it `weightnoise.testing` takes the gradient to be exact.
+    - ``strengths(weight) -> dict[str, Tensor]``: initial values of what it learns. They become
+      Parameters, and ``apply`` gets them as a fourth argument, a mapping of the same names; without
+      it, it takes the initial values.
+    - ``chip: int | None``: with a number, the draw is frozen: that of this specimen of the hardware.
+      ``redraw(weight, frozen)`` then says what is drawn afresh in each forward; without it, nothing.
     """
 
     def draw(self, weight: Tensor) -> Any:
@@ -50,6 +64,54 @@ def problem_of(law: Noise, weight: Tensor) -> str | None:
     """Why ``law`` does not fit ``weight``; None where it fits or does not say."""
     ask = getattr(law, "problem", None)
     return None if ask is None else ask(weight)
+
+
+def factor_problem_of(law: Noise, factor: float) -> str | None:
+    """Why the strength of ``law`` cannot be multiplied by ``factor``; None where it can."""
+    ask = getattr(law, "factor_problem", None)
+    return None if ask is None else ask(factor)
+
+
+def strengths_of(law: Noise, weight: Tensor) -> dict[str, Tensor]:
+    """Initial values of what ``law`` learns on ``weight``: nothing, for most laws."""
+    make = getattr(law, "strengths", None)
+    return {} if make is None else make(weight)
+
+
+def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor]) -> Tensor:
+    """The noisy weight, for laws that learn a strength and for those that do not."""
+    if strengths:
+        noisy: Tensor = law.apply(weight, noise, factor, strengths)  # type: ignore[call-arg]
+        return noisy
+    return law.apply(weight, noise, factor)
+
+
+def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
+    """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
+    return law.apply(weight, law.draw(weight), factor)
+
+
+def freeze(law: Noise, weight: Tensor, name: str) -> Any:
+    """The draw of the law's chip for the parameter ``name``; None for a law that has no chip.
+
+    It depends on the chip's number and on the name alone, and leaves torch's random state as it was.
+    """
+    own = getattr(law, "freeze", None)
+    if own is not None:
+        return own(weight, name)
+    chip = getattr(law, "chip", None)
+    if chip is None:
+        return None
+    with _random.seeded(_random.derive_seed(chip, name), weight.device), torch.no_grad():
+        return law.draw(weight)
+
+
+def redraw(law: Noise, weight: Tensor, frozen: Any) -> Any:
+    """The draw of another forward on the same chip: what is frozen stays."""
+    if frozen is None:
+        return law.draw(weight)
+    own = getattr(law, "redraw", None)
+    return frozen if own is None else own(weight, frozen)
 
 
 def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from weightnoise._errors import SpecError
 from weightnoise.laws._additive import Gaussian
-from weightnoise.laws._protocol import Noise, problem_of
+from weightnoise.laws._protocol import (
+    Noise,
+    apply_law,
+    factor_problem_of,
+    freeze,
+    problem_of,
+    redraw,
+    strengths_of,
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,43 @@ class Chain:
         """One draw for each law."""
         return tuple(law.draw(weight) for law in self.laws)
 
-    def apply(self, weight: Tensor, noise: tuple[Any, ...], factor: float) -> Tensor:
+    def apply(
+        self, weight: Tensor, noise: tuple[Any, ...], factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Each law on what the one before it made."""
-        for law, drawn in zip(self.laws, noise, strict=True):
-            weight = law.apply(weight, drawn, factor)
+        for place, (law, drawn) in enumerate(zip(self.laws, noise, strict=True)):
+            weight = apply_law(law, weight, drawn, factor, self.own(place, strengths or {}))
         return weight
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """What the laws learn; ``std`` of the law in place 1 is called ``std_1``."""
+        return {
+            f"{name}_{place}": value
+            for place, law in enumerate(self.laws)
+            for name, value in strengths_of(law, weight).items()
+        }
+
+    def own(self, place: int, strengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the law in ``place`` learns, under its own names."""
+        end = f"_{place}"
+        return {name.removesuffix(end): value for name, value in strengths.items() if name.endswith(end)}
+
+    def freeze(self, weight: Tensor, name: str) -> tuple[Any, ...] | None:
+        """The frozen draws; None where no law has a chip."""
+        frozen = tuple(freeze(law, weight, f"{name}[{place}]") for place, law in enumerate(self.laws))
+        return None if all(part is None for part in frozen) else frozen
+
+    def redraw(self, weight: Tensor, frozen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A fresh draw of what is not frozen."""
+        return tuple(redraw(law, weight, part) for law, part in zip(self.laws, frozen, strict=True))
 
     def problem(self, weight: Tensor) -> str | None:
         """The first problem that one of the laws has with ``weight``, or None."""
         return next((found for law in self.laws if (found := problem_of(law, weight))), None)
+
+    def factor_problem(self, factor: float) -> str | None:
+        """The first problem that one of the laws has with ``factor``, or None."""
+        return next((found for law in self.laws if (found := factor_problem_of(law, factor))), None)
 
     def __repr__(self) -> str:
         return repr(list(self.laws))

@@ -1,7 +1,8 @@
 """Checks to run on your own models and laws before you trust them with noise."""
 
 from weightnoise.testing._gradients import check_gradients
+from weightnoise.testing._law import check_law
 from weightnoise.testing._restores import assert_restores
 from weightnoise.testing._unbiased import assert_unbiased
 
-__all__ = ["assert_restores", "assert_unbiased", "check_gradients"]
+__all__ = ["assert_restores", "assert_unbiased", "check_gradients", "check_law"]

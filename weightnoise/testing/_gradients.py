@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from weightnoise import _random
 from weightnoise._contexts import hold_noise, no_noise
+from weightnoise._noise_module import WeightNoise
 from weightnoise._parametrize import noises
 from weightnoise._weights import has_weight_noise
-from weightnoise.laws import Chain, Gaussian, Noise, Uniform
+from weightnoise.laws import Chain, Noise, apply_law, strengths_of
 
 
 def check_gradients(
@@ -35,9 +36,9 @@ def check_gradients(
 
         dL/dw ~= (L(w + step) - L(w - step)) / (2 step)
 
-    A straight-through law is defined as having the gradient at the noisy weight, so there w is the
-    noisy weight itself. For an exact law, and for a parameter without noise, w is the clean weight
-    and the law is applied again at the held draw.
+    A straight-through law is defined as having the gradient at the noisy weight, so what it adds is
+    kept while w moves; in a list, that holds for each such law. An exact law is applied again at the
+    held draw. What a law learns is checked as any other Parameter.
     Everything is done on float64 copies; the model and torch's random state stay as they are.
 
     Args:
@@ -65,7 +66,7 @@ def check_gradients(
     doubles = [_double(value) for value in inputs]
     noisy = copy.deepcopy(model).double()
     noisy.zero_grad()
-    probe, through = _probe(noisy, seed)
+    probe = _probe(noisy, seed)
     device = next(noisy.parameters()).device
 
     def value(of: nn.Module) -> Tensor:
@@ -83,10 +84,9 @@ def check_gradients(
             slope = _central_difference(lambda: value(probe), moved[name], entry, step)
             found = grad.flatten()[entry].item()
             if not math.isclose(found, slope, rel_tol=rtol, abs_tol=atol):
-                kind = "noisy" if name in through else "clean"
                 raise AssertionError(
                     f"Gradient of '{name}' at entry {entry}: training uses {found:.9g}, the central difference "
-                    f"at the {kind} weight is {slope:.9g}."
+                    f"is {slope:.9g}."
                 )
 
 
@@ -96,46 +96,57 @@ def _double(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Shift:
-    """A fixed addition: what is left of a straight-through law when its draw is held."""
+    """A straight-through law as it is differentiated: the weight plus what the law adds at one fixed weight."""
 
-    by: Tensor
+    law: Noise
+    at: Tensor
 
-    def draw(self, weight: Tensor) -> None:
-        """Nothing is drawn."""
+    def draw(self, weight: Tensor) -> Any:
+        """What the law draws."""
+        return self.law.draw(self.at)
 
-    def apply(self, weight: Tensor, noise: None, factor: float) -> Tensor:
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """What the law learns."""
+        return strengths_of(self.law, weight)
+
+    def apply(
+        self, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """The weight, moved."""
-        return weight + self.by
+        return weight + (apply_law(self.law, self.at, noise, factor, strengths or {}) - self.at)
+
+    def __repr__(self) -> str:
+        return repr(self.law)
 
 
-def _probe(noisy: nn.Module, seed: int) -> tuple[nn.Module, set[str]]:
-    """A copy whose straight-through laws are fixed additions, and the names of what they are on.
+def _probe(noisy: nn.Module, seed: int) -> nn.Module:
+    """A copy whose straight-through laws are fixed additions.
 
-    Differentiating it at the clean weight is differentiating the loss at the noisy weight.
+    Differentiating it at the clean weight is differentiating the loss at what those laws make of it.
     """
     probe = copy.deepcopy(noisy)
-    through = [entry for entry in noises(probe) if _differentiate_at_noisy(entry[2].law)]
     with hold_noise(probe, seed=seed):
-        with no_noise(probe), torch.no_grad():
-            clean = [getattr(owner, noise.tensor_name) for _, owner, noise in through]
-        for (_, _, noise), weight in zip(through, clean, strict=True):
-            noise.law = _Shift(noise.sample(weight) - weight)
-    return probe, {name for name, _, _ in through}
+        for _, owner, noise in noises(probe):
+            with no_noise(probe), torch.no_grad():
+                clean: Tensor = getattr(owner, noise.tensor_name).clone()
+                noise.law = _probed(noise, clean)
+    return probe
 
 
-def _differentiate_at_noisy(law: Noise) -> bool:
-    """Whether the gradient is, by definition, the one at the noisy weight and at no other."""
-    laws = law.laws if isinstance(law, Chain) else (law,)
-    through = [getattr(part, "gradient", "exact") == "straight-through" for part in laws]
-    # Adding what does not depend on the weight has the same gradient in both modes.
-    either = [isinstance(part, (Gaussian, Uniform)) and part.relative_to is None for part in laws]
-    if all(either) or not any(through):
-        return False
-    if all(through):
-        return True
-    if all(both or not past for both, past in zip(either, through, strict=True)):
-        return False
-    raise ValueError(f"{law!r} mixes exact and straight-through laws: no difference quotient has that gradient.")
+def _probed(noise: WeightNoise, at: Tensor) -> Noise:
+    held = noise.switch.held
+    assert held is not None
+    if not isinstance(noise.law, Chain):
+        return _Shift(noise.law, at) if _is_straight_through(noise.law) else noise.law
+    laws: list[Noise] = []
+    for place, (law, drawn) in enumerate(zip(noise.law.laws, held.noise, strict=True)):
+        laws.append(_Shift(law, at) if _is_straight_through(law) else law)
+        at = apply_law(law, at, drawn, noise.switch.factor, noise.law.own(place, noise.strengths()))
+    return Chain(tuple(laws))
+
+
+def _is_straight_through(law: Noise) -> bool:
+    return getattr(law, "gradient", "exact") == "straight-through"
 
 
 def _some_entries(count: int, most: int, seed: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._contexts import no_noise
+from weightnoise._learned import learned_strengths
 from weightnoise._select import Spec
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 
@@ -44,11 +45,12 @@ def assert_restores(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> None:
 
 
 def _visible(model: nn.Module) -> dict[str, Any]:
-    """What the rest of the world sees of a model: names, order, identity and values."""
+    """What the rest of the world sees of a model: names, order, identity and values; not what laws learn."""
+    added = learned_strengths(model)
     return {
-        "parameters": [(name, id(parameter)) for name, parameter in model.named_parameters()],
+        "parameters": [(name, id(value)) for name, value in model.named_parameters() if name not in added],
         "buffers": [(name, id(buffer)) for name, buffer in model.named_buffers()],
-        "state_dict": [(name, _bits(value)) for name, value in model.state_dict().items()],
+        "state_dict": [(name, _bits(value)) for name, value in model.state_dict().items() if name not in added],
     }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightnoise import _random
-from weightnoise.laws import Noise
+from weightnoise.laws import Noise, sample
 
 
 def assert_unbiased(law: Noise, weight: Tensor, *, draws: int = 2000, seed: int = 0) -> None:
@@ -32,7 +32,7 @@ def assert_unbiased(law: Noise, weight: Tensor, *, draws: int = 2000, seed: int 
     """
     weight = weight.detach().double()
     with _random.seeded(seed, weight.device), torch.no_grad():
-        moved = torch.stack([law.apply(weight, law.draw(weight), 1.0) - weight for _ in range(draws)])
+        moved = torch.stack([sample(law, weight) - weight for _ in range(draws)])
     largest = _scores(moved).max().item()
     overall = _scores(moved.flatten(1).mean(dim=1)).item()
     bound = math.sqrt(2 * math.log(max(weight.numel(), 2))) + 4

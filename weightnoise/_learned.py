@@ -1,0 +1,87 @@
+"""What models with learned noise strengths need: their Parameters by name, and the variational divergence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise._contexts import no_noise
+from weightnoise._errors import NotNoisyError, UnsupportedParameterError
+from weightnoise._parametrize import noises
+from weightnoise._tree import unwrap
+from weightnoise.laws import Chain, Noise, Protect, Variational
+
+
+def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The Parameters that learned laws have added to ``model``, by their names in ``named_parameters()``.
+
+    For a learning rate of their own, to keep them out of weight decay, or to take their keys out of a
+    checkpoint for the plain model.
+
+    Args:
+        model: any module.
+
+    Returns:
+        From name to Parameter, in the order of ``named_parameters()``; empty without learned laws.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), Variational())
+        >>> list(learned_strengths(model))
+        ['parametrizations.weight.0.rho']
+    """
+    learned = {
+        id(parameter)
+        for _, _, noise in noises(model)
+        for parameter in (noise._parameters[name] for name in noise.strength_names)
+    }
+    named = unwrap(model).named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if id(parameter) in learned}
+
+
+def kl_divergence(model: nn.Module) -> Tensor:
+    r"""The divergence of all `Variational` weights from their priors: ``sum KL(N(w, s^2) || N(0, prior_std^2))``.
+
+    With L the mean loss over N training examples, minimise ``L + kl_divergence(model) / N``. Each tied
+    weight counts once. Noise need not be on.
+
+    Args:
+        model: a module with `Variational` noise.
+
+    Returns:
+        A scalar in nats, differentiable in the weights and in rho.
+
+    Raises:
+        NotNoisyError: if no weight of the model is `Variational`.
+        UnsupportedParameterError: if a `Variational` law is not the first of its list, or in a `Protect`:
+            the weight is then not the mean of the distribution.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), Variational())
+        >>> kl_divergence(model).backward()
+
+    Source:
+        Blundell et al., Weight uncertainty in neural networks, 2015, arXiv 1505.05424.
+    """
+    total: dict[int, Tensor] = {}
+    with no_noise(model):
+        for name, owner, noise in noises(model):
+            law, strengths = noise.law, noise.strengths()
+            if isinstance(law, Chain):
+                strengths = law.own(0, strengths)
+                law = law.laws[0]
+            if isinstance(law, Variational) and id(rho := strengths["rho"]) not in total:
+                total[id(rho)] = law.kl_divergence(getattr(owner, noise.tensor_name), strengths)
+            if _variational_parts(noise.law) > isinstance(law, Variational):
+                raise UnsupportedParameterError(
+                    f"Parameter '{name}' has {noise.law!r}: Variational must come first and outside of Protect, "
+                    "for its divergence to be that of the weight."
+                )
+    if not total:
+        raise NotNoisyError("No weight of the model has Variational noise: there is no divergence to add.")
+    return torch.stack(list(total.values())).sum()
+
+
+def _variational_parts(law: Noise) -> int:
+    if isinstance(law, Chain):
+        return sum(map(_variational_parts, law.laws))
+    return _variational_parts(law.law) if isinstance(law, Protect) else isinstance(law, Variational)

@@ -1,0 +1,184 @@
+"""Cells that fail: stuck weights and flipped bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise._scale import Gradient, Per, check_choice, check_per, extremes, per_problem, statistic
+from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise.laws._quantize import check_bits, precise, step_and_zero
+from weightnoise.laws._rates import check_chip, check_rate, happens, rate_problem
+
+Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StuckAt:
+    r"""Stuck-at faults: of all weights a fraction ``zero`` reads 0, ``high`` the top, ``low`` the bottom level.
+
+    Which weights are stuck is a property of a specimen of the hardware: it is the same in every
+    forward, in every process and in every copy, and depends on ``chip`` and on the parameter's name
+    alone. `hold_noise` puts another specimen in place for its length. The stuck weights of a lower
+    rate are among those of a higher one. A factor multiplies the rates.
+
+    Args:
+        zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied.
+        high: rate of weights stuck at the top level.
+        low: rate of weights stuck at the bottom level.
+        levels: ``"absmax"``: top and bottom are +max |w| and -max |w|; ``"range"``: max w and min w;
+            or two numbers ``(bottom, top)``, the limits of the hardware in units of the weight.
+        per: ``"tensor"``, or the dimension of the channels that have levels each.
+        chip: number of the specimen, or None for other faults in each forward.
+        gradient: ``"exact"`` gives stuck weights no gradient of their own; ``"straight-through"``
+            hands the gradient at the noisy weight to all of them.
+
+    Raises:
+        ValueError: for rates that are negative or add up to more than 1, and for levels out of order.
+
+    Example:
+        >>> StuckAt(zero=0.1, high=0.01)
+        StuckAt(zero=0.1, high=0.01)
+
+    Source:
+        Klachko, Mahmoodi and Strukov, 2019, arXiv 1904.01705; Reagen et al., Ares: a framework for
+        quantifying the resilience of deep neural networks, 2018.
+    """
+
+    zero: float = 0.0
+    _: KW_ONLY
+    high: float = 0.0
+    low: float = 0.0
+    levels: Levels = "absmax"
+    per: Per = "tensor"
+    chip: int | None = 0
+    gradient: Gradient = "exact"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        for option in ("zero", "high", "low"):
+            check_rate("StuckAt", option, getattr(self, option))
+        if self._rate > 1:
+            raise ValueError(f"{self!r}: the rates add up to {self._rate:g}, above 1.")
+        if isinstance(self.levels, tuple):
+            numbers = len(self.levels) == 2 and all(math.isfinite(level) for level in self.levels)
+            if not numbers or self.levels[0] > self.levels[1]:
+                raise ValueError(f"StuckAt(levels=...) must be (bottom, top) in this order, got {self.levels!r}.")
+        else:
+            check_choice("StuckAt", "levels", self.levels, ("absmax", "range"))
+        check_per("StuckAt", self.per)
+        if self.per != "tensor" and isinstance(self.levels, tuple):
+            raise ValueError(f"StuckAt(per={self.per!r}) has no meaning with fixed levels; drop one of them.")
+        check_chip("StuckAt", self.chip)
+        check_choice("StuckAt", "gradient", self.gradient, ("exact", "straight-through"))
+
+    @property
+    def _rate(self) -> float:
+        return self.zero + self.high + self.low
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Numbers uniform on [0, 1) in the weight's shape."""
+        return _random.unit_uniform(weight, weight.shape)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """The weight, with the stuck ones at their level."""
+        if problem := self.factor_problem(factor):
+            raise ValueError(problem)
+        clean = weight if self.gradient == "exact" else weight.detach()
+        bottom, top = self._levels(clean)
+        stuck = clean
+        # From the widest share of [0, 1) to the narrowest, each over the one before.
+        for rate, level in ((self._rate, bottom), (self.zero + self.high, top), (self.zero, 0.0)):
+            if rate:
+                stuck = torch.where(happens(noise, rate, factor), level, stuck)
+        return stuck if self.gradient == "exact" else straight_through(weight, stuck)
+
+    def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.levels, tuple):
+            return weight.new_tensor(self.levels[0]), weight.new_tensor(self.levels[1])
+        if self.levels == "range":
+            return extremes(weight, self.per)
+        top = statistic(weight, "absmax", self.per)
+        return -top, top
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+    def factor_problem(self, factor: float) -> str | None:
+        """Why the rates cannot be multiplied by ``factor``, or None."""
+        return rate_problem(self, self._rate, factor)
+
+
+@dataclass(frozen=True)
+class BitFlip:
+    r"""Flipped bits of a stored weight: each bit of its ``bits``-bit code flips with probability p.
+
+    The code is ``c = round(w / d)`` in two's complement, ``d = max |w| / (2^(bits-1) - 1)``, and a
+    weight whose code becomes c' moves by ``d (c' - c)``; the others stay as they are. Put
+    ``Quantize(bits)`` first for a memory that holds nothing but the codes. A flipped sign bit moves
+    a weight by half the range. The gradient at the noisy weight goes to the clean one unchanged. A
+    factor multiplies p. A draw takes 4 ``bits`` bytes per weight while it is in use.
+
+    Args:
+        p: probability that a bit flips, in [0, 1].
+        bits: length of the code, 2 to 16.
+        per: ``"tensor"``, or the dimension of the channels that have a step each.
+        chip: number of a specimen whose flipped bits stay flipped, as for `StuckAt`; None for other
+            flips in each forward (soft errors).
+
+    Raises:
+        ValueError: for a probability or a number of bits out of range.
+
+    Example:
+        >>> [Quantize(8), BitFlip(0.001)]
+        [Quantize(bits=8), BitFlip(p=0.001)]
+
+    Source:
+        Reagen et al., Ares: a framework for quantifying the resilience of deep neural networks, 2018.
+    """
+
+    p: float
+    _: KW_ONLY
+    bits: int = 8
+    per: Per = "tensor"
+    chip: int | None = None
+
+    gradient: ClassVar[Gradient] = "straight-through"
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_rate("BitFlip", "p", self.p)
+        check_bits("BitFlip", self.bits, True, self.per)
+        check_chip("BitFlip", self.chip)
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Numbers uniform on [0, 1), in the weight's shape for each bit, the lowest first."""
+        return _random.unit_uniform(weight, (self.bits, *weight.shape))
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """``weight + d * (code with flipped bits - code)``."""
+        if problem := self.factor_problem(factor):
+            raise ValueError(problem)
+        clean = precise(weight)
+        step, _ = step_and_zero(clean, self.bits, True, self.per)
+        code = (clean / step).round().to(torch.int32)
+        stored = code & (2**self.bits - 1)
+        for place, bit in enumerate(noise.unbind(0)):
+            stored = stored ^ (happens(bit, self.p, factor).to(torch.int32) << place)
+        flipped = stored - ((stored >> (self.bits - 1)) << self.bits)
+        return straight_through(weight, (clean + step * (flipped - code)).to(weight.dtype))
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+    def factor_problem(self, factor: float) -> str | None:
+        """Why ``p`` cannot be multiplied by ``factor``, or None."""
+        return rate_problem(self, self.p, factor)

@@ -1,0 +1,154 @@
+"""What happens to weights without chance: clipping, and the temperature of the chip.
+
+They have no random strength, so that a factor leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, statistic
+from weightnoise.laws._protocol import law_repr, straight_through
+
+_ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
+
+
+@dataclass(frozen=True)
+class Clip:
+    r"""Clipped weights: w cut to ``[-k std(w), k std(w)]``, or to the fixed bounds ``[low, high]``.
+
+    Usually first in a list, before quantisation and noise, which then have a smaller range to fill.
+    `clip_weights` does the same to the clean weights after an optimizer step. A factor leaves it
+    as it is.
+
+    Args:
+        k: how many standard deviations of the weights to keep. 2.5 where no bounds are given.
+        low: the smallest weight, in units of the weight.
+        high: the largest weight.
+        per: ``"tensor"``, or the dimension of the channels that have a standard deviation each.
+        gradient: ``"exact"`` gives weights outside the range no gradient of their own (what they do
+            to std(w) counts); ``"straight-through"`` hands the gradient at the clipped weight to all.
+
+    Raises:
+        ValueError: for ``k`` together with bounds, a ``k`` that is not positive, bounds that are not
+            in order, and ``per`` with fixed bounds.
+
+    Example:
+        >>> law = Clip(low=-1.0, high=1.0)
+        >>> law.apply(torch.tensor([-3.0, 0.5]), law.draw(torch.zeros(2)), 1.0)
+        tensor([-1.0000,  0.5000])
+
+    Source:
+        Joshi et al., Accurate deep neural network inference using computational phase-change
+        memory, 2020, arXiv 1906.03138.
+    """
+
+    k: float | None = None
+    _: KW_ONLY
+    low: float | None = None
+    high: float | None = None
+    per: Per = "tensor"
+    gradient: Gradient = "exact"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            if self.k is None:
+                object.__setattr__(self, "k", 2.5)
+            check_strength("Clip", "k", self.k)
+            if self.k == 0:
+                raise ValueError("Clip(k=0) would make every weight zero; k must be positive.")
+        elif self.k is not None:
+            raise ValueError("Clip takes k or bounds, not both: the range would have two definitions.")
+        elif self.per != "tensor":
+            raise ValueError(f"Clip(per={self.per!r}) has no meaning with fixed bounds; use k, or drop per.")
+        for option, bound in (("low", self.low), ("high", self.high)):
+            if bound is not None and (isinstance(bound, bool) or not math.isfinite(bound)):
+                raise ValueError(f"Clip({option}=...) must be a finite number, got {bound!r}.")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"Clip(low={self.low!r}, high={self.high!r}): low must be below high.")
+        check_per("Clip", self.per)
+        check_choice("Clip", "gradient", self.gradient, ("exact", "straight-through"))
+
+    def draw(self, weight: Tensor) -> None:
+        """Nothing is drawn."""
+
+    def apply(self, weight: Tensor, noise: None, factor: float) -> Tensor:
+        """The weight, cut to the range."""
+        clean = weight if self.gradient == "exact" else weight.detach()
+        low: Any = self.low
+        high: Any = self.high
+        if self.k is not None:
+            high = self.k * statistic(clean, "std", self.per)
+            low = -high
+        clipped = torch.clamp(clean, low, high)
+        return clipped if self.gradient == "exact" else straight_through(weight, clipped)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    r"""Weights of a chip at another temperature: ``sign(w) m (|w| / m)^((T0 + 273) / (T + 273))``, m = max |w|.
+
+    Currents of transistors below threshold follow a power of the programmed weight when the chip
+    is warmer (T > T0: small weights grow) or colder (they shrink). The largest weight stays. A
+    factor leaves it as it is.
+
+    Args:
+        celsius: temperature T at which the chip computes, in degrees Celsius.
+        reference: temperature T0 at which it was programmed, in degrees Celsius.
+        gradient: ``"straight-through"`` hands the gradient at the changed weight to the clean one
+            unchanged; ``"exact"`` differentiates the formula, which is infinite at w = 0 for T > T0
+            (there it is taken at the smallest number of the dtype).
+
+    Raises:
+        ValueError: for a temperature that is not above absolute zero.
+
+    Example:
+        >>> law = Temperature(85.0)
+        >>> law.apply(torch.tensor([1.0, 0.5]), law.draw(torch.zeros(2)), 1.0)
+        tensor([1.0000, 0.5616])
+
+    Source:
+        Klachko, Mahmoodi and Strukov, Improving noise tolerance of mixed-signal neural networks,
+        2019, arXiv 1904.01705.
+    """
+
+    celsius: float
+    _: KW_ONLY
+    reference: float = 25.0
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        for option, value in (("celsius", self.celsius), ("reference", self.reference)):
+            if isinstance(value, bool) or not math.isfinite(value) or value <= -_ZERO_CELSIUS:
+                raise ValueError(
+                    f"Temperature({option}=...) must be above -273 degrees Celsius and finite, got {value!r}."
+                )
+        check_choice("Temperature", "gradient", self.gradient, ("straight-through", "exact"))
+
+    def draw(self, weight: Tensor) -> None:
+        """Nothing is drawn."""
+
+    def apply(self, weight: Tensor, noise: None, factor: float) -> Tensor:
+        """``sign(w) m (|w| / m) ** ((T0 + 273) / (T + 273))``."""
+        if weight.numel() == 0:
+            return weight
+        exact = self.gradient == "exact"
+        clean = weight if exact else weight.detach()
+        tiny = torch.finfo(weight.dtype).tiny
+        largest = statistic(clean, "absmax", "tensor").clamp(min=tiny)
+        power = (self.reference + _ZERO_CELSIUS) / (self.celsius + _ZERO_CELSIUS)
+        changed = clean.sign() * largest * (clean.abs() / largest).clamp(min=tiny) ** power
+        return changed if exact else straight_through(weight, changed)

@@ -1,0 +1,225 @@
+"""Noise whose strength is learned with the weights.
+
+The strengths are Parameters of their own. For a weight ``0.weight`` the keys are
+``0.parametrizations.weight.0.<name>``, with the name that each law gives below. The key of the clean
+weight does not change. Applied without strengths, the laws take the initial ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from weightnoise import _random
+from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, statistic
+from weightnoise.laws._protocol import law_repr
+
+Factors: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LearnedGaussian:
+    r"""Gaussian noise of a learned strength per weight (NoisyNets): ``w + std * e``.
+
+    ``e`` is standard normal per element, or, factorised, ``e_ij = f(e_i) f(e_j)`` with
+    ``f(x) = sign(x) sqrt(|x|)`` for output i and input j: n + m random numbers in place of n m, and a
+    real standard deviation of ``sqrt(2 / pi) std``, that is 0.798 std. ``std`` is a Parameter of the
+    weight's shape, of either sign. The gradient is exact in w and in std.
+
+    Args:
+        init: the first value of ``std``; None for 0.017, or ``0.5 / sqrt(fan_in)`` when factorised.
+        factorised: draw a number per output and per input. A vector, such as a bias, gets f(e_i).
+
+    Raises:
+        ValueError: for an initial value that is negative or not finite.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), LearnedGaussian())
+        >>> [name for name, _ in model.named_parameters()]
+        ['weight', 'bias', 'parametrizations.weight.0.std']
+
+    Source:
+        Fortunato et al., Noisy networks for exploration, 2017, arXiv 1706.10295.
+    """
+
+    init: float | None = None
+    _: KW_ONLY
+    factorised: bool = False
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        if self.init is not None:
+            check_strength("LearnedGaussian", "init", self.init)
+        check_choice("LearnedGaussian", "factorised", self.factorised, (True, False))
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """``std`` for each weight."""
+        init = self.init
+        if init is None:
+            fan_in = weight[0].numel() if weight.ndim > 1 and len(weight) else weight.numel()
+            init = 0.5 / math.sqrt(max(fan_in, 1)) if self.factorised else 0.017
+        return {"std": _filled(weight, init)}
+
+    def draw(self, weight: Tensor) -> Tensor | Factors:
+        """Standard normal numbers in the weight's shape; factorised: f of those of outputs and of inputs."""
+        if not self.factorised:
+            return _random.normal(weight)
+        outputs = weight.shape[0] if weight.ndim else 1
+        inputs = weight.numel() // outputs if weight.ndim > 1 and outputs else 1
+        return _root(_random.normal(weight.new_empty(outputs))), _root(_random.normal(weight.new_empty(inputs)))
+
+    def apply(
+        self,
+        weight: Tensor,
+        noise: Tensor | Factors,
+        factor: float,
+        strengths: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """``weight + factor * std * noise``."""
+        if isinstance(noise, tuple):
+            outputs, inputs = noise
+            noise = outputs if weight.ndim < 2 else torch.outer(outputs, inputs)
+            noise = noise.reshape(weight.shape)
+        return weight + (strengths or self.strengths(weight))["std"] * noise * factor
+
+
+@dataclass(frozen=True)
+class Variational:
+    r"""Gaussian noise of a learned strength, for variational inference: ``w + softplus(rho) e``.
+
+    ``e`` is standard normal per element; the weight is the mean of the approximate posterior and
+    ``softplus(rho)`` its standard deviation, with a Parameter ``rho`` of the weight's shape. Add
+    `kl_divergence` of the model, over the number of training examples, to the mean loss. The gradient
+    is exact in w and in rho. A factor multiplies the standard deviation and leaves the divergence.
+
+    Args:
+        init_rho: the first value of ``rho``; -3 is a standard deviation of 0.049.
+        prior_std: standard deviation of the prior N(0, prior_std^2) of each weight.
+
+    Raises:
+        ValueError: for values that are not finite, and a prior without width.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), Variational(prior_std=0.5))
+        >>> bool(kl_divergence(model) > 0)
+        True
+
+    Source:
+        Graves, Practical variational inference for neural networks, 2011; Blundell et al., Weight
+        uncertainty in neural networks, 2015, arXiv 1505.05424.
+    """
+
+    init_rho: float = -3.0
+    _: KW_ONLY
+    prior_std: float = 1.0
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.init_rho, (int, float)) and not isinstance(self.init_rho, bool)
+        if not number or not math.isfinite(self.init_rho):
+            raise ValueError(f"Variational(init_rho=...) must be a finite number, got {self.init_rho!r}.")
+        check_strength("Variational", "prior_std", self.prior_std)
+        if self.prior_std == 0:
+            raise ValueError("Variational(prior_std=0) would forbid every weight but 0; it must be positive.")
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """``rho`` for each weight."""
+        return {"rho": _filled(weight, self.init_rho)}
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """``weight + factor * softplus(rho) * noise``."""
+        std = softplus((strengths or self.strengths(weight))["rho"])
+        return weight + std * noise * factor
+
+    def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
+        """``sum ln(prior_std / s) + (s^2 + w^2) / (2 prior_std^2) - 1/2`` with ``s = softplus(rho)``, in nats."""
+        std, prior = softplus(strengths["rho"]), self.prior_std
+        spread: Tensor = (std.square() + weight.square()) / (2 * prior**2) - std.log()
+        return spread.sum() + weight.numel() * (math.log(prior) - 0.5)
+
+
+@dataclass(frozen=True)
+class ParametricNoise:
+    r"""Parametric noise injection: ``w + strength * std(w) * e``, the strength learned, on top of std(w).
+
+    ``e`` is standard normal per element, std(w) the standard deviation of the whole tensor, and
+    ``strength`` a Parameter with one element, one per channel, or one per weight. On its own the loss
+    drives it to zero; the source trains on adversarial examples. The gradient is exact in the strength.
+
+    Args:
+        init: the first value of ``strength``.
+        per: ``"tensor"``, ``"element"``, or the dimension of the channels that have a strength each.
+        gradient: ``"straight-through"`` takes std(w) as a constant; ``"exact"`` differentiates through it.
+
+    Raises:
+        ValueError: for an initial value that is negative or not finite, and an unknown ``per``.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), ParametricNoise(per=0))
+        >>> learned_strengths(model)["parametrizations.weight.0.strength"].shape
+        torch.Size([2, 1])
+
+    Source:
+        He, Rakin and Fan, Parametric noise injection: trainable randomness to improve deep neural
+        network robustness against adversarial attack, 2019, arXiv 1811.09310.
+    """
+
+    init: float = 0.25
+    _: KW_ONLY
+    per: Per | Literal["element"] = "tensor"
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("ParametricNoise", "init", self.init)
+        if self.per != "element":
+            check_per("ParametricNoise", self.per)
+        check_choice("ParametricNoise", "gradient", self.gradient, ("straight-through", "exact"))
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """``strength``, shaped to broadcast against the weight."""
+        if self.per == "element":
+            return {"strength": _filled(weight, self.init)}
+        own = None if self.per == "tensor" else self.per % weight.ndim
+        shape = [size if dim == own else 1 for dim, size in enumerate(weight.shape)]
+        return {"strength": _filled(weight.new_empty(shape), self.init)}
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """``weight + factor * strength * std(weight) * noise``."""
+        clean = weight if self.gradient == "exact" else weight.detach()
+        scale = statistic(clean, "std", "tensor")
+        strength = (strengths or self.strengths(weight))["strength"]
+        return weight + strength * (noise * scale) * factor
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return None if self.per == "element" else per_problem(self.per, weight)
+
+
+def _filled(like: Tensor, value: float) -> Tensor:
+    return torch.full(like.shape, value, dtype=like.dtype, device=like.device)
+
+
+def _root(normal: Tensor) -> Tensor:
+    return normal.sign() * normal.abs().sqrt()

@@ -1,0 +1,60 @@
+"""Noise that multiplies the weight by a positive random number."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise._scale import Gradient, check_choice, check_strength
+from weightnoise.laws._protocol import law_repr, straight_through
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    r"""Log-normal weight noise: ``w * exp(std e - std^2 / 2)`` with ``e ~ N(0, 1)`` per element.
+
+    The sign of a weight never changes, the mean stays w, and the standard deviation of the noisy
+    weight is ``|w| sqrt(exp(std^2) - 1)``. Scaling by a factor f makes the strength ``f std``.
+
+    Args:
+        std: standard deviation of the logarithm, dimensionless. 0.1 to 0.5 is usual.
+        gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
+            unchanged; ``"exact"`` multiplies it by the random number.
+
+    Raises:
+        ValueError: for a strength that is negative or not finite.
+
+    Example:
+        >>> law = LogNormal(0.3)
+        >>> bool((law.apply(torch.ones(9), law.draw(torch.ones(9)), 1.0) > 0).all())
+        True
+
+    Source:
+        Multiplicative noise of a device whose conductance varies by a factor: Klachko, Mahmoodi
+        and Strukov, Improving noise tolerance of mixed-signal neural networks, 2019, arXiv 1904.01705.
+    """
+
+    std: float
+    _: KW_ONLY
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("LogNormal", "std", self.std)
+        check_choice("LogNormal", "gradient", self.gradient, ("straight-through", "exact"))
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """``weight * exp(s * noise - s^2 / 2)`` with ``s = factor * std``."""
+        std = factor * self.std
+        ratio = torch.exp(noise * std - std * std / 2).to(weight.dtype)
+        if self.gradient == "exact":
+            return weight * ratio
+        return straight_through(weight, weight.detach() * ratio)

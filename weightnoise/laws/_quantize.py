@@ -1,0 +1,201 @@
+"""Weights of few bits: rounding, and noise that stands for it."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise._scale import (
+    Gradient,
+    Per,
+    add_scaled,
+    check_choice,
+    check_per,
+    extremes,
+    per_problem,
+    statistic,
+)
+from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise.laws._rates import check_count, check_rate, draw_blocks, happens, rate_problem, spread_blocks
+
+_MOST_BITS = 16  # A float32 weight still has several values per step.
+
+
+def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
+    """Raise `ValueError` for a code that cannot be, or for an unknown ``per``."""
+    check_choice(law, "symmetric", symmetric, (True, False))
+    check_count(law, "bits", bits, 1, _MOST_BITS)
+    check_per(law, per)
+    if symmetric and bits == 1:
+        raise ValueError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
+
+
+def step_and_zero(weight: Tensor, bits: int, symmetric: bool, per: Per) -> tuple[Tensor, Tensor | float]:
+    """The step d between levels, and the code that stands for 0.
+
+    Symmetric: ``d = max |w| / (2^(bits-1) - 1)``, code 0. Affine: d covers [min w, max w], widened
+    to hold 0, in ``2^bits - 1`` steps, and 0 has a code of its own. Where all weights are 0, d is 1.
+    """
+    if symmetric:
+        step = statistic(weight, "absmax", per) / (2 ** (bits - 1) - 1)
+        return torch.where(step > 0, step, 1.0), 0.0
+    low, high = extremes(weight, per)
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    step = (high - low) / (2**bits - 1)
+    step = torch.where(step > 0, step, 1.0)
+    return step, torch.round(-low / step)
+
+
+def precise(weight: Tensor) -> Tensor:
+    """The weight without its gradient, in float32 or better: 8 bits of mantissa cannot hold a code."""
+    clean = weight.detach()
+    return clean.float() if weight.dtype in (torch.float16, torch.bfloat16) else clean
+
+
+@dataclass(frozen=True)
+class Quantize:
+    r"""Weights rounded to ``bits`` bits: ``d (clamp(round(w / d + z), lowest, highest) - z)``.
+
+    Symmetric: z = 0, ``d = max |w| / (2^(bits-1) - 1)``, codes from ``-(2^(bits-1) - 1)`` up.
+    Affine: codes 0 to ``2^bits - 1`` cover [min w, max w] and 0 exactly. Stochastic rounding adds
+    ``u ~ U(-1/2, 1/2)`` before it rounds: unbiased, with variance ``f (1 - f) d^2`` at the fraction
+    f between two levels.
+
+    The gradient at the rounded weight goes to the clean one unchanged. Every weight lies within the
+    range of the codes; for the saturated form, with no gradient outside a range, put a `Clip` first.
+    A factor multiplies ``subset`` where that is below 1; otherwise the code is as it is. The
+    mirrored draw rounds with -u, and picks from the other end.
+
+    Args:
+        bits: length of the code, 2 (affine: 1) to 16. 4 to 8 is usual.
+        symmetric: codes on both sides of 0, or codes that cover exactly [min w, max w].
+        per: ``"tensor"``, or the dimension of the channels that have a step each.
+        stochastic: round up or down at random.
+        subset: the fraction of weights that are rounded, chosen anew in each forward (Quant-Noise);
+            the others stay as they are. 0.1 in the source.
+        block: choose runs of this many neighbouring weights of one output together. 8 in the source.
+
+    Raises:
+        ValueError: for bits, rates or blocks out of range, and for ``block`` without ``subset``.
+
+    Example:
+        >>> law = Quantize(3)
+        >>> law.apply(torch.tensor([0.9, 0.4, -0.1]), law.draw(torch.zeros(3)), 1.0)
+        tensor([0.9000, 0.3000, 0.0000])
+
+    Source:
+        Zhou et al., DoReFa-Net, 2016, arXiv 1606.06160; random subsets: Fan et al., Training with
+        quantization noise for extreme model compression, 2020, arXiv 2004.07320.
+    """
+
+    bits: int
+    _: KW_ONLY
+    symmetric: bool = True
+    per: Per = "tensor"
+    stochastic: bool = False
+    subset: float = 1.0
+    block: int = 1
+
+    gradient: ClassVar[Gradient] = "straight-through"
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_bits("Quantize", self.bits, self.symmetric, self.per)
+        check_choice("Quantize", "stochastic", self.stochastic, (True, False))
+        check_rate("Quantize", "subset", self.subset)
+        check_count("Quantize", "block", self.block, 1)
+        if self.block > 1 and self.subset == 1:
+            raise ValueError("Quantize(block=...) has no meaning with subset=1: every weight is rounded.")
+
+    def draw(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Numbers uniform on [0, 1), for the rounding and for the subset where there is one."""
+        rounding = _random.unit_uniform(weight, weight.shape) if self.stochastic else None
+        return rounding, draw_blocks(weight, self.block) if self.subset < 1 else None
+
+    def apply(self, weight: Tensor, noise: tuple[Tensor | None, Tensor | None], factor: float) -> Tensor:
+        """The rounded weight."""
+        if problem := self.factor_problem(factor):
+            raise ValueError(problem)
+        rounding, chosen = noise
+        clean = precise(weight)
+        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.per)
+        code = clean / step + zero
+        if rounding is not None:
+            code = code + (rounding - 0.5) * _sign(factor)
+        top = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        code = code.round().clamp(-top if self.symmetric else 0, top)
+        rounded = (step * (code - zero)).to(weight.dtype)
+        if chosen is not None:
+            picked = spread_blocks(happens(chosen, self.subset, factor), weight, self.block)
+            rounded = torch.where(picked, rounded, weight.detach())
+        return straight_through(weight, rounded)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+    def factor_problem(self, factor: float) -> str | None:
+        """Why ``subset`` cannot be multiplied by ``factor``, or None."""
+        return rate_problem(self, self.subset, factor) if self.subset < 1 else None
+
+
+@dataclass(frozen=True)
+class QuantizationNoise:
+    r"""Noise that stands for rounding (pseudo-quantisation): ``w + U(-d/2, d/2)`` per element.
+
+    d is the step of ``Quantize(bits, symmetric=..., per=...)``. Unlike rounding it is smooth in w
+    and in d, and it has no dead zones; its variance is ``d^2 / 12``, that of rounding on average.
+
+    Args:
+        bits: length of the code, 2 (affine: 1) to 16. 2 to 15, from 8, in the source.
+        symmetric: as for `Quantize`.
+        per: ``"tensor"``, or the dimension of the channels that have a step each.
+        gradient: ``"straight-through"`` takes d as a constant; ``"exact"`` differentiates through it.
+
+    Raises:
+        ValueError: for bits out of range.
+
+    Example:
+        >>> QuantizationNoise(4, per=0)
+        QuantizationNoise(bits=4, per=0)
+
+    Source:
+        Défossez, Adi and Synnaeve, Differentiable model compression via pseudo quantization noise,
+        2021, arXiv 2104.09987.
+    """
+
+    bits: int
+    _: KW_ONLY
+    symmetric: bool = True
+    per: Per = "tensor"
+    gradient: Gradient = "straight-through"
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_bits("QuantizationNoise", self.bits, self.symmetric, self.per)
+        check_choice("QuantizationNoise", "gradient", self.gradient, ("straight-through", "exact"))
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Numbers uniform on [-1, 1] in the weight's shape."""
+        return _random.symmetric_uniform(weight)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """``weight + factor * d / 2 * noise``."""
+        clean = weight if self.gradient == "exact" else weight.detach()
+        step, _ = step_and_zero(clean, self.bits, self.symmetric, self.per)
+        return add_scaled(weight, noise, factor * 0.5, step)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return per_problem(self.per, weight)
+
+
+def _sign(factor: float) -> float | Tensor:
+    if isinstance(factor, Tensor):
+        return torch.where(factor < 0, -1.0, 1.0)
+    return 1.0 if factor >= 0 else -1.0
