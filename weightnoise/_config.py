@@ -1,6 +1,6 @@
 """Specs as plain data, for the configuration of an experiment in JSON or YAML.
 
-A law is a mapping with its name under ``law`` and the options that differ from their defaults; a list
+A law is a mapping with its name under ``type`` and the options that differ from their defaults; a list
 of laws is a list; numbers and None stand for themselves. In a mapping spec a class is the key
 ``"class:torch.nn.LSTM"``.
 """
@@ -40,7 +40,7 @@ def spec_to_config(spec: Spec) -> Any:
         >>> spec_to_config({"head.*": None, nn.LSTM: [Clip(2.0), Gaussian(0.1, relative_to="std")]})
         ... # doctest: +NORMALIZE_WHITESPACE
         {'head.*': None, 'class:torch.nn.LSTM':
-          [{'law': 'Clip', 'k': 2.0}, {'law': 'Gaussian', 'std': 0.1, 'relative_to': 'std'}]}
+          [{'type': 'Clip', 'k': 2.0}, {'type': 'Gaussian', 'std': 0.1, 'relative_to': 'std'}]}
     """
     if isinstance(spec, Mapping):
         return {_key_to_config(key): _to_config(value) for key, value in spec.items()}
@@ -59,10 +59,10 @@ def spec_from_config(config: Any) -> Spec:
         SpecError: for an unknown law, option or class, and for options a law refuses.
 
     Example:
-        >>> spec_from_config({"law": "DropConnect", "p": 0.2})
+        >>> spec_from_config({"type": "DropConnect", "p": 0.2})
         DropConnect(p=0.2)
     """
-    if isinstance(config, Mapping) and "law" not in config:
+    if isinstance(config, Mapping) and "type" not in config:
         return {_key_from_config(key): _from_config(value) for key, value in config.items()}
     spec: Spec = _from_config(config)
     return spec
@@ -81,7 +81,7 @@ def _to_config(value: Any) -> Any:
             for option in fields(value)
             if _differs(value, option)
         }
-        return {"law": _name_of(type(value)), **options}
+        return {"type": _name_of(type(value)), **options}
     if callable(value) and not isinstance(value, Noise):
         return _name_of(value)
     raise SpecError(f"{value!r} ({type(value).__name__}) cannot be written as plain data.")
@@ -94,8 +94,10 @@ def _differs(law: Any, option: Any) -> bool:
 
 def _from_config(value: Any) -> Any:
     if isinstance(value, Mapping):
-        options = {name: _option(item) for name, item in value.items() if name != "law"}
-        law = _find(value.get("law"), laws, "law")
+        options = {name: _option(item) for name, item in value.items() if name != "type"}
+        law = _find(value.get("type"), laws, "law")
+        if not isinstance(law, type):
+            raise SpecError(f"{value['type']!r} names no law.")
         if law is laws.Custom and isinstance(options.get("fn"), str):
             options["fn"] = _find(options["fn"], None, "function")
         try:

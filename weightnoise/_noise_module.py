@@ -183,7 +183,7 @@ class WeightNoise(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )
-        if strict and len(missing) == len(self.strength_names) > 0:
+        if len(missing) == len(self.strength_names) > 0:
             # One text for all of them, so that Python shows it once.
             warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
         else:
@@ -201,8 +201,8 @@ _EXPORT = (
 )
 
 _PLAIN_CHECKPOINT = (
-    "The checkpoint holds no learned noise strengths, as one of the plain model; they keep the values they have. "
-    "load_state_dict(..., strict=False) returns their names in missing_keys."
+    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
+    "weightnoise.learned_strengths(model) has their names."
 )
 
 _DTENSOR = (

@@ -1,0 +1,128 @@
+"""Specs and laws as plain data, there and back through JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import weightnoise as wn
+from tests.cases import LAWS, LanguageModel, shrink
+from weightnoise.laws import as_law
+
+
+def there_and_back(spec: Any) -> Any:
+    return wn.spec_from_config(json.loads(json.dumps(wn.spec_to_config(spec))))
+
+
+@dataclass(frozen=True)
+class Own:
+    """A law of a user's own."""
+
+    size: float = 1.0
+
+    def draw(self, weight: Tensor) -> Tensor:
+        return torch.ones_like(weight)
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        return weight + factor * self.size * noise
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_every_law_comes_back(law: Any) -> None:
+    assert as_law(there_and_back(law)) == as_law(law)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        0.1,
+        {"encoder.*": wn.Gaussian(0.02, relative_to="absmax"), nn.LSTM: 0.05, "head.weight": None},
+        {LanguageModel: [wn.Clip(2.0), wn.Protect(wn.Quantize(8), 0.1), 0.01], "*": Own(2.0)},
+        {"*": wn.Custom(shrink)},
+        {"*": wn.Protect(wn.Chain((wn.Clip(), wn.Gaussian(0.1))), 0.5)},
+    ],
+    ids=repr,
+)
+def test_specs_come_back_with_their_order(spec: Any) -> None:
+    again = there_and_back(spec)
+    if isinstance(spec, dict):
+        assert list(again) == list(spec)
+        assert [as_law(law) for law in again.values()] == [as_law(law) for law in spec.values()]
+    else:
+        assert again == spec
+
+
+def test_the_form_is_the_documented_one() -> None:
+    spec: Any = {"a.*": [wn.Clip(2.0), wn.StuckAt(0.1, chip=None)], nn.Linear: None, Own: 0.1}
+    assert wn.spec_to_config(spec) == {
+        "a.*": [{"type": "Clip", "k": 2.0}, {"type": "StuckAt", "zero": 0.1, "chip": None}],
+        "class:torch.nn.Linear": None,
+        "class:tests.test_config.Own": 0.1,
+    }
+    assert wn.spec_to_config(Own(3.0)) == {"type": "tests.test_config.Own", "size": 3.0}
+
+
+def test_a_config_makes_a_noisy_model() -> None:
+    text = '{"class:torch.nn.LSTM": {"type": "DropConnect", "p": 0.2}, "1.weight": 0.05}'
+    model = wn.add_weight_noise(
+        nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2)), wn.spec_from_config(json.loads(text))
+    )
+    assert wn.noisy_parameters(model)["0.weight_ih_l0"] == wn.DropConnect(0.2)
+    assert wn.noisy_parameters(model)["1.weight"] == wn.Gaussian(0.05)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (lambda name, parameter, module: None, "has no name to import it by"),
+        (wn.Custom(lambda w: w), "has no name to import it by"),
+        (wn.Protect(wn.Gaussian(0.1), 0.5, by=torch.ones(2)), "cannot be written as plain data"),
+        ({"*": object()}, "cannot be written as plain data"),
+    ],
+)
+def test_what_has_no_plain_form_is_an_error(spec: Any, text: str) -> None:
+    with pytest.raises(wn.SpecError, match=text):
+        wn.spec_to_config(spec)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"type": "Gausian", "std": 0.1}, r"'Gausian' names no law. The laws are BitFlip, Chain, Clip"),
+        ({"type": "Gaussian", "sdt": 0.1}, "unexpected keyword argument 'sdt'"),
+        ({"type": "Gaussian", "std": -1}, "must be a finite number >= 0"),
+        ({"type": "no.such.Law"}, "'no.such.Law' names no law"),
+        ({"type": "as_law"}, "names no law"),
+        ({"*": {"type": "Custom", "fn": "tests.cases.nothing"}}, "names no function"),
+        ({"class:torch.nn.Nothing": 0.1}, "names no class"),
+        ({"class:torch.Tensor": 0.1}, "is no module class"),
+        ({"type": 3}, "3 names no law"),
+    ],
+)
+def test_what_a_config_gets_wrong_is_named(config: Any, text: str) -> None:
+    with pytest.raises(wn.SpecError, match=text):
+        wn.spec_from_config(config)
+
+
+@given(
+    std=st.floats(0, 10),
+    relative_to=st.sampled_from([None, "absmax", "std", "rms", "value"]),
+    bits=st.integers(2, 16),
+    rate=st.floats(0, 1),
+    numbers=st.lists(st.floats(-5, 5), min_size=1, max_size=4),
+)
+def test_any_options_come_back(std: float, relative_to: Any, bits: int, rate: float, numbers: list[float]) -> None:
+    laws: list[wn.Noise] = [
+        wn.Gaussian(std, relative_to=relative_to),
+        wn.Quantize(bits, subset=rate, stochastic=True),
+        wn.ProgrammingNoise(programming=tuple(numbers)),
+        wn.Protect(wn.BitFlip(rate, bits=bits, chip=3), rate),
+    ]
+    assert as_law(there_and_back(laws)) == as_law(laws)
