@@ -1,4 +1,4 @@
-"""What noise does on average, against the closed forms.
+"""The identities of noise: bit for bit where they are exact, against the closed form where they are averages.
 
 Seeds and sample counts are fixed; a tolerance is 4 standard errors of the estimate, measured on
 the same samples, unless a line says otherwise.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,40 @@ def excess_losses(law: wn.Noise, antithetic: bool) -> tuple[Tensor, Tensor, Tens
     return torch.stack(losses), weight, x
 
 
+def noise_at(law: wn.Noise, weight: Tensor, noise: Any, factor: float = 1.0) -> Tensor:
+    """What the law adds to a weight of zeros, where nothing rounds."""
+    return law.apply(torch.zeros_like(weight), noise, factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [wn.Gaussian, wn.Uniform])
+def test_a_doubled_strength_and_a_mirrored_draw_are_bitwise(make: Any, dtype: torch.dtype) -> None:
+    weight = torch.zeros(50, 40, dtype=dtype)
+    noise = make(0.1).draw(weight)
+    once = noise_at(make(0.1), weight, noise)
+    assert torch.equal(noise_at(make(0.2), weight, noise), 2 * once)
+    assert torch.equal(noise_at(make(0.1), weight, noise, factor=2.0), 2 * once)
+    assert torch.equal(noise_at(make(0.1), weight, noise, factor=-1.0), -once)
+
+
+def test_the_same_seed_with_twice_the_strength_doubles_the_noise_of_a_model_bitwise() -> None:
+    found = []
+    for strength in (0.1, 0.2):
+        model = nn.Linear(30, 20)
+        nn.init.zeros_(model.weight)
+        wn.add_weight_noise(model, strength)
+        with torch.no_grad():
+            torch.manual_seed(7)
+            found.append(model.weight)
+            with wn.hold_noise(model, seed=7):
+                found.append(model.weight)
+            with wn.hold_noise(model, seed=7, sign=-1):
+                found.append(model.weight)
+    for single, double in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(double, 2 * single)
+    assert torch.equal(found[2], -found[1])
+
+
 @pytest.mark.parametrize("name", [name for name in LAWS if name not in BIASED])
 def test_unbiased_laws(name: str) -> None:
     law = as_law(LAWS[name])
@@ -66,6 +101,12 @@ def test_unbiased_laws(name: str) -> None:
         (wn.Gaussian(0.3, relative_to="absmax"), lambda w: 0.3 * w.abs().max()),
         (wn.Gaussian(0.3, relative_to="value"), lambda w: 0.3 * w.abs()),
         (wn.DropConnect(0.2), lambda w: w.abs() * math.sqrt(0.2 / 0.8)),
+        (wn.LogNormal(0.3), lambda w: w.abs() * math.sqrt(math.expm1(0.3**2))),
+        (wn.LearnedGaussian(0.3), lambda w: 0.3),
+        (wn.LearnedGaussian(0.3, factorised=True), lambda w: 0.3 * math.sqrt(2 / math.pi)),
+        (wn.Variational(-1.0), lambda w: math.log1p(math.exp(-1.0))),
+        (wn.ParametricNoise(0.3), lambda w: 0.3 * w.std(correction=0)),
+        (wn.QuantizationNoise(3), lambda w: w.abs().max() / 3 / math.sqrt(12)),
     ],
     ids=repr,
 )
@@ -98,6 +139,70 @@ def test_additive_noise_on_a_linear_model_is_ridge_regression() -> None:
 def test_uniform_noise_costs_a_third_of_its_bound_squared() -> None:
     losses, _, x = excess_losses(wn.Uniform(0.1), antithetic=True)
     assert_mean(losses, 5 * 0.1**2 / 3 * x.square().sum(dim=1).mean().item())
+
+
+def test_factorised_noise_costs_two_over_pi_of_it() -> None:
+    law = wn.LearnedGaussian(0.1, factorised=True)
+    losses, _, x = excess_losses(law, antithetic=True)
+    assert_mean(losses, 2 / math.pi * 5 * 0.1**2 * x.square().sum(dim=1).mean().item())
+
+
+def test_log_normal_noise_is_multiplicative() -> None:
+    losses, weight, x = excess_losses(wn.LogNormal(0.2), antithetic=True)
+    assert_mean(losses, math.expm1(0.2**2) * (weight.square() @ x.square().mean(dim=0)).sum().item())
+
+
+def test_stochastic_rounding_is_unbiased_with_variance_f_one_minus_f() -> None:
+    weight, law = torch.randn(6, 8, dtype=torch.float64), wn.Quantize(3, stochastic=True)
+    step = weight.abs().max() / 3
+    fraction = weight / step - (weight / step).floor()
+    moved = torch.stack([law.apply(weight, law.draw(weight), 1.0) - weight for _ in range(DRAWS)])
+    inside = (fraction > 0.01) & (fraction < 0.99)
+    expected = (fraction * (1 - fraction))[inside] * step**2
+    assert_mean((moved.square()[:, inside] / expected).mean(dim=1), 1.0)
+    assert_mean(moved.mean(dim=(1, 2)), 0.0)
+
+
+def test_stuck_and_flipped_weights_come_at_their_rates() -> None:
+    weight = torch.rand(200, 200, dtype=torch.float64) + 0.5
+    stuck = wn.StuckAt(0.05, high=0.02, low=0.03)
+    noisy = stuck.apply(weight, stuck.draw(weight), 1.0)
+    largest = weight.max()
+    for hit, rate in ((noisy == 0, 0.05), (noisy == largest, 0.02), (noisy == -largest, 0.03)):
+        # 4 s.e. of a rate over 40,000 weights; the largest weight itself counts once.
+        assert abs(hit.double().mean().item() - rate) < 4 * math.sqrt(rate * (1 - rate) / weight.numel()) + 1e-4
+    flips = wn.BitFlip(0.01, bits=8)
+    untouched = flips.apply(weight, flips.draw(weight), 1.0) == weight
+    survive = 0.99**8
+    error = math.sqrt(survive * (1 - survive) / weight.numel())
+    assert abs(untouched.double().mean().item() - survive) < 4 * error
+
+
+def test_programming_noise_of_phase_change_memory_has_the_measured_size() -> None:
+    # SCIENCE: sigma is 1.05 % of g_max at 0 and 4.22 % at g_max; the largest is 1.0863 microsiemens, at r = .8375.
+    def sigma(r: float) -> float:
+        return 0.26348 + 1.9650 * r - 1.1731 * r * r
+
+    assert sigma(0.0) / 25 == pytest.approx(0.0105, abs=5e-5)
+    assert sigma(1.0) / 25 == pytest.approx(0.0422, abs=5e-5)
+    assert max((sigma(i / 10_000), i / 10_000) for i in range(10_001)) == pytest.approx((1.0863, 0.8375), abs=1e-4)
+    weight = torch.tensor([1.0, 0.8375, 0.5], dtype=torch.float64)  # Far enough from 0 for no clipping of g+.
+    law = wn.ProgrammingNoise(read=())
+    moved = torch.stack([law.apply(weight, law.draw(weight), 1.0) - weight for _ in range(4 * DRAWS)])
+    # The other device of the pair should be at 0 and is cut there: half a normal, variance (1 - 1/pi) / 2 about
+    # its mean sigma / sqrt(2 pi), which the pair's difference is short of.
+    other = sigma(0.0) / 25
+    for place, ratio in enumerate((1.0, 0.8375, 0.5)):
+        assert_mean(moved[:, place], -other / math.sqrt(2 * math.pi))
+        centred = moved[:, place] - moved[:, place].mean()
+        assert_mean(centred.square(), (sigma(ratio) / 25) ** 2 + other**2 * (1 - 1 / math.pi) / 2)
+
+
+@pytest.mark.parametrize(("time", "factor"), [(3600.0, 0.775), (86_400.0, 0.664), (31_536_000.0, 0.497)])
+def test_the_largest_conductance_drifts_as_measured(time: float, factor: float) -> None:
+    weight = torch.tensor([1.0], dtype=torch.float64)
+    law = wn.ProgrammingNoise(time=time, programming=(), read=(), drift_spread=(0.0, 0.0, 0.0, 0.0))
+    assert law.apply(weight, law.draw(weight), 1.0).item() == pytest.approx(factor, abs=1e-3)
 
 
 def test_multiplicative_noise_penalises_weights_by_their_input_power() -> None:
@@ -141,6 +246,16 @@ def test_the_output_of_a_linear_layer_has_the_variance_of_its_input_power() -> N
         outputs = torch.stack([model(x) for _ in range(DRAWS)])
     moved = outputs - outputs.mean(dim=0)
     assert_mean((moved / (0.3 * x.norm())).square().mean(dim=1), 1 - 1 / DRAWS)
+
+
+def test_the_variance_over_a_batch_grows_by_the_trace_of_the_covariance_of_its_inputs() -> None:
+    x = torch.randn(32, 6, dtype=torch.float64)
+    model = nn.Linear(6, 5, bias=False).double()
+    clean = model(x).var(dim=0).mean().item()
+    wn.add_weight_noise(model, 0.3)
+    with torch.no_grad():
+        spreads = torch.stack([model(x).var(dim=0).mean() for _ in range(DRAWS)])
+    assert_mean(spreads, clean + 0.3**2 * x.var(dim=0).sum().item())
 
 
 def test_all_examples_of_a_batch_share_one_draw() -> None:

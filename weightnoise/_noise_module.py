@@ -23,6 +23,9 @@ _is_fx_tracing: Callable[[], bool] = getattr(
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
+# In place of the draw of a chip, while the weight is on the meta device.
+_PENDING = "pending"
+
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
 # from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
 # made at every forward.
@@ -96,8 +99,7 @@ class WeightNoise(nn.Module):
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        if not weight.is_meta:
-            self.frozen = freeze(self.law, weight, self.name)
+        self.frozen = _PENDING if weight.is_meta else freeze(self.law, weight, self.name)
 
     def live(self) -> bool:
         """Whether a read is noisy now."""
@@ -162,7 +164,11 @@ class WeightNoise(nn.Module):
         held = self.switch.held
         if held is not None:
             return held.take(self.law, weight)
-        return self.law.draw(weight) if self.frozen is None else redraw(self.law, weight, self.frozen)
+        if self.frozen is None:
+            return self.law.draw(weight)
+        if isinstance(self.frozen, str):
+            self.frozen = freeze(self.law, weight, self.name)
+        return redraw(self.law, weight, self.frozen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -20,7 +20,8 @@ from weightnoise._errors import (
     raise_problems,
 )
 from weightnoise._slots import Slot, find_slots
-from weightnoise.laws import Noise, as_law, problem_of
+from weightnoise._tree import distributed_wrapper
+from weightnoise.laws import Noise, as_law, problem_of, strengths_of
 
 Law: TypeAlias = Noise | float | Sequence[Noise | float]
 Key: TypeAlias = str | type[nn.Module]
@@ -51,6 +52,7 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int) -> list[Site]:
     problems: list[WeightNoiseError] = []
     chosen = _choose(slots, spec, min_ndim, problems)
     problems += _site_problems(slots, chosen)
+    problems += _learned_too_late(model, chosen)
     if not chosen and not problems:
         problems.append(_nothing_covered(slots, min_ndim))
     raise_problems(problems)
@@ -144,6 +146,19 @@ def _site_problems(slots: Sequence[Slot], chosen: Mapping[Slot, Noise]) -> list[
             if other.source is slot.source and other not in chosen
         ]
     return problems
+
+
+def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
+    wrapper = distributed_wrapper(model)
+    learned = [slot.name for slot, law in chosen.items() if wrapper and strengths_of(law, slot.tensor)]
+    if not learned:
+        return []
+    return [
+        UnsupportedParameterError(
+            f"The strengths learned on {', '.join(map(repr, learned))} would not be synchronised: {wrapper} has "
+            "listed its Parameters already. Add the noise before the model is wrapped."
+        )
+    ]
 
 
 def _tied_with(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:

@@ -33,6 +33,14 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def distributed_wrapper(model: nn.Module) -> str | None:
+    """The class of a wrapper around a part of ``model`` that keeps a list of the Parameters it synchronises."""
+    ddp, fsdp = sys.modules.get("torch.nn.parallel.distributed"), sys.modules.get("torch.distributed.fsdp")
+    kinds = [getattr(ddp, "DistributedDataParallel", None), getattr(fsdp, "FSDPModule", None)]
+    wrappers = tuple(kind for kind in kinds if kind is not None)
+    return next((type(module).__name__ for module in model.modules() if isinstance(module, wrappers)), None)
+
+
 def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
     """The parametrization lists that torch has registered on ``module``, by tensor name."""
     holder = children(module).get("parametrizations")

@@ -29,17 +29,17 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters()]
 
 
-def train_on_a_rank(rank: int, before: bool, same_seed: bool, folder: str) -> None:
+def train_on_a_rank(rank: int, before: bool, same_seed: bool, law: Any, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     init = f"file://{folder}/store"
     dist.init_process_group("gloo", init, rank=rank, world_size=WORLD, timeout=timedelta(seconds=200))
     model = make()
     if before:
-        wn.add_weight_noise(model, 0.3)
+        wn.add_weight_noise(model, law)
     wrapped = DistributedDataParallel(model)
     if not before:
-        wn.add_weight_noise(wrapped, 0.3)
+        wn.add_weight_noise(wrapped, law)
     torch.manual_seed(5 if same_seed else 5 + rank)
     output = wrapped(torch.ones(1, 3))
     output.square().sum().backward()
@@ -48,16 +48,18 @@ def train_on_a_rank(rank: int, before: bool, same_seed: bool, folder: str) -> No
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("same_seed", [True, False])
-@pytest.mark.parametrize("before", [True, False])
-def test_gradients_are_averaged_over_the_ranks(before: bool, same_seed: bool, tmp_path: Path) -> None:
-    mp.spawn(train_on_a_rank, args=(before, same_seed, str(tmp_path)), nprocs=WORLD)  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("before", "same_seed", "law"),
+    [(True, True, 0.3), (False, True, 0.3), (False, False, 0.3), (True, False, wn.LearnedGaussian(0.3))],
+)
+def test_gradients_are_averaged_over_the_ranks(before: bool, same_seed: bool, law: Any, tmp_path: Path) -> None:
+    mp.spawn(train_on_a_rank, args=(before, same_seed, law, str(tmp_path)), nprocs=WORLD)  # type: ignore[attr-defined]
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     assert torch.equal(found[0][0], found[1][0]) is same_seed  # Equal seeds draw equal noise.
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
     expected = []
     for rank in range(WORLD):
-        model = wn.add_weight_noise(make(), 0.3)
+        model = wn.add_weight_noise(make(), law)
         torch.manual_seed(5 if same_seed else 5 + rank)
         model(torch.ones(1, 3)).square().sum().backward()
         expected.append(gradients(model))
@@ -85,3 +87,16 @@ def test_distributed_checkpoints_have_the_names_of_the_plain_model() -> None:
         optim_state_dict=noisy_optimizer,
     )
     assert all(torch.equal(p, noisy_model[name]) for name, p in fresh.named_parameters())
+
+
+def test_learned_strengths_come_before_the_wrapper() -> None:
+    store = torch._C._distributed_c10d.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(make())
+        with pytest.raises(wn.UnsupportedParameterError, match="Add the noise before the model is wrapped"):
+            wn.add_weight_noise(model, [wn.Clip(), wn.LearnedGaussian()])
+        assert not wn.has_weight_noise(model)
+        wn.add_weight_noise(model, 0.1)
+    finally:
+        dist.destroy_process_group()
