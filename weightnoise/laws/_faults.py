@@ -24,9 +24,9 @@ class StuckAt:
 
     Which weights are stuck is a property of a specimen of the hardware: it is the same in every
     forward, in every process and in every copy, and depends on ``chip`` and on the parameter's name
-    alone; 4 bytes per weight are kept for it. `hold_noise` puts another specimen in place for its length.
-    The stuck weights of a lower
-    rate are among those of a higher one. A factor multiplies the rates.
+    alone (4 bytes per weight are kept for it). `hold_noise` puts another specimen in place for its
+    length. The stuck weights of a lower rate are among those of a higher one. A factor multiplies the
+    rates.
 
     Args:
         zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied.
