@@ -25,6 +25,7 @@ ORDER = [
     "laws",
     "_switch",
     "_noise_module",
+    "_patterns",
     "_tree",
     "_attachment",
     "_recurrent",

@@ -16,7 +16,9 @@ from weightnoise._errors import (
     WeightNoiseError,
 )
 from weightnoise._learned import kl_divergence, learned_strengths
+from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
+from weightnoise._recording import record_activations
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (
@@ -79,6 +81,7 @@ __all__ = [
     "clip_weights",
     "cosine_ramp",
     "force_noise",
+    "gradient_penalty",
     "has_weight_noise",
     "hold_noise",
     "kl_divergence",
@@ -86,7 +89,9 @@ __all__ = [
     "linear_ramp",
     "no_noise",
     "noisy_parameters",
+    "perturb_loss",
     "plan_weight_noise",
+    "record_activations",
     "remove_weight_noise",
     "scale_noise",
     "spec_from_config",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,12 +17,12 @@ from weightnoise._errors import (
     WeightNoiseError,
     raise_problems,
 )
+from weightnoise._patterns import Key, choose, label, listed
 from weightnoise._slots import Slot, find_slots
 from weightnoise._tree import distributed_wrapper
 from weightnoise.laws import Noise, as_law, problem_of, strengths_of
 
 Law: TypeAlias = Noise | float | Sequence[Noise | float]
-Key: TypeAlias = str | type[nn.Module]
 Spec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, Tensor, nn.Module], Law | None]
 
 
@@ -79,25 +77,15 @@ def _choose_by_mapping(
 ) -> dict[Slot, Noise]:
     if not spec:
         problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
-    laws = {key: _law(value, problems, _label(key)) for key, value in spec.items()}
-    covered: dict[Key, list[Slot]] = {key: [] for key in spec if _valid_key(key, problems)}
-    winner: dict[Slot, Key] = {}
-    for key, matched in covered.items():
-        matched += [slot for slot in slots if _matches(key, slot)]
-        for slot in matched:
-            winner.setdefault(slot, key)
-    chosen = {}
-    for slot, key in winner.items():
+    laws = {key: _law(value, problems, label(key)) for key, value in spec.items()}
+    chosen: dict[Slot, Noise] = {}
+    for key, won in choose(spec, slots, "parameter", problems).items():
         law = laws[key]
-        if law is not None and (slot.ndim >= min_ndim or key in slot.names):
-            chosen[slot] = law
-    for key, matched in covered.items():
-        won = [slot for slot in matched if winner[slot] is key]
-        if not matched:
-            problems.append(_no_match(key, slots))
-        elif not won:
-            problems.append(_shadowed(key, winner[matched[0]]))
-        elif laws[key] is not None and not any(slot in chosen for slot in won):
+        covered = [slot for slot in won if slot.ndim >= min_ndim or key in slot.names]
+        if law is None:
+            continue
+        chosen |= dict.fromkeys(covered, law)
+        if won and not covered:
             problems.append(_too_few_dimensions(key, won, min_ndim))
     return chosen
 
@@ -108,19 +96,6 @@ def _law(value: object, problems: list[WeightNoiseError], where: str | None = No
     except SpecError as error:
         problems.append(error if where is None else SpecError(f"{where}: {error}"))
         return None
-
-
-def _valid_key(key: object, problems: list[WeightNoiseError]) -> bool:
-    if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
-        return True
-    problems.append(SpecError(f"Key {key!r} must be a pattern of names (str) or a module class."))
-    return False
-
-
-def _matches(key: Key, slot: Slot) -> bool:
-    if isinstance(key, type):
-        return isinstance(slot.owner, key)
-    return key in slot.names or any(fnmatch.fnmatchcase(name, key) for name in slot.names)
 
 
 def _site_problems(slots: Sequence[Slot], chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
@@ -155,7 +130,7 @@ def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[We
         return []
     return [
         UnsupportedParameterError(
-            f"The strengths learned on {', '.join(map(repr, learned))} would not be synchronised: {wrapper} has "
+            f"The strengths learned on {listed(learned)} would not be synchronised: {wrapper} has "
             "listed its Parameters already. Add the noise before the model is wrapped."
         )
     ]
@@ -165,31 +140,10 @@ def _tied_with(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:
     return tuple(other.name for other in slots if other.source is slot.source and other is not slot)
 
 
-def _label(key: object) -> str:
-    return f"Class {key.__name__}" if isinstance(key, type) else f"Pattern {key!r}"
-
-
-def _no_match(key: Key, slots: Sequence[Slot]) -> NoMatchError:
-    names = [name for slot in slots for name in slot.names]
-    if isinstance(key, type):
-        owners = sorted({type(slot.owner).__name__ for slot in slots})
-        return NoMatchError(f"{_label(key)} owns no parameter of the model. Classes that do: {', '.join(owners)}.")
-    closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
-    listed = ", ".join(map(repr, closest)) or "none, the model has no parameters"
-    return NoMatchError(f"{_label(key)} matches no parameter. Closest names: {listed}.")
-
-
-def _shadowed(key: Key, first: Key) -> NoMatchError:
-    wins = repr(first) if isinstance(first, str) else _label(first)
-    return NoMatchError(
-        f"{_label(key)} can never apply: {wins} comes first and wins it. Put the more specific pattern first."
-    )
-
-
 def _too_few_dimensions(key: Key, won: Sequence[Slot], min_ndim: int) -> NoMatchError:
-    listed = ", ".join(repr(slot.name) for slot in won[:3])
     return NoMatchError(
-        f"{_label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: {listed}. "
+        f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: "
+        f"{listed(slot.name for slot in won[:3])}. "
         "Name a parameter exactly, or pass a smaller min_ndim."
     )
 

@@ -15,6 +15,16 @@ class Node:
     module: nn.Module
     prefixes: list[str] = field(default_factory=list)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full names of the module; "" for the model itself."""
+        return tuple(prefix.removesuffix(".") for prefix in self.prefixes)
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module."""
+        return self.module
+
 
 def children(module: nn.Module) -> dict[str, nn.Module]:
     """The direct submodules, by name.

@@ -1,0 +1,102 @@
+"""Which parameters and modules the keys of a mapping choose, and what to say when they choose none."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
+
+from torch import nn
+
+from weightnoise._errors import NoMatchError, SpecError, WeightNoiseError
+
+Key: TypeAlias = str | type[nn.Module]
+
+
+class Named(Protocol):
+    """A parameter or a module: its full clean names, and the module whose class counts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every full clean name."""
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module."""
+
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def choose(
+    keys: Iterable[Key], items: Sequence[NamedT], noun: str, problems: list[WeightNoiseError]
+) -> dict[Key, list[NamedT]]:
+    """What each key wins: the first key that matches an item has it.
+
+    Keys that are none, match nothing or win nothing add to ``problems``.
+    """
+    matched = {key: [item for item in items if matches(key, item)] for key in keys if is_key(key, problems)}
+    winner: dict[int, Key] = {}
+    for key, found in matched.items():
+        for item in found:
+            winner.setdefault(id(item), key)
+    won = {key: [item for item in found if winner[id(item)] is key] for key, found in matched.items()}
+    for key, found in matched.items():
+        if not found:
+            problems.append(no_match(key, items, noun))
+        elif not won[key]:
+            problems.append(_shadowed(key, winner[id(found[0])]))
+    return won
+
+
+def is_key(key: object, problems: list[WeightNoiseError]) -> bool:
+    """Whether ``key`` is a pattern or a module class; if not, add to ``problems``."""
+    if isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module)):
+        return True
+    problems.append(SpecError(f"Key {key!r} must be a pattern of names (str) or a module class."))
+    return False
+
+
+def matches(key: Key, item: Named) -> bool:
+    """Whether ``key`` is the class of the item's module, one of its names, or a glob on one."""
+    if isinstance(key, type):
+        return isinstance(item.owner, key)
+    return any(matches_name(key, name) for name in item.names)
+
+
+def matches_name(key: str, name: str) -> bool:
+    """Whether a pattern fits a name; the name "" of the model itself is fit by itself alone."""
+    return key == name or (name != "" and fnmatch.fnmatchcase(name, key))
+
+
+def label(key: object) -> str:
+    """The key, in a sentence."""
+    return f"Class {key.__name__}" if isinstance(key, type) else f"Pattern {key!r}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, in a sentence."""
+    return ", ".join(map(repr, names))
+
+
+def no_match(key: Key, items: Collection[Named], noun: str) -> NoMatchError:
+    """The error for a key that matches nothing, with the closest names."""
+    if isinstance(key, type):
+        classes = sorted({type(item.owner).__name__.removeprefix("Parametrized") for item in items})
+        if noun == "parameter":
+            return NoMatchError(
+                f"{label(key)} owns no parameter of the model. Classes that do: {', '.join(classes)}."
+            )
+        return NoMatchError(f"{label(key)} matches no module. Classes in the model: {', '.join(classes)}.")
+    names = [name for item in items for name in item.names if name]
+    closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
+    nothing = f"none, the model has no {noun}s" + (" but itself, ''" if noun == "module" else "")
+    return NoMatchError(f"{label(key)} matches no {noun}. Closest names: {listed(closest) or nothing}.")
+
+
+def _shadowed(key: Key, first: Key) -> NoMatchError:
+    wins = repr(first) if isinstance(first, str) else label(first)
+    return NoMatchError(
+        f"{label(key)} can never apply: {wins} comes first and wins it. Put the more specific pattern first."
+    )
