@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weightnoise._contexts import hold_noise
 from weightnoise._weights import add_weight_noise, remove_weight_noise
-from weightnoise.laws import Gaussian
+from weightnoise.laws import Gaussian, Noise
 
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3)
 TRAINING_NOISE = 0.2
@@ -85,12 +85,18 @@ def make_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
+def absmax_noise(level: float) -> Gaussian | None:
+    """Gaussian noise of ``level`` times the layer's largest weight, or None for level 0."""
+    return Gaussian(level, relative_to="absmax") if level else None
+
+
 def train(digits: Digits, noise: float, seed: int, epochs: int, progress: Progress) -> nn.Sequential:
     """Train a network, with Gaussian noise of ``noise`` times the largest weight where that is not 0."""
     torch.manual_seed(seed)
     model = make_model()
-    if noise:
-        add_weight_noise(model, Gaussian(noise, relative_to="absmax"))
+    law = absmax_noise(noise)
+    if law is not None:
+        add_weight_noise(model, law)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for epoch in range(epochs):
@@ -101,15 +107,15 @@ def train(digits: Digits, noise: float, seed: int, epochs: int, progress: Progre
             optimizer.step()
         schedule.step()
         progress(f"epoch {epoch + 1}/{epochs}, loss {loss.item():.3f}")
-    return remove_weight_noise(model) if noise else model
+    return model if law is None else remove_weight_noise(model)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, digits: Digits, level: float, draws: int) -> list[float]:
+def evaluate(model: nn.Module, digits: Digits, law: Noise | None, draws: int) -> list[float]:
     """Test accuracy in per cent for each of ``draws`` seeded draws of noise, one draw for all images."""
-    if level == 0:
+    if law is None:
         return [_accuracy(model, digits)] * draws
-    add_weight_noise(model, Gaussian(level, relative_to="absmax"))
+    add_weight_noise(model, law)
     found = []
     for seed in range(draws):
         with hold_noise(model, seed=seed):
@@ -133,7 +139,7 @@ def run(noise: float, seeds: int, epochs: int, draws: int, progress: Progress) -
             for seed in range(seeds):
                 name = f"network {len(curves) * seeds + seed + 1}/{2 * seeds} ({label})"
                 model = train(digits, strength, seed, epochs, _named(progress, name))
-                networks.append([evaluate(model.eval(), digits, level, draws) for level in LEVELS])
+                networks.append([evaluate(model.eval(), digits, absmax_noise(level), draws) for level in LEVELS])
             curves.append(Curve(label, torch.tensor(networks).transpose(0, 1)))
     return curves
 
