@@ -27,6 +27,7 @@ from weightnoise import (
     Temperature,
     Uniform,
     Variational,
+    VariationalDropout,
 )
 
 
@@ -203,6 +204,8 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "learned": LearnedGaussian(0.1),
     "learned_factorised": LearnedGaussian(factorised=True),
     "variational": Variational(-2.0),
+    "variational_dropout": VariationalDropout(0.1),
+    "variational_dropout_per_unit_kingma": VariationalDropout(0.1, per=0, approximation="kingma"),
     "parametric": ParametricNoise(),
     "parametric_per_channel_exact": ParametricNoise(0.3, per=0, gradient="exact"),
     "custom": Custom(shrink),

@@ -39,6 +39,18 @@ def test_every_law_comes_back(law: Any) -> None:
     assert as_law(there_and_back(law)) == as_law(law)
 
 
+ACTIVATIONS = [
+    wn.SaltAndPepper(0.1, levels=(0.0, 1.0)),
+    wn.NEFTune(7.0, mask=shrink),
+    [wn.Clip(2.0), wn.CurrentNoise(3.0, converter="external")],
+]
+
+
+@pytest.mark.parametrize("law", ACTIVATIONS, ids=repr)
+def test_laws_of_activations_come_back_too(law: Any) -> None:
+    assert as_law(there_and_back(law)) == as_law(law)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -100,7 +112,8 @@ def test_what_has_no_plain_form_is_an_error(spec: Any, text: str) -> None:
         ({"type": "Gaussian", "std": -1}, "must be a finite number >= 0"),
         ({"type": "no.such.Law"}, "'no.such.Law' names no law"),
         ({"type": "as_law"}, "names no law"),
-        ({"*": {"type": "Custom", "fn": "tests.cases.nothing"}}, "names no function"),
+        ({"*": {"type": "Custom", "fn": {"function": "tests.cases.nothing"}}}, "names no function"),
+        ({"*": {"type": "Custom", "fn": "tests.cases.shrink"}}, "must be a function of the weight"),
         ({"class:torch.nn.Nothing": 0.1}, "names no class"),
         ({"class:torch.Tensor": 0.1}, "is no module class"),
         ({"type": 3}, "3 names no law"),

@@ -1,5 +1,6 @@
 """Noise on the weights of any PyTorch model: add it, train, switch it, remove it, ship."""
 
+from weightnoise._activations import add_activation_noise, noisy_activations, remove_activation_noise
 from weightnoise._clipping import clip_weights
 from weightnoise._config import spec_from_config, spec_to_config
 from weightnoise._contexts import force_noise, hold_noise, no_noise, scale_noise
@@ -9,9 +10,11 @@ from weightnoise._errors import (
     LearnedStrengthWarning,
     NoiseRoundsAwayWarning,
     NoMatchError,
+    NondeterministicMetricWarning,
     NotNoisyError,
     SpecError,
     TiedParameterError,
+    UnsupportedActivationError,
     UnsupportedParameterError,
     WeightNoiseError,
 )
@@ -19,37 +22,46 @@ from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
 from weightnoise._recording import record_activations
+from weightnoise._report import RobustnessReport
+from weightnoise._robustness import evaluate_robustness
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (
+    ActivationLaw,
     BitFlip,
     Chain,
     Clip,
+    CurrentNoise,
     Custom,
     DropConnect,
     Gaussian,
     LearnedGaussian,
     LogNormal,
+    NEFTune,
     Noise,
     ParametricNoise,
     ProgrammingNoise,
     Protect,
     QuantizationNoise,
     Quantize,
+    SaltAndPepper,
     StuckAt,
     Temperature,
     Uniform,
     Variational,
+    VariationalDropout,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationLaw",
     "AdaptiveNoise",
     "AlreadyNoisyError",
     "BitFlip",
     "Chain",
     "Clip",
+    "CurrentNoise",
     "Custom",
     "DropConnect",
     "ExportError",
@@ -57,11 +69,13 @@ __all__ = [
     "LearnedGaussian",
     "LearnedStrengthWarning",
     "LogNormal",
+    "NEFTune",
     "NoMatchError",
     "Noise",
     "NoisePlan",
     "NoiseRoundsAwayWarning",
     "NoiseScheduler",
+    "NondeterministicMetricWarning",
     "NotNoisyError",
     "ParametricNoise",
     "PlannedNoise",
@@ -69,17 +83,23 @@ __all__ = [
     "Protect",
     "QuantizationNoise",
     "Quantize",
+    "RobustnessReport",
+    "SaltAndPepper",
     "SpecError",
     "StuckAt",
     "Temperature",
     "TiedParameterError",
     "Uniform",
+    "UnsupportedActivationError",
     "UnsupportedParameterError",
     "Variational",
+    "VariationalDropout",
     "WeightNoiseError",
+    "add_activation_noise",
     "add_weight_noise",
     "clip_weights",
     "cosine_ramp",
+    "evaluate_robustness",
     "force_noise",
     "gradient_penalty",
     "has_weight_noise",
@@ -88,10 +108,12 @@ __all__ = [
     "learned_strengths",
     "linear_ramp",
     "no_noise",
+    "noisy_activations",
     "noisy_parameters",
     "perturb_loss",
     "plan_weight_noise",
     "record_activations",
+    "remove_activation_noise",
     "remove_weight_noise",
     "scale_noise",
     "spec_from_config",

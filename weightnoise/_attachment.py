@@ -20,6 +20,7 @@ class Attachment:
         owner: the module; None in a copy until the copied module adopts it.
         scope: what was drawn in the running forwards.
         noises: the noises on the module's own tensors.
+        per_example: the one of them that differs from example to example; None for most modules.
         stock_class: the class that torch had made for other parametrizations, put back on removal.
             A copy gets none: torch edits such a class, so two modules must not share it.
     """
@@ -32,9 +33,19 @@ class Attachment:
         self.noises = list(noises)
         self.stock_class = stock_class
 
+    @property
+    def noises(self) -> list[WeightNoise]:
+        """The noises on the module's own tensors."""
+        return self._noises
+
+    @noises.setter
+    def noises(self, noises: list[WeightNoise]) -> None:
+        self._noises = noises
+        self.per_example = next((noise for noise in noises if noise.estimator != "shared"), None)
+
     def live(self) -> bool:
         """Whether a read of any of the tensors is noisy now."""
-        for noise in self.noises:  # noqa: SIM110 a generator costs more than what it looks at.
+        for noise in self._noises:  # noqa: SIM110 a generator costs more than what it looks at.
             if noise.live():
                 return True
         return False

@@ -1,8 +1,8 @@
 """Specs as plain data, for the configuration of an experiment in JSON or YAML.
 
 A law is a mapping with its name under ``type`` and the options that differ from their defaults; a list
-of laws is a list; numbers and None stand for themselves. In a mapping spec a class is the key
-``"class:torch.nn.LSTM"``.
+of laws is a list; numbers and None stand for themselves; a function is a mapping with its name under
+``function``. In a mapping spec a class is the key ``"class:torch.nn.LSTM"``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from weightnoise import laws
 from weightnoise._errors import SpecError
 from weightnoise._select import Spec
-from weightnoise.laws import Chain, Noise
+from weightnoise.laws import ActivationLaw, Chain, Noise
 
 _CLASS = "class:"
 _TORCH_NN = "torch.nn."
@@ -28,7 +28,7 @@ def spec_to_config(spec: Spec) -> Any:
     """A spec, or a law, as plain data: numbers, strings, lists and dicts with string keys.
 
     Laws of your own are written with their full dotted name, if they are dataclasses of a module
-    that can be imported; so is the function of a `Custom`.
+    that can be imported; so are functions, such as that of a `Custom`.
 
     Args:
         spec: a number, law, list of laws or mapping.
@@ -75,7 +75,7 @@ def _to_config(value: Any) -> Any:
         return [_to_config(law) for law in value.laws]
     if isinstance(value, (list, tuple)):
         return [_to_config(item) for item in value]
-    if is_dataclass(value) and isinstance(value, Noise) and not isinstance(value, type):
+    if is_dataclass(value) and isinstance(value, (Noise, ActivationLaw)) and not isinstance(value, type):
         options = {
             option.name: _to_config(getattr(value, option.name))
             for option in fields(value)
@@ -83,7 +83,7 @@ def _to_config(value: Any) -> Any:
         }
         return {"type": _name_of(type(value)), **options}
     if callable(value) and not isinstance(value, Noise):
-        return _name_of(value)
+        return {"function": _name_of(value)}
     raise SpecError(f"{value!r} ({type(value).__name__}) cannot be written as plain data.")
 
 
@@ -98,8 +98,6 @@ def _from_config(value: Any) -> Any:
         law = _find(value.get("type"), laws, "law")
         if not isinstance(law, type):
             raise SpecError(f"{value['type']!r} names no law.")
-        if law is laws.Custom and isinstance(options.get("fn"), str):
-            options["fn"] = _find(options["fn"], None, "function")
         try:
             return law(**options)
         except (TypeError, ValueError) as error:
@@ -109,7 +107,7 @@ def _from_config(value: Any) -> Any:
 
 def _option(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _from_config(value)
+        return _find(value["function"], None, "function") if "function" in value else _from_config(value)
     if isinstance(value, (list, tuple)):
         # A tuple of numbers, or a list of laws, as in Protect(Chain(...)).
         plain = all(isinstance(item, (int, float)) for item in value)
@@ -146,7 +144,8 @@ def _find(name: Any, ours: Any, kind: str) -> Any:
     if isinstance(name, str):
         found = getattr(ours, name, None) if "." not in name else _imported(name)
     if found is None:
-        known = "" if ours is None else f" The laws are {', '.join(n for n in ours.__all__ if n[0].isupper())}."
+        names = [] if ours is None else [one for one in ours.__all__ if is_dataclass(getattr(ours, one))]
+        known = f" The laws are {', '.join(names)}." if names else ""
         raise SpecError(f"{name!r} names no {kind}.{known}")
     return found
 

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 from torch import nn
 
 from weightnoise import _random
+from weightnoise._activation_noise import ActivationNoise, activation_noises
 from weightnoise._errors import NotNoisyError, SpecError
 from weightnoise._noise_module import WeightNoise
 from weightnoise._parametrize import every_noise, noises
@@ -23,6 +24,7 @@ from weightnoise._switch import HeldDraw, Setting
 from weightnoise.laws import factor_problem_of
 
 T = TypeVar("T")
+AnyNoise: TypeAlias = WeightNoise | ActivationNoise
 
 
 class NoiseContext(ContextDecorator):
@@ -31,9 +33,9 @@ class NoiseContext(ContextDecorator):
     The noises are looked up on entry, so a context may be made before noise is added.
     """
 
-    def __init__(self, open_settings: Callable[[], list[tuple[WeightNoise, Setting]]]) -> None:
+    def __init__(self, open_settings: Callable[[], list[tuple[AnyNoise, Setting]]]) -> None:
         self._open_settings = open_settings
-        self._opened: list[list[tuple[WeightNoise, Setting]]] = []
+        self._opened: list[list[tuple[AnyNoise, Setting]]] = []
 
     def __enter__(self) -> Self:
         self._opened.append(_open(self._open_settings()))
@@ -54,7 +56,7 @@ class HeldNoise(NoiseContext):
     def __init__(self, model: nn.Module, seed: int | None, sign: int) -> None:
         self._resets = 0
 
-        def open_settings(resets: int = 0) -> list[tuple[WeightNoise, Setting]]:
+        def open_settings(resets: int = 0) -> list[tuple[AnyNoise, Setting]]:
             own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
             return _held(model, own, sign)
 
@@ -179,7 +181,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     return HeldNoise(model, seed, sign)
 
 
-def _open(settings: list[tuple[WeightNoise, Setting]]) -> list[tuple[WeightNoise, Setting]]:
+def _open(settings: list[tuple[AnyNoise, Setting]]) -> list[tuple[AnyNoise, Setting]]:
     for noise, setting in settings:
         noise.switch.push(setting)
     problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
@@ -189,15 +191,16 @@ def _open(settings: list[tuple[WeightNoise, Setting]]) -> list[tuple[WeightNoise
     return settings
 
 
-def _close(settings: list[tuple[WeightNoise, Setting]]) -> None:
+def _close(settings: list[tuple[AnyNoise, Setting]]) -> None:
     for noise, setting in settings:
         noise.switch.pull(setting)
 
 
-def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoise, Setting]]:
+def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[AnyNoise, Setting]]:
+    some(every_noise(model))
     draws: dict[tuple[object, str], HeldDraw] = {}
-    opened = []
-    for name, owner, noise in some(noises(model)):
+    opened: list[tuple[AnyNoise, Setting]] = []
+    for name, owner, noise in noises(model):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
@@ -207,7 +210,17 @@ def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[WeightNoi
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None:
             held.take(noise.law, weight)
+        if noise.estimator != "shared":
+            held.make_key()
         opened.append((noise, Setting(held=held)))
+    activations = list(activation_noises(model))
+    if activations and seed is None:
+        # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
+        # where a checkpointed region would miss it when it is computed again.
+        seed = int(_random.key())
+    for name, _, activation in activations:
+        own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
+        opened.append((activation, Setting(held=HeldDraw(own_seed, sign))))
     return opened
 
 
@@ -215,5 +228,5 @@ def some(found: Iterable[T]) -> list[T]:
     """All that was found; an error where there is no noise."""
     listed = list(found)
     if not listed:
-        raise NotNoisyError("The model carries no weight noise. Call add_weight_noise(model, spec) first.")
+        raise NotNoisyError("The model carries no noise. Call add_weight_noise(model, spec) first.")
     return listed

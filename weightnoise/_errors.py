@@ -47,6 +47,10 @@ class UnsupportedParameterError(WeightNoiseError):
     """A parameter that the spec covers cannot carry noise: dtype, lazy, scripted, packed."""
 
 
+class UnsupportedActivationError(WeightNoiseError):
+    """What a module takes in or puts out cannot carry noise, or cannot carry this law."""
+
+
 class NotNoisyError(WeightNoiseError):
     """The call needs a model that carries noise, and this one carries none."""
 
@@ -61,6 +65,10 @@ class NoiseRoundsAwayWarning(UserWarning):
 
 class LearnedStrengthWarning(UserWarning):
     """A checkpoint of the plain model was loaded: learned noise strengths keep their values."""
+
+
+class NondeterministicMetricWarning(UserWarning):
+    """The metric of a robustness evaluation differs between two runs without noise."""
 
 
 def raise_problems(problems: Sequence[WeightNoiseError]) -> None:

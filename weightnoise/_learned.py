@@ -9,7 +9,7 @@ from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._parametrize import noises
 from weightnoise._tree import unwrap
-from weightnoise.laws import Chain, Noise, Protect, Variational
+from weightnoise.laws import Chain, Noise, Protect
 
 
 def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -39,28 +39,30 @@ def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def kl_divergence(model: nn.Module) -> Tensor:
-    r"""The divergence of all `Variational` weights from their priors: ``sum KL(N(w, s^2) || N(0, prior_std^2))``.
+    r"""The divergence of all `Variational` and `VariationalDropout` weights from their priors.
 
-    With L the mean loss over N training examples, minimise ``L + kl_divergence(model) / N``. Each tied
-    weight counts once. Noise need not be on.
+    `Variational`: ``sum KL(N(w, s^2) || N(0, prior_std^2))``; `VariationalDropout`: from the log-uniform prior;
+    and what a law of your own with a ``kl_divergence`` says. With L the mean loss over N training examples,
+    minimise ``L + kl_divergence(model) / N``. Each tied weight counts once. Noise need not be on.
 
     Args:
-        model: a module with `Variational` noise.
+        model: a module with such noise.
 
     Returns:
-        A scalar in nats, differentiable in the weights and in rho.
+        A scalar in nats, differentiable in the weights and in what the laws learn.
 
     Raises:
-        NotNoisyError: if no weight of the model is `Variational`.
-        UnsupportedParameterError: if a `Variational` law is not the first of its list, or in a `Protect`:
-            the weight is then not the mean of the distribution.
+        NotNoisyError: if no weight of the model has such noise.
+        UnsupportedParameterError: if such a law is not the first of its list, or in a `Protect`: the weight
+            is then not the mean of the distribution.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Variational())
         >>> kl_divergence(model).backward()
 
     Source:
-        Blundell et al., Weight uncertainty in neural networks, 2015, arXiv 1505.05424.
+        Blundell et al., Weight uncertainty in neural networks, 2015, arXiv 1505.05424; Kingma, Salimans and
+        Welling, 2015, arXiv 1506.02557.
     """
     total: dict[int, Tensor] = {}
     with no_noise(model):
@@ -69,19 +71,24 @@ def kl_divergence(model: nn.Module) -> Tensor:
             if isinstance(law, Chain):
                 strengths = law.own(0, strengths)
                 law = law.laws[0]
-            if isinstance(law, Variational) and id(rho := strengths["rho"]) not in total:
-                total[id(rho)] = law.kl_divergence(getattr(owner, noise.tensor_name), strengths)
-            if _variational_parts(noise.law) > isinstance(law, Variational):
+            own = getattr(law, "kl_divergence", None)
+            # Uses of a tied weight share what they learn.
+            key = id(next(iter(strengths.values()), noise))
+            if own is not None and key not in total:
+                total[key] = own(getattr(owner, noise.tensor_name), strengths)
+            if _variational_parts(noise.law) > (own is not None):
                 raise UnsupportedParameterError(
-                    f"Parameter '{name}' has {noise.law!r}: Variational must come first and outside of Protect, "
-                    "for its divergence to be that of the weight."
+                    f"Parameter '{name}' has {noise.law!r}: a variational law must come first and outside of "
+                    "Protect, for its divergence to be that of the weight."
                 )
     if not total:
-        raise NotNoisyError("No weight of the model has Variational noise: there is no divergence to add.")
+        raise NotNoisyError(
+            "No weight of the model has Variational or VariationalDropout noise: there is no divergence to add."
+        )
     return torch.stack(list(total.values())).sum()
 
 
 def _variational_parts(law: Noise) -> int:
     if isinstance(law, Chain):
         return sum(map(_variational_parts, law.laws))
-    return _variational_parts(law.law) if isinstance(law, Protect) else isinstance(law, Variational)
+    return _variational_parts(law.law) if isinstance(law, Protect) else hasattr(law, "kl_divergence")

@@ -5,23 +5,20 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import _symbolic_trace
 
-from weightnoise._errors import ExportError, LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._export import refuse_export
 from weightnoise._switch import Switch, When
 from weightnoise.laws import Noise, apply_law, freeze, redraw
 
-# torch.compiler.is_exporting is newer than the oldest torch that we support.
-_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_is_fx_tracing: Callable[[], bool] = getattr(
-    _symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing
-)
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 
+# In place of a draw, where the reads of a forward are clean and the noise goes on its output.
+PER_EXAMPLE = "per example"
 
 # In place of the draw of a chip, while the weight is on the meta device.
 _PENDING = "pending"
@@ -83,13 +80,22 @@ class WeightNoise(nn.Module):
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
     """
 
-    def __init__(self, law: Noise, name: str, when: When, scope: Scope, clean_row: int | None = None) -> None:
+    def __init__(
+        self,
+        law: Noise,
+        name: str,
+        when: When,
+        scope: Scope,
+        clean_row: int | None = None,
+        estimator: Estimator = "shared",
+    ) -> None:
         super().__init__()
         self.law = law
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
         self.scope = scope
         self.clean_row = clean_row
+        self.estimator = estimator
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
@@ -121,27 +127,34 @@ class WeightNoise(nn.Module):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
-        if _is_tracing() or _is_exporting() or _is_fx_tracing():
-            raise ExportError(_EXPORT.format(name=self.name))
+        refuse_export("weight", self.name)
         if kept is None:
-            return self.make_noisy(weight, self._draw(weight))
+            return self.make_noisy(weight, self.draw(weight))
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
         compiling = torch.compiler.is_compiling()
         state = None if compiling else _state(weight, switch.factor)
         last: Kept | None = kept.get(self.tensor_name)
         if last is None:
-            noise = self._draw(weight)
+            noise = self.draw(weight)
         else:
             noise, noisy, of, before = last
+            if noise is PER_EXAMPLE:
+                kept[self.tensor_name] = noise, weight, weight, None
+                return weight
             if of is weight and before == state and not compiling:
                 return noisy
         noisy = self.make_noisy(weight, noise)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
-    def make_noisy(self, weight: Tensor, noise: Any) -> Tensor:
+    def factor(self) -> float:
+        """What multiplies the strength now; negative for the mirrored draw."""
+        return self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+
+    def make_noisy(self, weight: Tensor, noise: Any, factor: float | None = None) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
-        factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+        if factor is None:
+            factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
         if self.strength_names:
             noisy = apply_law(self.law, weight, noise, factor, self.strengths())
         else:
@@ -154,13 +167,14 @@ class WeightNoise(nn.Module):
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
-            return self.make_noisy(weight, self._draw(weight))
+            return self.make_noisy(weight, self.draw(weight))
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
 
-    def _draw(self, weight: Tensor) -> Any:
+    def draw(self, weight: Tensor) -> Any:
+        """The held draw, the frozen one, or a fresh one."""
         held = self.switch.held
         if held is not None:
             return held.take(self.law, weight)
@@ -197,14 +211,9 @@ class WeightNoise(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{self.law!r}, when={self.switch.when!r}"
+        estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
+        return f"{self.law!r}, when={self.switch.when!r}{estimator}"
 
-
-_EXPORT = (
-    "Weight noise is on for '{name}' while the model is exported or traced, and would be drawn inside the "
-    "exported graph. Export inside `with weightnoise.no_noise(model):`, or call "
-    "`weightnoise.remove_weight_noise(model)` first."
-)
 
 _PLAIN_CHECKPOINT = (
     "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "

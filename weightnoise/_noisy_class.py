@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from weightnoise._attachment import in_scope, quiet
 from weightnoise._errors import ExportError
+from weightnoise._estimators import forward_per_example
 from weightnoise._noise_module import WeightNoise
 from weightnoise._recurrent import recurrent_overrides
 from weightnoise._tree import children, parametrizations
@@ -54,6 +55,12 @@ class InPlaceList(parametrize.ParametrizationList):
 
     def append(self, module: nn.Module) -> Self:
         """Stack another parametrization on the noise; torch calls this on registration."""
+        if self.alone is not None and self.alone.estimator != "shared":
+            raise RuntimeError(
+                f"{type(module).__name__} cannot come after noise with estimator={self.alone.estimator!r}, which "
+                "goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, and "
+                "add the noise again."
+            )
         if hasattr(module, "right_inverse"):
             raise RuntimeError(
                 f"{type(module).__name__} sets itself up from the clean weight, so it has to come before the "
@@ -131,6 +138,9 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         holder: Any = self._modules.get("parametrizations")
         if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
             return base.forward(self, *args, **kwargs)
+        noise = holder.attachment.per_example
+        if noise is not None and noise.live():
+            return forward_per_example(noise, base.forward, self, *args, **kwargs)
         return in_scope(holder.attachment, base.forward, self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from weightnoise._activation_noise import ActivationNoise, own_activation_noises
 from weightnoise._attachment import Attachment, InstanceForward
 from weightnoise._noise_module import WeightNoise
 from weightnoise._noisy_class import InPlaceList, NoisyMeta, noisy_class, own_noises, set_class
@@ -102,9 +103,9 @@ def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
             yield node.prefixes[0] + name, node.module, noise
 
 
-def every_noise(model: nn.Module) -> list[WeightNoise]:
-    """Each noise on the model, in no particular order: what contexts need, without the names."""
-    found: list[WeightNoise] = []
+def every_noise(model: nn.Module) -> list[WeightNoise | ActivationNoise]:
+    """Each noise on weights and activations, in no particular order: what contexts need, without the names."""
+    found: list[WeightNoise | ActivationNoise] = []
     seen: set[int] = set()
     waiting = [unwrap(model)]
     while waiting:
@@ -115,6 +116,7 @@ def every_noise(model: nn.Module) -> list[WeightNoise]:
         own = attachment(module)
         if own is not None:
             found += [noise for _, noise in own_noises(module)]
+        found += own_activation_noises(module)
         waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
     return found
 

@@ -1,7 +1,7 @@
 """The one place where random numbers are drawn.
 
-Every number comes from torch's own generators: `torch.manual_seed` reproduces a run, activation
-checkpointing redraws what it must, and nothing else has to be saved or restored.
+Every number comes from torch's own generators, or from a key that does: `torch.manual_seed` reproduces a
+run, activation checkpointing redraws what it must, and nothing else has to be saved or restored.
 
 Tensors are made with explicit shape, dtype and device, never ``*_like`` and never with a
 `torch.Generator` argument: the first are merged by graph compilers when two of them read the
@@ -11,6 +11,7 @@ same tensor, the second breaks the graph (pytorch#88576).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_BITS = 2**32 - 1
 
 
 def normal(like: Tensor) -> Tensor:
@@ -39,6 +41,47 @@ def unit_uniform(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Numbers uniform on [0, 1) of the given shape, in float32 or better, on the device of ``like``."""
     dtype = torch.float32 if like.dtype in _LOW_PRECISION else like.dtype
     return torch.rand(tuple(shape), dtype=dtype, device=like.device)
+
+
+def signs(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """-1 or 1, equally likely, of the given shape, with the dtype and device of ``like``."""
+    return torch.randint(2, tuple(shape), dtype=like.dtype, device=like.device) * 2 - 1
+
+
+def keyed_signs(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+    """As `signs`, each a function of the key, the stream and its own place."""
+    return (_keyed_bits(key, like, shape, stream) >> 31).to(like.dtype) * 2 - 1
+
+
+def keyed_normal(key: Tensor, like: Tensor) -> Tensor:
+    """As `normal`, each number a function of the key and of its own place (Box and Muller, 1958)."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    radius, angle = (_keyed_bits(key, like, like.shape, stream).to(dtype) + 0.5 for stream in (0, 1))
+    normals = (-2.0 * (radius / 2.0**32).log()).sqrt() * (angle * (2.0 * math.pi / 2.0**32)).cos()
+    return normals.to(like.dtype)
+
+
+def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+    """32 random bits at each place of an array without end, of which ``shape`` is the first corner.
+
+    Counter-based: nothing is drawn from a generator and nothing has to be kept, so that a hold sees the
+    same numbers in eager and in compiled code, in a recomputation, and for a batch of another size.
+    """
+    bits = _mix(_mix(_mix(key & _BITS) ^ (key >> 32)) ^ (stream + 1))
+    for dim, size in enumerate(shape):
+        place = torch.arange(size, device=like.device).reshape([-1] + [1] * (len(shape) - dim - 1))
+        bits = _mix(bits ^ _mix(place + 1))
+    return bits
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of 32 bits that changes half of them for each bit that changes (Wellons, 2018).
+
+    In int64 with factors below 2^31, so that no product overflows.
+    """
+    bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & _BITS
+    bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & _BITS
+    return bits ^ (bits >> 15)
 
 
 def key() -> Tensor:

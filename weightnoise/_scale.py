@@ -20,6 +20,14 @@ def check_strength(law: str, option: str, value: object) -> None:
         raise ValueError(f"{law}({option}=...) must be a finite number >= 0, got {value!r}.")
 
 
+def check_count(law: str, option: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise `ValueError` unless ``value`` is a whole number of at least ``least`` and at most ``most``."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{law}({option}=...) must be a whole number {limits}, got {value!r}.")
+
+
 def check_choice(law: str, option: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `ValueError` unless ``value`` is one of ``choices``."""
     if value not in choices:

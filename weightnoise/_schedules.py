@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightnoise._contexts import some
 from weightnoise._errors import SpecError
-from weightnoise._noise_module import WeightNoise
-from weightnoise._parametrize import noises
+from weightnoise._parametrize import every_noise
 from weightnoise._scale import check_strength
 from weightnoise.laws import factor_problem_of
 
@@ -125,17 +125,14 @@ class AdaptiveNoise:
 def set_factor(model: nn.Module, factor: float) -> None:
     """Multiply the strength of every noise of ``model`` by ``factor`` until the next call."""
     check_strength("A schedule", "factor", factor)
-    found = some(noises(model))
-    problems = dict.fromkeys(factor_problem_of(noise.law, factor) for _, _, noise in found)
+    found = some(every_noise(model))
+    problems = dict.fromkeys(factor_problem_of(noise.law, factor) for noise in found)
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
-    for _, owner, noise in found:
-        noise.switch.schedule(factor, _device(owner, noise))
-
-
-def _device(owner: nn.Module, noise: WeightNoise) -> Any:
-    parameter = owner._parameters.get(noise.tensor_name)
-    return next(owner.parameters()).device if parameter is None else parameter.device
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    for noise in found:
+        noise.switch.schedule(factor, device)
 
 
 @dataclass(frozen=True)

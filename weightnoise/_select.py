@@ -17,12 +17,15 @@ from weightnoise._errors import (
     WeightNoiseError,
     raise_problems,
 )
+from weightnoise._estimators import estimator_problem
+from weightnoise._noise_module import Estimator
 from weightnoise._patterns import Key, choose, label, listed
 from weightnoise._slots import Slot, find_slots
 from weightnoise._tree import distributed_wrapper
-from weightnoise.laws import Noise, as_law, problem_of, strengths_of
+from weightnoise.laws import ActivationLaw, Noise, as_law, is_for_activations, problem_of, strengths_of
 
-Law: TypeAlias = Noise | float | Sequence[Noise | float]
+Single: TypeAlias = Noise | ActivationLaw | float
+Law: TypeAlias = Single | Sequence[Single]
 Spec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, Tensor, nn.Module], Law | None]
 
 
@@ -35,7 +38,7 @@ class Site:
     tied_with: tuple[str, ...] = ()
 
 
-def resolve(model: nn.Module, spec: Spec, min_ndim: int) -> list[Site]:
+def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Site]:
     """The sites that ``spec`` chooses in ``model``, in parameter order.
 
     Raises:
@@ -49,7 +52,7 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int) -> list[Site]:
     slots = find_slots(model)
     problems: list[WeightNoiseError] = []
     chosen = _choose(slots, spec, min_ndim, problems)
-    problems += _site_problems(slots, chosen)
+    problems += _site_problems(slots, chosen, estimator)
     problems += _learned_too_late(model, chosen)
     if not chosen and not problems:
         problems.append(_nothing_covered(slots, min_ndim))
@@ -63,9 +66,11 @@ def _choose(
     if isinstance(spec, Mapping):
         return _choose_by_mapping(slots, spec, min_ndim, problems)
     if callable(spec) and not isinstance(spec, (Noise, type)):
-        laws = {slot: _law(spec(slot.name, slot.tensor, slot.owner), problems, slot.name) for slot in slots}
+        laws = {
+            slot: law_or_problem(spec(slot.name, slot.tensor, slot.owner), problems, slot.name) for slot in slots
+        }
         return {slot: law for slot, law in laws.items() if law is not None}
-    law = _law(spec, problems)
+    law = law_or_problem(spec, problems)
     if law is None:
         problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
         return {}
@@ -77,7 +82,7 @@ def _choose_by_mapping(
 ) -> dict[Slot, Noise]:
     if not spec:
         problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
-    laws = {key: _law(value, problems, label(key)) for key, value in spec.items()}
+    laws = {key: law_or_problem(value, problems, label(key)) for key, value in spec.items()}
     chosen: dict[Slot, Noise] = {}
     for key, won in choose(spec, slots, "parameter", problems).items():
         law = laws[key]
@@ -90,7 +95,8 @@ def _choose_by_mapping(
     return chosen
 
 
-def _law(value: object, problems: list[WeightNoiseError], where: str | None = None) -> Noise | None:
+def law_or_problem(value: object, problems: list[WeightNoiseError], where: str | None = None) -> Noise | None:
+    """The law that a value of a spec stands for; what is none adds to ``problems``."""
     try:
         return as_law(value)
     except SpecError as error:
@@ -98,7 +104,9 @@ def _law(value: object, problems: list[WeightNoiseError], where: str | None = No
         return None
 
 
-def _site_problems(slots: Sequence[Slot], chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
+def _site_problems(
+    slots: Sequence[Slot], chosen: Mapping[Slot, Noise], estimator: Estimator
+) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
     for slot, law in chosen.items():
         if slot.noise is not None:
@@ -108,10 +116,18 @@ def _site_problems(slots: Sequence[Slot], chosen: Mapping[Slot, Noise]) -> list[
                     "Call remove_weight_noise(model) first."
                 )
             )
+        elif is_for_activations(law):
+            problems.append(
+                SpecError(
+                    f"{law!r} is for activations, not for parameter '{slot.name}'. See add_activation_noise."
+                )
+            )
         elif reason := slot.unsupported():
             problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}"))
         elif reason := problem_of(law, slot.tensor):
             problems.append(UnsupportedParameterError(f"{law!r} does not fit parameter '{slot.name}': {reason}."))
+        elif reason := estimator_problem(estimator, slot.owner, slot.tensor_name, law, slot.tensor):
+            problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}."))
         problems += [
             TiedParameterError(
                 f"Parameter '{slot.name}' is tied to '{other.name}', but the spec covers only "

@@ -23,6 +23,14 @@ class HeldDraw:
     sign: int
     noise: Any = None
     drawn: bool = False
+    shape: torch.Size | None = None  # Of an activation, which may come in several.
+    key: Tensor | None = None  # Of what differs from example to example.
+
+    def make_key(self) -> None:
+        """Make what the noise of the examples is a function of."""
+        if self.key is None:
+            own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
+            self.key = _random.key() if own is None else torch.tensor(own)
 
     def take(self, law: Noise, weight: Tensor) -> Any:
         """The held draw, made when it is first asked for."""

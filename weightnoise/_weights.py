@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
-from weightnoise._noise_module import Scope, WeightNoise
+from weightnoise._noise_module import Estimator, Scope, WeightNoise
 from weightnoise._parametrize import attach, attachment, detach, noises
 from weightnoise._plan import warn_if_rounded_away
 from weightnoise._scale import check_choice
@@ -20,7 +20,9 @@ from weightnoise.laws import Noise, strengths_of
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def add_weight_noise(model: ModuleT, spec: Spec, *, when: When = "always", min_ndim: int = 2) -> ModuleT:
+def add_weight_noise(
+    model: ModuleT, spec: Spec, *, when: When = "always", min_ndim: int = 2, estimator: Estimator = "shared"
+) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
     Noise is drawn once in every forward of the module that owns the weight. The gradient is the one
@@ -42,6 +44,12 @@ def add_weight_noise(model: ModuleT, spec: Spec, *, when: When = "always", min_n
         when: ``"always"``, in training and in evaluation, until `no_noise` or removal; or
             ``"training"``, only while the owning module is in training mode, as dropout does.
         min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly.
+        estimator: ``"shared"``: all examples of a batch see one draw. For the weights of Linear and Conv
+            layers alone, noise of its own for each example, which leaves the distribution of an example's
+            noise as it is and makes the gradient less variable: ``"flipout"``, the draw with the signs of
+            its rows and columns flipped at random, for laws symmetric about the weight; ``"local"``, noise
+            on the layer's output with the variance that the weight noise has there, for independent
+            Gaussian laws. A read outside of the layer's forward has the shared draw.
 
     Returns:
         The same model.
@@ -64,12 +72,14 @@ def add_weight_noise(model: ModuleT, spec: Spec, *, when: When = "always", min_n
         ['bias', 'weight']
 
     Source:
-        Murray and Edwards, 1994; Graves, 2011; the mechanism is `torch.nn.utils.parametrize`.
+        Murray and Edwards, 1994; Graves, 2011; the mechanism is `torch.nn.utils.parametrize`. Flipout: Wen
+        et al., 2018, arXiv 1803.04386; local reparameterization: Kingma et al., 2015, arXiv 1506.02557.
     """
     check_choice("add_weight_noise", "when", when, ("always", "training"))
-    sites = resolve(model, spec, min_ndim)
+    check_choice("add_weight_noise", "estimator", estimator, ("shared", "flipout", "local"))
+    sites = resolve(model, spec, min_ndim, estimator)
     warn_if_rounded_away(sites)
-    _attach_all(sites, when)
+    _attach_all(sites, when, estimator)
     return model
 
 
@@ -138,7 +148,7 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
     return {name: noise.law for name, _, noise in noises(model)}
 
 
-def _attach_all(sites: Sequence[Site], when: When) -> None:
+def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator) -> None:
     owned: dict[nn.Module, list[Site]] = {}
     for site in sites:
         owned.setdefault(site.slot.owner, []).append(site)
@@ -148,7 +158,7 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
         for owner, own in owned.items():
             before = attachment(owner)
             scope = Scope() if before is None else before.scope
-            made = {site.slot.tensor_name: _noise(site, when, scope, learned) for site in own}
+            made = {site.slot.tensor_name: _noise(site, when, scope, learned, estimator) for site in own}
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -157,10 +167,12 @@ def _attach_all(sites: Sequence[Site], when: When) -> None:
         raise
 
 
-def _noise(site: Site, when: When, scope: Scope, learned: dict[object, dict[str, nn.Parameter]]) -> WeightNoise:
+def _noise(
+    site: Site, when: When, scope: Scope, learned: dict[object, dict[str, nn.Parameter]], estimator: Estimator
+) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     slot = site.slot
-    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row)
+    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row, estimator)
     initial = strengths_of(site.law, slot.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.equip(slot.tensor, learned.setdefault((id(slot.source), repr(site.law)), own))

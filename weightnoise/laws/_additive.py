@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from weightnoise import _random
@@ -56,6 +59,7 @@ class Gaussian:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -70,6 +74,15 @@ class Gaussian:
         """``weight + factor * std * scale(weight) * noise``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return add_scaled(weight, noise, factor * self.std, scale)
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """``std * scale(weight)``."""
+        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        return (
+            torch.full((), self.std, dtype=weight.dtype, device=weight.device)
+            if scale is None
+            else self.std * scale
+        )
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""
@@ -106,6 +119,7 @@ class Uniform:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

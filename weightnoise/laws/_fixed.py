@@ -23,8 +23,8 @@ class Clip:
     r"""Clipped weights: w cut to ``[-k std(w), k std(w)]``, or to the fixed bounds ``[low, high]``.
 
     Usually first in a list, before quantisation and noise, which then have a smaller range to fill.
-    `clip_weights` does the same to the clean weights after an optimizer step. A factor leaves it
-    as it is.
+    After removal the trained weights are what they were, outside the range too; `clip_weights` cuts
+    the clean weights themselves after an optimizer step. A factor leaves it as it is.
 
     Args:
         k: how many standard deviations of the weights to keep. 2.5 where no bounds are given.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from weightnoise import _random
-from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, statistic
+from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, scale_of
 from weightnoise.laws._protocol import law_repr
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
@@ -52,6 +52,7 @@ class LearnedGaussian:
     _: KW_ONLY
     factorised: bool = False
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -89,6 +90,10 @@ class LearnedGaussian:
             noise = noise.reshape(weight.shape)
         return weight + (strengths or self.strengths(weight))["std"] * noise * factor
 
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """``std``; None when factorised, where the weights of a row or column move together."""
+        return None if self.factorised else (strengths or self.strengths(weight))["std"]
+
 
 @dataclass(frozen=True)
 class Variational:
@@ -120,6 +125,7 @@ class Variational:
     _: KW_ONLY
     prior_std: float = 1.0
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -142,8 +148,11 @@ class Variational:
         self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """``weight + factor * softplus(rho) * noise``."""
-        std = softplus((strengths or self.strengths(weight))["rho"])
-        return weight + std * noise * factor
+        return weight + self.deviation(weight, strengths) * noise * factor
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """``softplus(rho)``."""
+        return softplus((strengths or self.strengths(weight))["rho"])
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
         """``sum ln(prior_std / s) + (s^2 + w^2) / (2 prior_std^2) - 1/2`` with ``s = softplus(rho)``, in nats."""
@@ -183,6 +192,7 @@ class ParametricNoise:
     per: Per | Literal["element"] = "tensor"
     gradient: Gradient = "straight-through"
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -193,11 +203,7 @@ class ParametricNoise:
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``strength``, shaped to broadcast against the weight."""
-        if self.per == "element":
-            return {"strength": _filled(weight, self.init)}
-        own = None if self.per == "tensor" else self.per % weight.ndim
-        shape = [size if dim == own else 1 for dim, size in enumerate(weight.shape)]
-        return {"strength": _filled(weight.new_empty(shape), self.init)}
+        return {"strength": filled_per(weight, self.per, self.init)}
 
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers in the weight's shape."""
@@ -207,14 +213,25 @@ class ParametricNoise:
         self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """``weight + factor * strength * std(weight) * noise``."""
-        clean = weight if self.gradient == "exact" else weight.detach()
-        scale = statistic(clean, "std", "tensor")
-        strength = (strengths or self.strengths(weight))["strength"]
-        return weight + strength * (noise * scale) * factor
+        return weight + self.deviation(weight, strengths) * noise * factor
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """``strength * std(weight)``."""
+        scale = scale_of(weight, "std", "tensor", self.gradient)
+        assert scale is not None
+        return (strengths or self.strengths(weight))["strength"] * scale
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""
         return None if self.per == "element" else per_problem(self.per, weight)
+
+
+def filled_per(like: Tensor, per: Per | Literal["element"], value: float) -> Tensor:
+    """A number for the tensor, for each of its channels or for each element, shaped to broadcast against it."""
+    if per == "element":
+        return _filled(like, value)
+    own = None if per == "tensor" else per % like.ndim
+    return _filled(like.new_empty([size if dim == own else 1 for dim, size in enumerate(like.shape)]), value)
 
 
 def _filled(like: Tensor, value: float) -> Tensor:

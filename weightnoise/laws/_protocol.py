@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise import _random
 
@@ -26,6 +26,12 @@ class Noise(Protocol):
     - ``strengths(weight) -> dict[str, Tensor]``: initial values of what it learns. They become
       Parameters, and ``apply`` gets them as a fourth argument, a mapping of the same names; without
       it, it takes the initial values.
+    - ``sign_symmetric = True``: ``w + x`` is as likely as ``w - x``, also where only some rows and columns of
+      the noise change sign. Without it, ``estimator="flipout"`` refuses the law.
+    - ``deviation(weight, strengths=None) -> Tensor | None``: if the noise is Gaussian, independent for
+      each weight, and proportional to the factor: its standard deviation at factor 1, of either sign, in
+      a shape that broadcasts against the weight. Without it, or for None, ``estimator="local"`` refuses.
+    - ``kl_divergence(weight, strengths) -> Tensor``: what `kl_divergence` of the model adds up, in nats.
     - ``chip: int | None``: with a number, the draw is frozen: that of this specimen of the hardware.
       ``redraw(weight, frozen)`` then says what is drawn afresh in each forward; without it, nothing.
     """
@@ -48,6 +54,29 @@ class Noise(Protocol):
             noise: what `draw` returned.
             factor: multiplies the strength; negative for the mirrored draw.
         """
+
+
+@runtime_checkable
+class ActivationLaw(Protocol):
+    """A law of activations that looks at the module and its input, call by call.
+
+    It may have ``module_problem(module, at) -> str | None``: why it does not fit a module.
+    """
+
+    def at(self, module: nn.Module, inputs: Tensor) -> Noise:
+        """The law for one call.
+
+        Args:
+            module: the module; its weights read clean.
+            inputs: the first input of the call.
+        """
+
+
+def law_at(law: Any, module: nn.Module, inputs: Tensor) -> Noise:
+    """``law``, for one call of ``module``."""
+    own = getattr(law, "at", None)
+    found: Noise = law if own is None else own(module, inputs)
+    return found
 
 
 def law_repr(law: Any) -> str:
@@ -76,6 +105,17 @@ def strengths_of(law: Noise, weight: Tensor) -> dict[str, Tensor]:
     """Initial values of what ``law`` learns on ``weight``: nothing, for most laws."""
     make = getattr(law, "strengths", None)
     return {} if make is None else make(weight)
+
+
+def is_straight_through(law: Noise) -> bool:
+    """Whether the gradient at the noisy weight goes to the clean one unchanged."""
+    return getattr(law, "gradient", "exact") == "straight-through"
+
+
+def deviation_of(law: Noise, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
+    """The standard deviation of each weight, for independent Gaussian noise; None for any other."""
+    ask = getattr(law, "deviation", None)
+    return None if ask is None else ask(weight, strengths)
 
 
 def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor]) -> Tensor:

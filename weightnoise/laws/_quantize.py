@@ -14,13 +14,14 @@ from weightnoise._scale import (
     Per,
     add_scaled,
     check_choice,
+    check_count,
     check_per,
     extremes,
     per_problem,
     statistic,
 )
 from weightnoise.laws._protocol import law_repr, straight_through
-from weightnoise.laws._rates import check_count, check_rate, draw_blocks, happens, rate_problem, spread_blocks
+from weightnoise.laws._rates import check_rate, draw_blocks, happens, rate_problem, spread_blocks
 
 _MOST_BITS = 16  # A float32 weight still has several values per step.
 
@@ -174,6 +175,7 @@ class QuantizationNoise:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
+    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

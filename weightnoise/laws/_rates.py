@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weightnoise import _random
-from weightnoise._scale import check_strength
+from weightnoise._scale import check_count, check_strength
 
 
 def check_rate(law: str, option: str, value: object) -> None:
@@ -14,14 +14,6 @@ def check_rate(law: str, option: str, value: object) -> None:
     check_strength(law, option, value)
     if value > 1:  # type: ignore[operator]
         raise ValueError(f"{law}({option}=...) must be in [0, 1], got {value!r}.")
-
-
-def check_count(law: str, option: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise `ValueError` unless ``value`` is a whole number of at least ``least`` and at most ``most``."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
-        limits = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{law}({option}=...) must be a whole number {limits}, got {value!r}.")
 
 
 def check_chip(law: str, chip: object) -> None:

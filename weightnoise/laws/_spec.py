@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise._errors import SpecError
 from weightnoise.laws._additive import Gaussian
 from weightnoise.laws._protocol import (
+    ActivationLaw,
     Noise,
     apply_law,
     factor_problem_of,
     freeze,
+    law_at,
     problem_of,
     redraw,
     strengths_of,
@@ -73,6 +75,15 @@ class Chain:
         """A fresh draw of what is not frozen."""
         return tuple(redraw(law, weight, part) for law, part in zip(self.laws, frozen, strict=True))
 
+    def at(self, module: nn.Module, inputs: Tensor) -> Chain:
+        """The laws for one call of a module, where activations carry them."""
+        return Chain(tuple(law_at(law, module, inputs) for law in self.laws))
+
+    def module_problem(self, module: nn.Module, at: str) -> str | None:
+        """The first problem that one of the laws has with ``module``, or None."""
+        asked = (getattr(law, "module_problem", lambda *_: None)(module, at) for law in self.laws)
+        return next((found for found in asked if found), None)
+
     def problem(self, weight: Tensor) -> str | None:
         """The first problem that one of the laws has with ``weight``, or None."""
         return next((found for law in self.laws if (found := problem_of(law, weight))), None)
@@ -102,8 +113,8 @@ def as_law(value: object) -> Noise | None:
         return _as_chain(value)
     if isinstance(value, type):
         raise SpecError(f"{value.__name__} is a class, not a law. Make one: {value.__name__}(...).")
-    if isinstance(value, Noise):
-        return value
+    if isinstance(value, (Noise, ActivationLaw)):
+        return value  # type: ignore[return-value]
     raise SpecError(
         f"{value!r} ({type(value).__name__}) is no law. "
         "Give a number, a law such as Gaussian(0.01), a list of laws, or None."
@@ -115,3 +126,22 @@ def _as_chain(values: Sequence[object]) -> Noise:
     if not laws or None in laws:
         raise SpecError(f"{values!r} must be a list of one or more laws, without None.")
     return Chain(tuple(law for law in laws if law is not None))
+
+
+def is_for_activations(law: Noise) -> bool:
+    """Whether ``law`` needs the module and its input, so that no parameter can carry it."""
+    if isinstance(law, Chain):
+        return any(map(is_for_activations, law.laws))
+    return isinstance(law, ActivationLaw)
+
+
+def learns_or_freezes(law: Noise) -> str | None:
+    """Why ``law`` needs a tensor of one fixed shape, and so cannot be on activations; None where it does not."""
+    parts = law.laws if isinstance(law, Chain) else (law,)
+    for part in parts:
+        inner = getattr(part, "law", part)
+        if hasattr(inner, "strengths") and not isinstance(inner, Chain):
+            return "it learns a strength for each weight, and activations have no fixed shape"
+        if getattr(inner, "chip", None) is not None:
+            return "what a chip freezes has a fixed shape, and activations have none. Use chip=None"
+    return None

@@ -17,7 +17,7 @@ from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise_module import WeightNoise
 from weightnoise._parametrize import noises
 from weightnoise._weights import has_weight_noise
-from weightnoise.laws import Chain, Noise, apply_law, strengths_of
+from weightnoise.laws import Chain, Noise, apply_law, deviation_of, is_straight_through, strengths_of
 
 
 def check_gradients(
@@ -115,6 +115,10 @@ class _Shift:
         """The weight, moved."""
         return weight + (apply_law(self.law, self.at, noise, factor, strengths or {}) - self.at)
 
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """The standard deviation at the fixed weight."""
+        return deviation_of(self.law, self.at, strengths or {})
+
     def __repr__(self) -> str:
         return repr(self.law)
 
@@ -137,16 +141,12 @@ def _probed(noise: WeightNoise, at: Tensor) -> Noise:
     held = noise.switch.held
     assert held is not None
     if not isinstance(noise.law, Chain):
-        return _Shift(noise.law, at) if _is_straight_through(noise.law) else noise.law
+        return _Shift(noise.law, at) if is_straight_through(noise.law) else noise.law
     laws: list[Noise] = []
     for place, (law, drawn) in enumerate(zip(noise.law.laws, held.noise, strict=True)):
-        laws.append(_Shift(law, at) if _is_straight_through(law) else law)
+        laws.append(_Shift(law, at) if is_straight_through(law) else law)
         at = apply_law(law, at, drawn, noise.switch.factor, noise.law.own(place, noise.strengths()))
     return Chain(tuple(laws))
-
-
-def _is_straight_through(law: Noise) -> bool:
-    return getattr(law, "gradient", "exact") == "straight-through"
 
 
 def _some_entries(count: int, most: int, seed: int) -> list[int]:

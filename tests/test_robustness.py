@@ -1,0 +1,306 @@
+"""Robustness: held and paired draws, a model that comes back as it was, and a report that keeps its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import weightnoise as wn
+from tests.cases import CASES
+from weightnoise._progress import progress_bar
+
+X = torch.linspace(-1, 1, 12).reshape(4, 3)
+LEVELS = [0.0, 0.1, 0.3]
+LAW = wn.Gaussian(1.0)
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+
+@torch.no_grad()
+def metric(model: nn.Module) -> float:
+    return model(X.double()).sum().item()
+
+
+def run(model: nn.Module | None = None, **options: Any) -> wn.RobustnessReport:
+    options = {"levels": LEVELS, "law": LAW, "draws": 5, "progress": False, **options}
+    return wn.evaluate_robustness(plain() if model is None else model, options.pop("metric", metric), **options)
+
+
+def test_each_value_is_that_of_a_held_draw_at_its_level() -> None:
+    report, model = run(), plain()
+    assert report.values.shape == (3, 5)
+    assert report.values[0].unique().item() == metric(model)
+    torch.manual_seed(1)
+    again = run(levels=[0.3], draws=3)
+    assert torch.equal(again.values[0], report.values[2, :3])
+    assert report.values[1].unique().numel() == 5
+
+
+def test_draws_are_paired_over_levels_and_laws() -> None:
+    linear = nn.Linear(3, 2, bias=False).double()
+    report = run(linear, law={"single": LAW, "double": wn.Gaussian(2.0)}, levels=[0.1, 0.2, 0.4])
+    clean = metric(linear)
+    single, double = report["single"].values - clean, report["double"].values - clean
+    assert_close(single[1], 2 * single[0])
+    assert_close(double[0], single[1])
+    assert_close(double[1], single[2])
+
+
+def test_the_metrics_own_random_numbers_change_nothing() -> None:
+    def draws_too(model: nn.Module) -> float:
+        torch.rand(7)
+        return metric(model)
+
+    assert torch.equal(run(metric=draws_too).values, run().values)
+    state = torch.get_rng_state()
+    run()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_noise_on_a_model_is_scaled_by_the_levels_and_stays() -> None:
+    model = wn.add_weight_noise(plain(), wn.Gaussian(0.5), when="training").eval()
+    report = run(model, law=None, levels=[0.0, 0.2, 0.6])
+    assert torch.equal(report.values, run(levels=[0.0, 0.1, 0.3]).values)
+    assert wn.noisy_parameters(model) == {"0.weight": wn.Gaussian(0.5), "2.weight": wn.Gaussian(0.5)}
+    with pytest.raises(wn.AlreadyNoisyError):
+        run(model)
+    with pytest.raises(wn.NotNoisyError):
+        run(law=None)
+
+
+def test_activation_noise_counts_too() -> None:
+    model = wn.add_activation_noise(plain(), 0.5)
+    report = run(model, law=None)
+    assert report.values[0].unique().item() == metric(plain())
+    assert report.values[2].unique().numel() == 5
+
+
+def test_a_function_of_the_level_makes_a_spec() -> None:
+    report = run(law=lambda level: {"0.*": wn.Gaussian(level)} if level else {"0.*": wn.Clip()})
+    only = run(law=LAW, by_parameter=True)
+    assert torch.equal(report.values[1:], only["0.weight"].values[1:])
+
+
+def test_one_parameter_at_a_time() -> None:
+    report = run(by_parameter=True, levels=[0.3])
+    assert list(report.curves) == ["0.weight", "2.weight"]
+    model = wn.add_weight_noise(plain(), {"2.weight": wn.Gaussian(0.3)})
+    again = run(model, law=None, levels=[1.0])
+    assert_close(report["2.weight"].values, again.values)
+    with pytest.raises(wn.SpecError, match="by_parameter needs a single one"):
+        run(by_parameter=True, law={"a": LAW, "b": LAW})
+
+
+def test_metrics_with_several_entries() -> None:
+    report = run(metric=lambda model: {"sum": metric(model), "twice": torch.tensor(2 * metric(model))})
+    assert list(report.curves) == ["Gaussian(std=1.0) / sum", "Gaussian(std=1.0) / twice"]
+    first, second = report.curves.values()
+    assert_close(second, 2 * first, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="several curves: 'Gaussian"):
+        report.mean  # noqa: B018
+
+
+def test_antithetic_pairs_cancel_what_is_odd() -> None:
+    linear = nn.Linear(3, 2, bias=False).double()
+    report = run(linear, antithetic=True, draws=6)
+    assert_close(report.mean, torch.full((3,), metric(linear), dtype=torch.float64))
+    assert report.std[2] > 0.01
+
+
+def test_an_early_stop_leaves_the_draws_it_spared_out() -> None:
+    report = run(draws=50, until_sem=0.2)
+    full = run(draws=50)
+    counts = report.draws.tolist()
+    assert counts[0] == 50
+    assert 4 <= counts[1] <= counts[2] <= 50
+    assert counts[1] < 50
+    assert torch.equal(report.values[1, : counts[1]], full.values[1, : counts[1]])
+    assert report.values[1, counts[1] :].isnan().all()
+    assert report.sem[1] < 0.2
+    assert_close(report.mean[1], full.values[1, : counts[1]].mean())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_the_model_comes_back_as_it_was_after_an_error(error: type[BaseException]) -> None:
+    calls = 0
+
+    def breaks(model: nn.Module) -> float:
+        nonlocal calls
+        calls += 1
+        model.train(calls % 2 == 0)
+        if calls > 4:
+            raise error
+        return 1.0
+
+    model = plain()
+    model[1].eval()
+    modes, classes = [m.training for m in model.modules()], [type(m) for m in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error):
+        run(model, metric=breaks)
+    assert [m.training for m in model.modules()] == modes
+    assert [type(m) for m in model.modules()] == classes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not wn.has_weight_noise(model)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_model(case: str) -> None:
+    model, x = CASES[case].model(), CASES[case].batch()
+    with torch.no_grad():
+        report = run(model, metric=lambda model: model.eval()(x).double().abs().mean(), levels=[0.0, 0.2], draws=2)
+    assert report.values[1].unique().numel() == 2
+    assert model.training
+    assert not wn.has_weight_noise(model)
+
+
+def test_a_metric_that_differs_without_noise_is_named() -> None:
+    with pytest.warns(wn.NondeterministicMetricWarning, match="differs between two runs without noise"):
+        run(metric=lambda model: torch.rand(()).item())
+    run(metric=lambda model: math.nan)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"levels": []}, "at least one level"),
+        ({"levels": [-0.1]}, r"levels=...\) must be a finite number >= 0"),
+        ({"draws": 0}, r"draws=...\) must be a whole number >= 1"),
+        ({"until_sem": -1.0}, "until_sem=...\\) must be"),
+        ({"law": {}}, "at least one of them"),
+        ({"law": wn.DropConnect(0.5), "levels": [2.0]}, "would have a rate of 1"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], text: str) -> None:
+    model = plain()
+    with pytest.raises(ValueError, match=text):
+        run(model, **options)
+    assert not wn.has_weight_noise(model)
+
+
+def small() -> wn.RobustnessReport:
+    values = torch.tensor([[3.0, 1.0, 2.0, 6.0], [0.0, math.nan, 1.0, math.nan]], dtype=torch.float64)
+    return wn.RobustnessReport((0.1, 0.2), {"a": values}, seed=3, threshold=2.0, made_by={"torch": "2"})
+
+
+def test_statistics_of_a_report() -> None:
+    report = small()
+    assert report.draws.tolist() == [4, 2]
+    assert report.mean.tolist() == [3.0, 0.5]
+    assert_close(report.std, torch.tensor([math.sqrt(14 / 3), math.sqrt(0.5)], dtype=torch.float64))
+    assert_close(report.sem, report.std / torch.tensor([2.0, math.sqrt(2)], dtype=torch.float64))
+    assert report.worst.tolist() == [1.0, 0.0]
+    assert report.yield_.tolist() == [0.75, 0.0]
+    assert report.quantile(0.5).tolist() == [2.5, 0.5]
+    lower = wn.RobustnessReport((0.1, 0.2), report.curves, threshold=2.0, higher_is_better=False)
+    assert lower.worst.tolist() == [6.0, 1.0]
+    assert lower.yield_.tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match="has no threshold"):
+        wn.RobustnessReport((0.1, 0.2), report.curves).yield_  # noqa: B018
+    with pytest.raises(ValueError, match=r"Curve 'a' must have the shape \(levels, draws\) = \(1, ...\)"):
+        wn.RobustnessReport((0.1,), report.curves)
+
+
+def same(a: wn.RobustnessReport, b: wn.RobustnessReport) -> bool:
+    curves = all(
+        torch.equal(a.curves[n].nan_to_num(9e9), b.curves[n].nan_to_num(9e9)) for n in {**a.curves, **b.curves}
+    )
+    return curves and {**a.to_dict(), "curves": 0} == {**b.to_dict(), "curves": 0}
+
+
+@pytest.mark.parametrize("make", [small, run])
+def test_reports_come_back_from_dicts_and_json(make: Callable[[], wn.RobustnessReport]) -> None:
+    report = make()
+    assert same(wn.RobustnessReport.from_dict(report.to_dict()), report)
+    assert same(wn.RobustnessReport.from_json(report.to_json()), report)
+    json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_tables() -> None:
+    report = small()
+    assert report.to_csv().splitlines()[:3] == ["curve,level,draw,value", "a,0.1,0,3.0", "a,0.1,1,1.0"]
+    assert len(report.to_csv().splitlines()) == 7
+    assert report.to_markdown().splitlines() == [
+        "| level | a |",
+        "|---|---|",
+        "| 0.1 | 3 ± 1.1 |",
+        "| 0.2 | 0.5 ± 0.5 |",
+    ]
+    assert str(report).endswith("mean ± standard error over draws; seed 3, torch 2")
+    made = run().made_by
+    assert made["torch"] == torch.__version__
+    assert made["law"] == "Gaussian(std=1.0)"
+    assert made["model"].startswith("Sequential ")
+
+
+def test_the_fingerprint_is_that_of_the_weights() -> None:
+    first, second = plain(), plain()
+    assert run(first).made_by == run(second).made_by
+    assert run(wn.add_weight_noise(second, LAW), law=None).made_by["model"] == run(first).made_by["model"]
+    with torch.no_grad():
+        first[0].bias.add_(1e-9)
+    assert run(first).made_by != run(plain()).made_by
+
+
+def test_runs_with_other_seeds_are_put_together() -> None:
+    first, second = run(seed=0), run(seed=1, draws=3)
+    both = first.merge(second)
+    assert both.values.shape == (3, 8)
+    assert torch.equal(both.values[:, :5], first.values)
+    assert not torch.equal(first.values[1, :3], second.values[1])
+    with pytest.raises(wn.SpecError, match="the draws would be counted twice"):
+        first.merge(run(seed=0))
+    with pytest.raises(wn.SpecError, match="differ in law, curves"):
+        first.merge(run(seed=1, law=wn.Uniform(1.0)))
+    with pytest.raises(wn.SpecError, match="differ in levels"):
+        first.merge(run(seed=1, levels=[0.0, 0.1]))
+
+
+def test_plots() -> None:
+    figure = run(law={"a": LAW, "b": wn.Uniform(1.0)}, threshold=0.0).plot(metric="sum")
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "threshold"]
+    assert axes.get_ylabel() == "sum"
+    bars = run(by_parameter=True, levels=[0.3]).plot().axes[0]
+    assert len(bars.patches) == 2
+
+
+def test_progress_is_shown_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("weightnoise._progress._QUIET", -1.0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar(True) as tick:
+        tick("level 0.1")
+    assert "\rlevel 0.1" in capsys.readouterr().err
+    with progress_bar(False) as tick:
+        tick("level 0.1")
+    assert capsys.readouterr().err == ""
+
+
+def test_values_are_independent_of_the_order_of_the_levels() -> None:
+    forwards, backwards = run(), run(levels=LEVELS[::-1])
+    assert torch.equal(forwards.values, backwards.values.flip(0))
+
+
+def test_conv_and_batch_statistics_are_left_alone() -> None:
+    model = CASES["conv"].model()
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+
+    def evaluate(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model.eval()(CASES["conv"].batch()).mean()
+
+    run(model, metric=evaluate)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())

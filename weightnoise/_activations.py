@@ -1,0 +1,219 @@
+"""Adding noise to activations, and removing it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from weightnoise._activation_noise import (
+    ActivationNoise,
+    At,
+    activation_noises,
+    own_activation_noises,
+    register,
+    unregister,
+)
+from weightnoise._errors import (
+    AlreadyNoisyError,
+    NoMatchError,
+    NotNoisyError,
+    SpecError,
+    UnsupportedActivationError,
+    WeightNoiseError,
+    raise_problems,
+)
+from weightnoise._patterns import Key, choose, label, listed
+from weightnoise._scale import check_choice
+from weightnoise._select import Law, law_or_problem
+from weightnoise._switch import When
+from weightnoise._tree import Node, walk
+from weightnoise.laws import Noise, learns_or_freezes
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ActivationSpec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, nn.Module], Law | None]
+
+_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
+def add_activation_noise(
+    model: ModuleT, spec: ActivationSpec, *, at: At = "output", when: When = "always"
+) -> ModuleT:
+    """Put noise on what modules of ``model`` put out or take in; each call of a module draws anew.
+
+    `no_noise`, `hold_noise`, `scale_noise`, `force_noise` and `NoiseScheduler` cover weights and
+    activations together. Laws see the whole tensor, batch included: ``relative_to="std"`` is its standard
+    deviation. Under `hold_noise` equal shapes see the same draw, and another shape is an error.
+
+    The tensor that carries noise is the output itself; the first item of a tuple or list (the sequence
+    of an LSTM, the output of an attention); the data of a packed sequence; the only floating-point
+    tensor of a mapping. At the input it is the first positional argument, else the only floating-point
+    tensor among the keywords. Anything else is an error in the forward that says so.
+
+    Args:
+        model: any module; it is changed in place, by hooks.
+        spec: a number or a law or a list of laws, on every Linear and Conv; or a mapping: shell globs on
+            full module names cover the Linear and Conv modules among those they match, exact names and
+            classes cover any module, the first key that matches wins, ``None`` leaves clean; or a
+            function ``(name, module) -> law or None``, asked for every module.
+        at: ``"output"`` or ``"input"``; a model may have both, added one after the other.
+        when: ``"always"``; or ``"training"``, only while the module is in training mode.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        WeightNoiseError: with every problem found, before anything is changed: keys that match nothing
+            or are shadowed (`NoMatchError`), things that are no laws (`SpecError`), noise already there
+            (`AlreadyNoisyError`), modules or laws that do not fit (`UnsupportedActivationError`).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> model = add_activation_noise(model, {nn.ReLU: Gaussian(0.1)})
+        >>> model(torch.ones(1, 3)).shape
+        torch.Size([1, 2])
+
+    Source:
+        Bishop, Training with noise is equivalent to Tikhonov regularization, 1995.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_choice("add_activation_noise", "at", at, ("output", "input"))
+    check_choice("add_activation_noise", "when", when, ("always", "training"))
+    problems: list[WeightNoiseError] = []
+    nodes = walk(model)
+    chosen = _choose(nodes, spec, problems)
+    problems += _problems(nodes, chosen, at)
+    if not chosen and not problems:
+        problems.append(NoMatchError("The spec puts noise on no module. A law covers Linear and Conv modules."))
+    raise_problems(problems)
+    for node, law in chosen:
+        register(node.module, ActivationNoise(law, node.names[0], at, when))
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # Compiled code does not look for hooks that were added later.
+    return model
+
+
+def remove_activation_noise(model: ModuleT) -> ModuleT:
+    """Take all activation noise off ``model``; other hooks stay as they are.
+
+    Args:
+        model: a model with activation noise; it is changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotNoisyError: if the model carries no activation noise.
+
+    Example:
+        >>> model = remove_activation_noise(add_activation_noise(nn.Linear(3, 2), 0.1))
+        >>> len(model._forward_hooks)
+        0
+    """
+    found = {module for _, module, _ in activation_noises(model)}
+    if not found:
+        raise NotNoisyError("The model carries no activation noise: there is nothing to remove.")
+    for module in found:
+        unregister(module)
+    return model
+
+
+def noisy_activations(model: nn.Module) -> dict[tuple[str, At], Noise]:
+    """The modules of ``model`` with activation noise, and the laws.
+
+    Args:
+        model: any module.
+
+    Returns:
+        From the full name of the module and ``"output"`` or ``"input"`` to the law.
+
+    Example:
+        >>> noisy_activations(add_activation_noise(nn.Sequential(nn.Linear(3, 2)), 0.1))
+        {('0', 'output'): Gaussian(std=0.1)}
+    """
+    return {(name, noise.at): noise.law for name, _, noise in activation_noises(model)}
+
+
+def _choose(
+    nodes: Sequence[Node], spec: ActivationSpec, problems: list[WeightNoiseError]
+) -> list[tuple[Node, Noise]]:
+    if isinstance(spec, Mapping):
+        return _choose_by_mapping(nodes, spec, problems)
+    if callable(spec) and not isinstance(spec, (Noise, type)):
+        asked = [
+            (node, law_or_problem(spec(node.names[0], node.module), problems, node.names[0])) for node in nodes
+        ]
+        return [(node, law) for node, law in asked if law is not None]
+    law = law_or_problem(spec, problems)
+    if law is None:
+        problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
+        return []
+    never = _never_called(nodes)
+    return [(node, law) for node in nodes if isinstance(node.module, _LAYERS) and node.module not in never]
+
+
+def _choose_by_mapping(
+    nodes: Sequence[Node], spec: Mapping[Key, Law | None], problems: list[WeightNoiseError]
+) -> list[tuple[Node, Noise]]:
+    if not spec:
+        problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
+    laws = {key: law_or_problem(value, problems, label(key)) for key, value in spec.items()}
+    never = _never_called(nodes)
+    chosen = []
+    for key, won in choose(spec, nodes, "module", problems).items():
+        law = laws[key]
+        if law is None:
+            continue
+        kinds = key if isinstance(key, type) else _LAYERS
+        called = [node for node in won if isinstance(node.module, kinds) and node.module not in never]
+        covered = [node for node in won if key in node.names or node in called]
+        chosen += [(node, law) for node in covered]
+        if won and not covered:
+            problems.append(
+                NoMatchError(
+                    f"{label(key)} covers no Linear or Conv module that is called, only "
+                    f"{listed(node.names[0] for node in won[:3])}. Name a module exactly, or use its class "
+                    "as the key."
+                )
+            )
+    return chosen
+
+
+def _problems(nodes: Sequence[Node], chosen: Sequence[tuple[Node, Noise]], at: At) -> list[WeightNoiseError]:
+    problems: list[WeightNoiseError] = []
+    never = _never_called(nodes)
+    for node, law in chosen:
+        name, module = node.names[0], node.module
+        if any(noise.at == at for noise in own_activation_noises(module)):
+            problems.append(
+                AlreadyNoisyError(
+                    f"The {at} of module '{name}' already has noise. Call remove_activation_noise(model) first."
+                )
+            )
+        elif reason := _unsupported(module, law, at, module in never):
+            problems.append(UnsupportedActivationError(f"{law!r} on the {at} of module '{name}': {reason}."))
+    return problems
+
+
+def _unsupported(module: nn.Module, law: Noise, at: At, never_called: bool) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a ScriptModule takes no hooks"
+    if never_called:
+        return "nn.MultiheadAttention never calls it. Put the noise on the attention itself"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and at == "input":
+        return "it takes in whole numbers. Use at='output'"
+    if reason := learns_or_freezes(law):
+        return reason
+    ask = getattr(law, "module_problem", None)
+    return None if ask is None else ask(module, at)
+
+
+def _never_called(nodes: Sequence[Node]) -> set[nn.Module]:
+    return {node.module.out_proj for node in nodes if isinstance(node.module, nn.MultiheadAttention)}

@@ -1,0 +1,48 @@
+"""Figures of reports. Needs matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from matplotlib.figure import Figure
+
+RobustnessReport: TypeAlias = Any  # It imports this file for its `plot`.
+
+# Okabe and Ito's colours, which remain apart for colour-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+
+
+def plot_report(report: RobustnessReport, metric: str) -> Figure:
+    """Bands over the levels; bars where there is a single level, as in a sensitivity."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes: Any = figure.subplots()
+    if len(report.levels) == 1:
+        _bars(axes, report, metric)
+    else:
+        _bands(axes, report, metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _bands(axes: Any, report: RobustnessReport, metric: str) -> None:
+    for place, name in enumerate(report.curves):
+        part, color = report[name], _COLORS[place % len(_COLORS)]
+        mean, std = part.mean.numpy(), part.std.numpy()
+        axes.plot(report.levels, mean, color=color, marker=_MARKERS[place % len(_MARKERS)], label=name)
+        axes.fill_between(report.levels, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
+    if report.threshold is not None:
+        axes.axhline(report.threshold, color="#7a7a7a", linestyle="--", label="threshold")
+    axes.set(xlabel="noise level", ylabel=metric)
+    axes.set_title("mean ± 1 standard deviation over draws", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _bars(axes: Any, report: RobustnessReport, metric: str) -> None:
+    parts = {name: report[name] for name in report.curves}
+    order = sorted(parts, key=lambda name: parts[name].mean.item(), reverse=report.higher_is_better)
+    means = [parts[name].mean.item() for name in order]
+    axes.barh(order, means, xerr=[parts[name].sem.item() for name in order], color=_COLORS[0])
+    axes.set(xlabel=f"{metric} (mean ± standard error over draws)")
+    axes.set_title(f"noise level {report.levels[0]:g}, most sensitive at the top", fontsize="medium")

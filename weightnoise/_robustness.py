@@ -1,0 +1,249 @@
+"""How a model holds up under noise: a metric over noise levels and draws."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise import _random
+from weightnoise._contexts import NoiseContext, force_noise, hold_noise, no_noise, scale_noise
+from weightnoise._errors import NondeterministicMetricWarning, SpecError
+from weightnoise._parametrize import every_noise, noises
+from weightnoise._progress import progress_bar
+from weightnoise._report import RobustnessReport, stack
+from weightnoise._scale import check_count, check_strength
+from weightnoise._select import Spec
+from weightnoise._switch import Setting
+from weightnoise._tree import unwrap
+from weightnoise._weights import add_weight_noise, remove_weight_noise
+from weightnoise.laws import Noise
+
+Metric: TypeAlias = Callable[[Any], float | Mapping[str, float]]
+LevelLaw: TypeAlias = Noise | Sequence[Noise] | Callable[[float], Spec]
+
+_LEAST_DRAWS = 4  # Before a standard error is believed.
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is evaluated, apart from the model."""
+
+    metric: Metric
+    levels: tuple[float, ...]
+    draws: int
+    seed: int
+    antithetic: bool
+    until_sem: float | None
+
+
+def evaluate_robustness(
+    model: nn.Module,
+    metric: Metric,
+    *,
+    levels: Sequence[float],
+    law: LevelLaw | Mapping[str, LevelLaw] | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+    antithetic: bool = False,
+    by_parameter: bool = False,
+    threshold: float | None = None,
+    higher_is_better: bool = True,
+    until_sem: float | None = None,
+) -> RobustnessReport:
+    """Evaluate ``metric`` under many held draws of noise ("chips"), at each of several noise levels.
+
+    A draw is one for everything that the metric does, all batches included. Draw k has the same
+    random numbers at every level and under every law, so that curves are smooth and comparisons
+    paired; it depends on ``seed``, k and the parameter's name alone. Noise is on also where the model's
+    own is for training only. The model comes back as it was, also after an exception or Ctrl-C.
+
+    Args:
+        model: a plain model, with ``law``; or a model that carries noise, without.
+        metric: ``metric(model)`` returns a number, or a dict of them; it puts the model in eval mode
+            itself where it should be.
+        levels: factors on the strength of the noise; what a function ``law`` is called with.
+        law: a law or a list of laws, of which a level is a factor; a function from a level to a spec;
+            or a dict of these by name, evaluated side by side; None for the noise on the model.
+        draws: how many draws per level.
+        seed: of the draws.
+        progress: show a progress bar when it takes long (tqdm where it is installed).
+        antithetic: use each draw twice, mirrored: the mean of an odd effect is then exact.
+        by_parameter: noise on one parameter at a time, a curve for each: which is the most sensitive?
+        threshold: what the metric must reach, for the yield.
+        higher_is_better: which way the metric is good.
+        until_sem: go on to the next level once the standard error of the mean is below this.
+
+    Returns:
+        A report with a curve for each law, parameter and entry of the metric.
+
+    Raises:
+        ValueError: for levels, draws or options that cannot be.
+        WeightNoiseError: what `add_weight_noise` and `hold_noise` raise; `SpecError` for
+            ``by_parameter`` with several laws.
+
+    Warns:
+        NondeterministicMetricWarning: if the metric differs between two runs without noise.
+
+    Example:
+        >>> report = evaluate_robustness(
+        ...     nn.Linear(4, 1), lambda model: model(torch.ones(1, 4)).item(), levels=[0.0, 0.1], law=Gaussian(1.0)
+        ... )
+        >>> report.values.shape
+        torch.Size([2, 20])
+
+    Source:
+        Evaluation over programmed chips: Joshi et al., 2020, arXiv 1906.03138.
+    """
+    plan = _Plan(metric, _checked(levels, draws, until_sem), draws, seed, antithetic, until_sem)
+    laws = law if isinstance(law, Mapping) else {"noise" if law is None else _name(law): law}
+    if not laws or (by_parameter and len(laws) > 1):
+        raise SpecError("A dict of laws needs at least one of them, and by_parameter needs a single one.")
+    curves: dict[str, list[list[float]]] = {}
+    with _modes_kept(model), progress_bar(progress) as tick:
+        _check_deterministic(model, metric)
+        for name, one in laws.items():
+            for level in plan.levels:
+                with _noisy(model, one, level):
+                    for part, alone in _parts(model, by_parameter):
+                        with alone:
+                            found = _rows(model, plan, 0 if _is_silent(one, level) else level, tick)
+                        for key, row in found.items():
+                            label = " / ".join(filter(None, (part or name, key)))
+                            curves.setdefault(label, []).append(row)
+    made_by = {
+        "torch": torch.__version__,
+        "law": "; ".join(map(_name, laws.values())),
+        "model": _fingerprint(model),
+    }
+    stacked = {name: stack(rows) for name, rows in curves.items()}
+    return RobustnessReport(plan.levels, stacked, seed, threshold, higher_is_better, made_by)
+
+
+def _checked(levels: Sequence[float], draws: int, until_sem: float | None) -> tuple[float, ...]:
+    if not levels:
+        raise ValueError("evaluate_robustness(levels=...) must hold at least one level.")
+    for level in levels:
+        check_strength("evaluate_robustness", "levels", level)
+    check_count("evaluate_robustness", "draws", draws, 1)
+    if until_sem is not None:
+        check_strength("evaluate_robustness", "until_sem", until_sem)
+    return tuple(map(float, levels))
+
+
+def _is_function(law: LevelLaw | None) -> bool:
+    return callable(law) and not isinstance(law, Noise)
+
+
+def _is_silent(law: LevelLaw | None, level: float) -> bool:
+    """Whether every draw is the same: a strength of 0."""
+    return level == 0 and not _is_function(law)
+
+
+def _name(law: LevelLaw | None) -> str:
+    if law is None:
+        return "that of the model"
+    return getattr(law, "__name__", "function of the level") if _is_function(law) else repr(law)
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put the training modes of all modules back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _noisy(model: nn.Module, law: LevelLaw | None, level: float) -> Iterator[None]:
+    """The model with noise of this level, on whatever its mode."""
+    if law is not None:
+        add_weight_noise(model, law(level) if _is_function(law) else law)  # type: ignore[operator, arg-type]
+    try:
+        with force_noise(model), scale_noise(model, 1.0 if _is_function(law) else level):
+            yield
+    finally:
+        if law is not None:
+            remove_weight_noise(model)
+
+
+def _parts(model: nn.Module, by_parameter: bool) -> list[tuple[str | None, AbstractContextManager[Any]]]:
+    """Contexts in which all of the noise is on, or that of one parameter at a time, with its name."""
+    if not by_parameter:
+        return [(None, nullcontext())]
+    return [(name, _all_off_but(model, noise)) for name, _, noise in noises(model)]
+
+
+def _all_off_but(model: nn.Module, one: object) -> NoiseContext:
+    off = Setting(off=True)
+    return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
+
+
+def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], None]) -> dict[str, list[float]]:
+    """The values of each entry of the metric over the draws at one level."""
+    rows: dict[str, list[float]] = {}
+    for draw in range(plan.draws):
+        number, sign = (draw // 2, 1 - 2 * (draw % 2)) if plan.antithetic else (draw, 1)
+        with hold_noise(model, seed=_random.derive_seed(plan.seed, f"draw {number}"), sign=sign):
+            found = _measure(model, plan.metric)
+        for key, value in found.items():
+            rows.setdefault(key, []).append(value)
+        tick(f"level {level:g}, draw {draw + 1} of {plan.draws}")
+        if level == 0:
+            return {key: row * plan.draws for key, row in rows.items()}
+        if plan.until_sem is not None and all(_sem(row) < plan.until_sem for row in rows.values()):
+            break
+    return rows
+
+
+def _sem(row: Sequence[float]) -> float:
+    return math.inf if len(row) < _LEAST_DRAWS else statistics.stdev(row) / math.sqrt(len(row))
+
+
+def _measure(model: nn.Module, metric: Metric) -> dict[str, float]:
+    found = metric(model)
+    if isinstance(found, Mapping):
+        return {str(key): _number(value) for key, value in found.items()}
+    return {"": _number(found)}
+
+
+def _number(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor) else value)
+
+
+def _check_deterministic(model: nn.Module, metric: Metric) -> None:
+    with no_noise(model):
+        first, second = _measure(model, metric), _measure(model, metric)
+    same = first.keys() == second.keys() and all(
+        value == second[key] or (math.isnan(value) and math.isnan(second[key])) for key, value in first.items()
+    )
+    if not same:
+        warnings.warn(
+            f"The metric differs between two runs without noise: {first or {}} and {second}. What it draws itself "
+            "(dropout in training mode, shuffled or sampled data) will look like an effect of the noise.",
+            NondeterministicMetricWarning,
+            stacklevel=4,
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """The class of the model, and a hash of the names and bits of its clean weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in unwrap(model).state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            bits = value.detach().to_dense().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(bits.numpy().tobytes())
+    return f"{type(unwrap(model)).__name__.removeprefix('Parametrized')} {digest.hexdigest()[:12]}"

@@ -1,0 +1,140 @@
+"""Multiplicative noise whose strength is learned under a sparse prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from weightnoise import _random
+from weightnoise._scale import Per, check_choice, check_per, check_strength, per_problem
+from weightnoise.laws._learned import filled_per
+from weightnoise.laws._protocol import law_repr
+
+_FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
+_CUBIC = (1.16145124, -1.50204118, 0.58629921)
+_SIGMOID = (0.63576, 1.87320, 1.48695)
+
+
+class _AtMostZero(torch.autograd.Function):
+    """The lesser of a number and 0, whose gradient can bring the number back below 0 but not lift it further."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        """The clamped values."""
+        return values.clamp(max=0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep which side of 0 the values are on."""
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Above 0, what makes gradient descent lower the value."""
+        (values,) = ctx.saved_tensors
+        return torch.where((values <= 0) | (grads[0] > 0), grads[0], 0.0)
+
+
+@dataclass(frozen=True)
+class VariationalDropout:
+    r"""Multiplicative Gaussian noise of a learned strength: ``w (1 + sqrt(alpha) e)``, e standard normal.
+
+    Gaussian dropout whose rate is learned: ``alpha = p / (1 - p)``. The Parameter ``log_alpha`` has one
+    element, one per channel (``per=0``: per output unit), or one per weight. Add `kl_divergence` of the
+    model, over the number of training examples, to the mean loss; without it the loss drives alpha to 0.
+    The gradient is exact in w and in alpha. A factor multiplies ``sqrt(alpha)`` and leaves the divergence.
+
+    The divergence from the log-uniform prior ``p(log |w|) = const`` depends on alpha alone. Its constant
+    is chosen such that it goes to 0 as alpha grows. Of each weight it is, with sigma the logistic function::
+
+        "molchanov"  0.63576 (1 - sigma(1.87320 + 1.48695 ln alpha)) + ln(1 + 1 / alpha) / 2
+        "kingma"     0.63518 - (ln alpha) / 2 - 1.16145124 alpha + 1.50204118 alpha^2 - 0.58629921 alpha^3
+
+    The first is within 0.01 of the integral for every alpha. The second is within 0.04 below alpha = 1 and
+    wrong above, so alpha is held at 1 there, in the noise as in the divergence.
+
+    Args:
+        init: the first value of alpha; 0.25 is a dropout rate of 0.2.
+        per: ``"element"``, ``"tensor"``, or the dimension of the channels that have an alpha each.
+        approximation: of the divergence, ``"molchanov"`` or ``"kingma"``.
+
+    Raises:
+        ValueError: for an initial value that is not positive, or above 1 with ``"kingma"``.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), VariationalDropout(per=0), estimator="local")
+        >>> learned_strengths(model)["parametrizations.weight.0.log_alpha"].shape
+        torch.Size([2, 1])
+
+    Source:
+        Kingma, Salimans and Welling, Variational dropout and the local reparameterization trick, 2015,
+        arXiv 1506.02557; Molchanov, Ashukha and Vetrov, Variational dropout sparsifies deep neural
+        networks, 2017, arXiv 1701.05369.
+    """
+
+    init: float = 0.25
+    _: KW_ONLY
+    per: Per | Literal["element"] = "element"
+    approximation: Literal["molchanov", "kingma"] = "molchanov"
+
+    sign_symmetric: ClassVar[bool] = True
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("VariationalDropout", "init", self.init)
+        if self.per != "element":
+            check_per("VariationalDropout", self.per)
+        check_choice("VariationalDropout", "approximation", self.approximation, ("molchanov", "kingma"))
+        if self.init == 0 or (self.init > 1 and self.approximation == "kingma"):
+            limit = "in (0, 1] with approximation='kingma'" if self.init else "positive"
+            raise ValueError(f"VariationalDropout(init=...) must be {limit}, got {self.init!r}.")
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """``log_alpha``, shaped to broadcast against the weight."""
+        return {"log_alpha": filled_per(weight, self.per, math.log(self.init))}
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """``weight + factor * sqrt(alpha) * weight * noise``."""
+        return weight + self.deviation(weight, strengths) * noise * factor
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """``sqrt(alpha) * weight``."""
+        return (0.5 * self._log_alpha(strengths or self.strengths(weight))).exp() * weight
+
+    def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
+        """The approximate divergence of all weights, in nats: an alpha counts once for each weight that has it."""
+        log_alpha = self._log_alpha(strengths)
+        if self.approximation == "molchanov":
+            size, shift, slope = _SIGMOID
+            each = size * torch.sigmoid(-shift - slope * log_alpha) + 0.5 * torch.nn.functional.softplus(
+                -log_alpha
+            )
+        else:
+            first, second, third = _CUBIC
+            alpha = log_alpha.exp()
+            each = _FAR - 0.5 * log_alpha - alpha * (first + alpha * (second + alpha * third))
+        return each.sum() * (weight.numel() / max(each.numel(), 1))
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` does not fit ``weight``, or None."""
+        return None if self.per == "element" else per_problem(self.per, weight)
+
+    def _log_alpha(self, strengths: Mapping[str, Tensor]) -> Tensor:
+        log_alpha = strengths["log_alpha"]
+        if self.approximation == "molchanov":
+            return log_alpha
+        clamped: Tensor = _AtMostZero.apply(log_alpha)  # type: ignore[no-untyped-call]
+        return clamped
