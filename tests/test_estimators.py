@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from weightnoise.testing import assert_restores, check_gradients
 
 PER_EXAMPLE: list[Estimator] = ["flipout", "local"]
 
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(5, 4), (3, 5)),
     "linear_without_bias": (lambda: nn.Linear(5, 4, bias=False), (3, 5)),
     "linear_sequence": (lambda: nn.Linear(5, 4), (3, 2, 6, 5)),
@@ -64,7 +65,7 @@ GAUSSIAN: dict[str, tuple[wn.Noise, Callable[[Tensor], Tensor]]] = {
         wn.Gaussian(0.3, relative_to="std", per=1),
         lambda w: (
             0.3
-            * w.flatten(2).transpose(0, 1).flatten(1).std(1, correction=0).reshape(1, -1, *[1] * (w.ndim - 2))
+            * w.transpose(0, 1).flatten(1).std(1, correction=0).reshape(1, -1, *[1] * (w.ndim - 2))
             * torch.ones_like(w)
         ),
     ),
@@ -78,7 +79,7 @@ ALL = {**GAUSSIAN, **FLIPPABLE}
 CASES = [("flipout", name) for name in ALL] + [("local", name) for name in GAUSSIAN]
 
 
-def make(estimator: Estimator, law: Any = 0.3) -> nn.Sequential:
+def make(estimator: Estimator, law: Any = 0.3) -> Any:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     return wn.add_weight_noise(model, law, estimator=estimator)
 
@@ -114,9 +115,12 @@ def test_flipout_equals_a_layer_for_each_example_with_signs_on_its_rows_and_colu
     examples, outputs = (1 if single else shape[0]), plain.weight.shape[0]
     groups = getattr(plain, "groups", 1)
     inputs = plain.weight.shape[1] * groups
-    lead = [] if single else [examples]
-    s = _random.keyed_signs(key, x, [*lead, inputs], 0).reshape(examples, inputs)
-    r = _random.keyed_signs(key, x, [*lead, outputs], 1).reshape(examples, outputs)
+    where = 0 if single else 1  # The channels; all positions of an example have one sign.
+    where = x.ndim - 1 if isinstance(plain, nn.Linear) else where
+    lead = [1 if dim else examples for dim in range(where)]
+    after = [1] * (x.ndim - where - 1)
+    s = _random.keyed_signs(key, x, [*lead, inputs, *after], 0).reshape(examples, inputs)
+    r = _random.keyed_signs(key, x, [*lead, outputs, *after], 1).reshape(examples, outputs)
     for n in range(examples):
         # Output o sees the input channels of its group.
         mine = s[n].reshape(groups, -1).repeat_interleave(outputs // groups, dim=0)
@@ -218,17 +222,17 @@ def test_flipout_keeps_the_correlation_of_positions_and_local_does_not() -> None
     for estimator, equal in (("shared", True), ("flipout", True), ("local", False)):
         layer = wn.add_weight_noise(nn.Linear(5, 4).double(), 0.3, estimator=estimator)  # type: ignore[arg-type]
         y = layer(x)
-        assert torch.equal(y[:, 0], y[:, 1]) is equal
+        assert torch.allclose(y[:, 0], y[:, 1]) is equal
 
 
 # Gradients.
 
 
-def sampled_gradients(model: nn.Module, loss: Callable[[], Tensor], draws: int) -> Tensor:
+def sampled_gradients(model: Any, loss: Callable[[Any], Tensor], draws: int) -> Tensor:
     found = []
     for _ in range(draws):
         model.zero_grad()
-        loss().backward()
+        loss(model).backward()
         found.append(torch.cat([grad.flatten() for grad in gradients(model)]))
     return torch.stack(found)
 
@@ -239,8 +243,8 @@ def test_the_expected_gradient_is_that_of_the_shared_draw(estimator: Estimator, 
     plain, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), batch(6, 3)
     found = []
     for kind in ("shared", estimator):
-        model = wn.add_weight_noise(copy.deepcopy(plain), ALL[law][0], estimator=kind)  # type: ignore[arg-type]
-        found.append(sampled_gradients(model, lambda model=model: single_loss(model, x), DRAWS))
+        model = wn.add_weight_noise(copy.deepcopy(plain), ALL[law][0], estimator=kind)
+        found.append(sampled_gradients(model, lambda model: single_loss(model, x), DRAWS))
     error = (found[0].var(dim=0) / DRAWS + found[1].var(dim=0) / DRAWS).sqrt()
     scores = (found[0].mean(dim=0) - found[1].mean(dim=0)) / error
     # The largest of about 60 scores exceeds 4.5 once in 2,000 runs; the mean square has an s.e. below sqrt(2).
@@ -256,7 +260,7 @@ def test_exact_multiplicative_noise_adds_decay_and_straight_through_adds_none(es
     for gradient, extra in (("exact", decay), ("straight-through", torch.zeros_like(decay))):
         law = wn.Gaussian(0.3, relative_to="value", gradient=gradient)  # type: ignore[arg-type]
         model = wn.add_weight_noise(copy.deepcopy(plain), law, estimator=estimator)
-        found = sampled_gradients(model, lambda model=model: (model(x) - target).square().sum() / 8, DRAWS)
+        found = sampled_gradients(model, lambda model: (model(x) - target).square().sum() / 8, DRAWS)
         for entry, expected in enumerate((clean + extra).flatten().tolist()):
             assert_mean(found[:, entry], expected)
 
@@ -267,8 +271,8 @@ def test_the_gradient_varies_at_least_ten_times_less_at_batch_64(estimator: Esti
     x, target, plain = torch.rand(64, 64), torch.randn(64, 10), nn.Linear(64, 10)
     spread = {}
     for kind in ("shared", estimator):
-        model = wn.add_weight_noise(copy.deepcopy(plain), 0.1, estimator=kind)  # type: ignore[arg-type]
-        found = sampled_gradients(model, lambda model=model: nn.functional.mse_loss(model(x), target), 300)
+        model = wn.add_weight_noise(copy.deepcopy(plain), 0.1, estimator=kind)
+        found = sampled_gradients(model, lambda model: nn.functional.mse_loss(model(x), target), 300)
         spread[kind] = found.var(dim=0).sum().item()
     assert spread[estimator] < spread["shared"] / 10
 
@@ -329,7 +333,8 @@ def test_what_is_off_is_the_clean_forward_bit_for_bit(estimator: Estimator) -> N
 
 @pytest.mark.parametrize(("estimator", "law"), CASES)
 def test_a_mirrored_hold_is_the_exact_mirror_and_a_factor_scales(estimator: Estimator, law: str) -> None:
-    layer, x = nn.Linear(4, 3, bias=False).double(), batch()
+    layer: Any = nn.Linear(4, 3, bias=False).double()
+    x = batch()
     wn.add_weight_noise(layer, ALL[law][0], estimator=estimator)
     with wn.no_noise(layer):
         clean = layer(x)
@@ -542,22 +547,21 @@ def test_copies_have_it_and_stand_alone(estimator: Estimator, way: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
-def test_reads_inside_are_the_parameter_and_reads_outside_a_shared_draw(estimator: Estimator) -> None:
+def test_reads_inside_are_the_parameter_and_reads_outside_a_shared_draw(
+    estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = wn.add_weight_noise(nn.Linear(4, 3), 0.3, estimator=estimator)
     assert not torch.equal(layer.weight, layer.weight)
-    seen = []
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
-    handle.remove()
+    seen: list[Tensor] = []
+    plain: Any = nn.functional.linear
 
-    class Spy(nn.Linear):
-        @property
-        def bias(self) -> Any:
-            seen.append(self.weight is self._parameters["weight"])
-            return self._parameters["bias"]
+    def spy(x: Tensor, weight: Tensor, *rest: Any) -> Any:
+        seen.append(weight)
+        return plain(x, weight, *rest)
 
-    spy = wn.add_weight_noise(Spy(4, 3), 0.3, estimator=estimator)
-    spy(torch.ones(2, 4))
-    assert seen[-1]
+    monkeypatch.setattr(nn.functional, "linear", spy)
+    layer(torch.ones(2, 4))
+    assert seen[0] is layer._parameters["weight"]
     assert wn.noisy_parameters(layer) == {"weight": wn.Gaussian(0.3)}
 
 
@@ -601,7 +605,7 @@ def test_it_comes_off_to_the_bit(estimator: Estimator) -> None:
     assert [type(module) for module in model] == classes
     assert torch.equal(torch.get_rng_state(), state)
     assert_restores(model, 0.1)
-    with pytest.raises(wn.ExportError):
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning), pytest.raises(wn.ExportError):
         torch.jit.trace(wn.add_weight_noise(model, 0.1, estimator=estimator), torch.ones(1, 2, 4, 4))
 
 
@@ -669,9 +673,9 @@ def test_all_problems_come_in_one_error_with_the_way_out() -> None:
     with pytest.raises(wn.UnsupportedParameterError) as caught:
         wn.add_weight_noise(model, {"0.bias": 0.1, "*": 0.1}, estimator="local")
     assert len(caught.value.problems) == 4
-    assert caught.value.problems[1] == (
-        "Parameter '0.bias' belongs to Linear; estimator='local' is for the weight of nn.Linear, nn.Conv1d, nn.Conv2d "
-        "and nn.Conv3d. Cover this one in another call with estimator='shared', or leave it clean."
+    assert caught.value.problems[0] == (
+        "Parameter '0.bias' belongs to Linear; estimator='local' is for the weight of nn.Linear, nn.Conv1d, "
+        "nn.Conv2d and nn.Conv3d. Cover this one in another call with estimator='shared', or leave it clean."
     )
     with pytest.raises(ValueError, match="must be one of 'shared', 'flipout', 'local', got 'flip'"):
         wn.add_weight_noise(nn.Linear(3, 3), 0.1, estimator="flip")  # type: ignore[arg-type]

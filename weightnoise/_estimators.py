@@ -68,7 +68,7 @@ def _add_local(noise: WeightNoise, layer: nn.Module, inputs: Tensor, weight: Ten
     std = torch.where(there, variance, 1.0).sqrt() * there
     held = noise.switch.held
     normal = _random.normal(output) if held is None or held.key is None else _random.keyed_normal(held.key, output)
-    return output + std * normal * noise.factor()
+    return output + (std * normal * noise.factor()).to(output.dtype)  # As autocast has it.
 
 
 def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:

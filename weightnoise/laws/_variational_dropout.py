@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,33 +13,11 @@ from torch import Tensor
 from weightnoise import _random
 from weightnoise._scale import Per, check_choice, check_per, check_strength, per_problem
 from weightnoise.laws._learned import filled_per
-from weightnoise.laws._protocol import law_repr
+from weightnoise.laws._protocol import law_repr, straight_through
 
 _FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
 _CUBIC = (1.16145124, -1.50204118, 0.58629921)
 _SIGMOID = (0.63576, 1.87320, 1.48695)
-
-
-class _AtMostZero(torch.autograd.Function):
-    """The lesser of a number and 0, whose gradient can bring the number back below 0 but not lift it further."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor) -> Tensor:
-        """The clamped values."""
-        return values.clamp(max=0.0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep which side of 0 the values are on."""
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """Above 0, what makes gradient descent lower the value."""
-        (values,) = ctx.saved_tensors
-        return torch.where((values <= 0) | (grads[0] > 0), grads[0], 0.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,8 @@ class VariationalDropout:
         "kingma"     0.63518 - (ln alpha) / 2 - 1.16145124 alpha + 1.50204118 alpha^2 - 0.58629921 alpha^3
 
     The first is within 0.01 of the integral for every alpha. The second is within 0.04 below alpha = 1 and
-    wrong above, so alpha is held at 1 there, in the noise as in the divergence.
+    wrong above, so alpha is held at 1 there, in the noise as in the divergence; the gradient of the noise
+    passes, and can bring it back.
 
     Args:
         init: the first value of alpha; 0.25 is a dropout rate of 0.2.
@@ -112,11 +91,15 @@ class VariationalDropout:
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``sqrt(alpha) * weight``."""
-        return (0.5 * self._log_alpha(strengths or self.strengths(weight))).exp() * weight
+        log_alpha = (strengths or self.strengths(weight))["log_alpha"]
+        if self.approximation == "kingma":
+            # The gradient passes, so that the loss can bring a strength back below 1.
+            log_alpha = straight_through(log_alpha, log_alpha.detach().clamp(max=0.0))
+        return (0.5 * log_alpha).exp() * weight
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
         """The approximate divergence of all weights, in nats: an alpha counts once for each weight that has it."""
-        log_alpha = self._log_alpha(strengths)
+        log_alpha = strengths["log_alpha"]
         if self.approximation == "molchanov":
             size, shift, slope = _SIGMOID
             each = size * torch.sigmoid(-shift - slope * log_alpha) + 0.5 * torch.nn.functional.softplus(
@@ -124,6 +107,7 @@ class VariationalDropout:
             )
         else:
             first, second, third = _CUBIC
+            log_alpha = log_alpha.clamp(max=0.0)
             alpha = log_alpha.exp()
             each = _FAR - 0.5 * log_alpha - alpha * (first + alpha * (second + alpha * third))
         return each.sum() * (weight.numel() / max(each.numel(), 1))
@@ -131,10 +115,3 @@ class VariationalDropout:
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""
         return None if self.per == "element" else per_problem(self.per, weight)
-
-    def _log_alpha(self, strengths: Mapping[str, Tensor]) -> Tensor:
-        log_alpha = strengths["log_alpha"]
-        if self.approximation == "molchanov":
-            return log_alpha
-        clamped: Tensor = _AtMostZero.apply(log_alpha)  # type: ignore[no-untyped-call]
-        return clamped
