@@ -126,7 +126,7 @@ def test_the_divergence_sparsifies_and_without_it_the_noise_dies(estimator: Any)
     needed, useless = final[1.0][:2], final[1.0][2:]
     assert needed.max() < -2
     assert useless.min() > needed.max() + 2
-    assert (final[0.0][:2] < final[1.0][:2]).all()
+    assert final[0.0].mean() < final[1.0].mean() - 1
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def clip_weights(
 
     The projection of hardware-aware training, whose devices hold a limited range: ``w`` is cut to
     ``[-k std(w), k std(w)]`` or to ``[low, high]``. `Clip` in a spec does the same in the forward alone.
+    The standard deviation is that of now: a cut lowers it, so that repeated cuts without training shrink the
+    range somewhat further before they settle.
 
     Args:
         model: a module with weight noise.

@@ -96,8 +96,8 @@ class ProgrammingNoise:
     def draw(self, weight: Tensor) -> Draw:
         """Standard normals for programming, drift and reading, each in the shape (2, *weight.shape)."""
         pair = precise(weight).new_empty(()).expand(2, *weight.shape)
-        drift = _random.normal(pair) if self.time else None
-        return _random.normal(pair), drift, self._draw_read(pair)
+        programming = _random.normal(pair)  # First, so that a seed means the same device at any time.
+        return programming, _random.normal(pair) if self.time else None, self._draw_read(pair)
 
     def redraw(self, weight: Tensor, frozen: Draw) -> Draw:
         """The same programming and drift, read again."""
