@@ -50,6 +50,7 @@ ORDER = [
     "_progress",
     "_plots",
     "_report",
+    "_vectorized",
     "_robustness",
     "testing",
     "_demo",

@@ -58,7 +58,7 @@ class HeldNoise(NoiseContext):
 
         def open_settings(resets: int = 0) -> list[tuple[AnyNoise, Setting]]:
             own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
-            return _held(model, own, sign)
+            return held_settings(model, own, sign)
 
         super().__init__(open_settings)
         self._reopen = open_settings
@@ -196,7 +196,8 @@ def _close(settings: list[tuple[AnyNoise, Setting]]) -> None:
         noise.switch.pull(setting)
 
 
-def _held(model: nn.Module, seed: int | None, sign: int) -> list[tuple[AnyNoise, Setting]]:
+def held_settings(model: nn.Module, seed: int | None, sign: int) -> list[tuple[AnyNoise, Setting]]:
+    """What `hold_noise` lays on each noise of the model, its draws made."""
     some(every_noise(model))
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: list[tuple[AnyNoise, Setting]] = []

@@ -71,6 +71,10 @@ class NondeterministicMetricWarning(UserWarning):
     """The metric of a robustness evaluation differs between two runs without noise."""
 
 
+class NotVectorizedWarning(UserWarning):
+    """The draws of a robustness evaluation cannot be evaluated together, and are one by one."""
+
+
 def raise_problems(problems: Sequence[WeightNoiseError]) -> None:
     """Raise everything in ``problems`` as one error; do nothing when there is nothing.
 
