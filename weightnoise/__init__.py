@@ -4,6 +4,7 @@ from weightnoise._activations import add_activation_noise, noisy_activations, re
 from weightnoise._clipping import clip_weights
 from weightnoise._config import spec_from_config, spec_to_config
 from weightnoise._contexts import force_noise, hold_noise, no_noise, scale_noise
+from weightnoise._engine import engine
 from weightnoise._errors import (
     AlreadyNoisyError,
     ExportError,
@@ -101,6 +102,7 @@ __all__ = [
     "add_weight_noise",
     "clip_weights",
     "cosine_ramp",
+    "engine",
     "evaluate_robustness",
     "force_noise",
     "gradient_penalty",

@@ -140,7 +140,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
         ...     bool((model.weight == model.weight).all())
         True
     """
-    if not math.isfinite(factor) or factor < 0:
+    if not 0 <= factor < math.inf:  # Not math.isfinite, which Dynamo cannot trace.
         raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
     setting = Setting(scale=float(factor))
     return NoiseContext(lambda: [(noise, setting) for noise in some(every_noise(model))])

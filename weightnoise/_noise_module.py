@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from weightnoise import _engine, _random
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._export import refuse_export
 from weightnoise._switch import Switch, When
@@ -41,6 +42,10 @@ class Scope(threading.local):
 
     def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
         return Scope, ()
+
+
+class Key(int):
+    """In place of a draw: what its numbers are a function of, where they are made and added in one pass."""
 
 
 class CleanRow(torch.autograd.Function):
@@ -99,6 +104,8 @@ class WeightNoise(nn.Module):
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
+        self.fused: Any = getattr(law, "fused", None)
+        self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
     def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
@@ -106,6 +113,8 @@ class WeightNoise(nn.Module):
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
         self.frozen = _PENDING if weight.is_meta else freeze(self.law, weight, self.name)
+        if strengths or self.frozen is not None:
+            self.made_for = weight.shape
 
     def live(self) -> bool:
         """Whether a read is noisy now."""
@@ -123,7 +132,7 @@ class WeightNoise(nn.Module):
             kept = running[-1]
             if kept is None:
                 return weight
-        if type(weight) is not nn.Parameter and _is_dtensor(weight):
+        if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
@@ -155,7 +164,9 @@ class WeightNoise(nn.Module):
         """Apply the law to a draw, leaving an embedding's padding row clean."""
         if factor is None:
             factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
-        if self.strength_names:
+        if type(noise) is Key:
+            noisy: Tensor = self.fused(weight, noise, factor)
+        elif self.strength_names:
             noisy = apply_law(self.law, weight, noise, factor, self.strengths())
         else:
             noisy = self.law.apply(weight, noise, factor)
@@ -175,10 +186,17 @@ class WeightNoise(nn.Module):
 
     def draw(self, weight: Tensor) -> Any:
         """The held draw, the frozen one, or a fresh one."""
+        if self.made_for is not None and self.made_for != weight.shape:
+            # What is learned or frozen would be broadcast, and so the weight.
+            raise UnsupportedParameterError(
+                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.made_for))
+            )
         held = self.switch.held
         if held is not None:
             return held.take(self.law, weight)
         if self.frozen is None:
+            if self.fused is not None and _engine.fuses(weight):
+                return Key(_random.key())
             return self.law.draw(weight)
         if isinstance(self.frozen, str):
             self.frozen = freeze(self.law, weight, self.name)
@@ -220,6 +238,11 @@ _PLAIN_CHECKPOINT = (
     "weightnoise.learned_strengths(model) has their names."
 )
 
+_RESIZED = (
+    "Parameter '{name}' has the shape {now} now, and its noise learned or froze something for the shape {then}. "
+    "Call weightnoise.remove_weight_noise(model) and add the noise again."
+)
+
 _DTENSOR = (
     "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
     "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
@@ -239,6 +262,7 @@ def _moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
-def _is_dtensor(weight: Tensor) -> bool:
+def is_dtensor(weight: object) -> bool:
+    """Whether it is a tensor over several processes."""
     # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
     return hasattr(weight, "device_mesh") and hasattr(weight, "placements")

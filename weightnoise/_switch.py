@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightnoise import _random
+from weightnoise._errors import WeightNoiseError
 from weightnoise.laws import Noise
 
 When: TypeAlias = Literal["always", "training"]
@@ -23,7 +24,7 @@ class HeldDraw:
     sign: int
     noise: Any = None
     drawn: bool = False
-    shape: torch.Size | None = None  # Of an activation, which may come in several.
+    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
     key: Tensor | None = None  # Of what differs from example to example.
 
     def make_key(self) -> None:
@@ -39,6 +40,12 @@ class HeldDraw:
             own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
             with own, torch.no_grad():
                 self.noise = law.draw(weight)
+            self.shape = weight.shape
+        elif self.shape is not None and self.shape != weight.shape:
+            raise WeightNoiseError(
+                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
+                f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
+            )
         return self.noise
 
 
@@ -75,7 +82,8 @@ class Switch:
     def schedule(self, factor: float, device: torch.device) -> None:
         """Multiply the strength by ``factor`` until the next call."""
         if self._schedule is None or self._schedule.device != device:
-            self._schedule = torch.empty((), device=device)
+            with torch.inference_mode(False):  # Else no later step could write into it.
+                self._schedule = torch.empty((), device=device)
         self._schedule.fill_(factor)
         self.scheduled = factor
         self._settle()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from weightnoise import _random
+from weightnoise import _engine, _random
 from weightnoise._scale import (
     Gradient,
     Per,
@@ -74,6 +74,16 @@ class Gaussian:
         """``weight + factor * std * scale(weight) * noise``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return add_scaled(weight, noise, factor * self.std, scale)
+
+    @property
+    def fused(self) -> Callable[[Tensor, int, float], Tensor] | None:
+        """`apply` to the normals of a key, in one pass; None where the gradient goes elsewhere too."""
+        constant = self.relative_to is None or self.gradient == "straight-through"
+        return self._fused if constant and self.relative_to != "value" and self.per in ("tensor", 0) else None
+
+    def _fused(self, weight: Tensor, key: int, factor: float) -> Tensor:
+        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        return _engine.add_normal(weight, key, factor * self.std, scale)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""

@@ -1,0 +1,170 @@
+"""The fast generator of random numbers on the CPU, where the package was built with it.
+
+Its numbers are a function of a key and of their place (``csrc/``), and the key comes from torch's generator:
+what torch does to reproduce random numbers holds for these as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST = 2048  # Numbers for which a call pays.
+LEAST_FUSED = 16384  # And one that adds them to a weight, whose gradient costs a call of its own.
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEVELS = ("baseline", "AVX2", "AVX-512")
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("weightnoise._philox")
+    if spec is None or spec.origin is None or os.environ.get("WEIGHTNOISE_ENGINE") == "torch":
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:  # Built for another machine: torch's generator serves.
+        return None
+    pointer, number, key, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
+    library.weightnoise_fill.argtypes = [pointer, number, key, small, small, small]
+    library.weightnoise_add.argtypes = [
+        pointer, pointer, pointer, number, ctypes.c_float, number, key, small, small
+    ]  # fmt: skip
+    library.weightnoise_part.argtypes = [pointer, number, number, key, small]
+    library.weightnoise_block.argtypes = [key, key, key, pointer, small]
+    return library
+
+
+_LIBRARY = _load()
+_LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
+
+
+def engine() -> str:
+    """Which generator draws large CPU tensors: ``"philox"`` with its instruction set, or ``"torch"``.
+
+    The numbers of Philox are the same for every instruction set and thread count. It draws for float32,
+    bfloat16 and float16 tensors of 2,048 or more elements. torch's generator draws for smaller ones, for
+    other devices, and in transformations of `torch.func`; and for all where the package was installed
+    without a C compiler, or with the environment variable ``WEIGHTNOISE_ENGINE=torch``.
+
+    Example:
+        >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
+        True
+
+    Source:
+        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
+    """
+    return "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
+
+
+def serves(like: Tensor, count: int) -> bool:
+    """Whether the engine draws ``count`` numbers with the dtype and device of ``like``, here and now."""
+    return (
+        _LIBRARY is not None
+        and count >= LEAST
+        and like.is_cpu
+        and like.dtype in _DTYPES
+        and (torch.compiler.is_compiling() or not _transformed())
+    )
+
+
+def _transformed() -> bool:
+    """Whether tensors may be other than they look: in vmap and grad, in tracing, on the meta device."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tensor:
+    """Standard normal float32 numbers of the given shape, or uniform ones on [0, 1), that belong to ``key``."""
+    if torch.compiler.is_compiling():
+        numbers: Tensor = torch.ops.weightnoise.filled(key, shape, uniform)
+        return numbers
+    return _filled(key, shape, uniform)
+
+
+def _filled(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+    assert _LIBRARY is not None
+    out = torch.empty(size)
+    _LIBRARY.weightnoise_fill(out.data_ptr(), out.numel(), int(key), uniform, _LEVEL, torch.get_num_threads())
+    return out
+
+
+if _LIBRARY is not None:
+    # What compiled code calls. A graph holds the key, so that two draws are never merged.
+    _OPERATOR = torch.library.custom_op(
+        "weightnoise::filled",
+        _filled,
+        mutates_args=(),
+        schema="(Tensor key, SymInt[] size, bool uniform) -> Tensor",
+    )
+
+    @_OPERATOR.register_fake
+    def _fake(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+        return torch.empty(size)
+
+    @_OPERATOR.register_vmap
+    def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform: bool) -> tuple[Tensor, int]:
+        return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
+
+
+def fuses(weight: Tensor) -> bool:
+    """Whether `add_normal` is right and worth its call for this weight, here and now."""
+    return (
+        weight.dtype == torch.float32
+        and weight.numel() >= LEAST_FUSED
+        and weight.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and serves(weight, LEAST)
+    )
+
+
+def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
+    """``weight + strength * scale * e``, in one pass, with the gradient going to ``weight`` unchanged.
+
+    Args:
+        weight: what `fuses` has agreed to.
+        key: of the standard normal numbers e.
+        strength: a factor.
+        scale: one number, or one for each row (dimension 0) of the weight; None for 1.
+    """
+    if torch.is_grad_enabled() and weight.requires_grad:
+        noisy: Tensor = _AddNormal.apply(weight, key, strength, scale)  # type: ignore[no-untyped-call]
+        return noisy
+    return _sum(weight, key, strength, scale)
+
+
+class _AddNormal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
+        return _sum(weight, key, strength, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        tangent: Tensor = tangents[0].clone()
+        return tangent
+
+
+def _sum(weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
+    assert _LIBRARY is not None
+    scales = torch.ones(1) if scale is None else scale.to(torch.float32).contiguous()
+    out, count = torch.empty_like(weight), weight.numel()
+    _LIBRARY.weightnoise_add(
+        out.data_ptr(),
+        weight.data_ptr(),
+        scales.data_ptr(),
+        count // scales.numel(),
+        strength,
+        count,
+        key,
+        _LEVEL,
+        torch.get_num_threads(),
+    )
+    return out

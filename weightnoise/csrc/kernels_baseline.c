@@ -1,0 +1,2 @@
+#define KERNELS kernels_baseline
+#include "kernels.h"
