@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
+from tests.benchmarks import draws
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.workloads import (
@@ -123,3 +124,10 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row["contender"] for row in found["results"]] == ["plain", "weightnoise on"]
     assert found["results"][0]["ratio"] == 1.0
     assert all(len(row["times"]) >= 5 for row in found["results"])
+
+
+def test_the_comparison_of_draws_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert draws.main(["--rounds", "1", "--draws", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + len(draws.models())
+    assert all(line.count("|") == 4 for line in lines[2:])
