@@ -188,6 +188,12 @@ def test_options_are_checked(options: dict[str, Any], text: str) -> None:
     assert not wn.has_weight_noise(model)
 
 
+@pytest.mark.parametrize("found", [None, {"sum": None}])
+def test_a_metric_that_returns_no_number_is_named(found: Any) -> None:
+    with pytest.raises(TypeError, match="must return a number or a dict of numbers, not None"):
+        run(metric=lambda model: found)
+
+
 def small() -> wn.RobustnessReport:
     values = torch.tensor([[3.0, 1.0, 2.0, 6.0], [0.0, math.nan, 1.0, math.nan]], dtype=torch.float64)
     return wn.RobustnessReport((0.1, 0.2), {"a": values}, seed=3, threshold=2.0, made_by={"torch": "2"})
@@ -304,3 +310,11 @@ def test_conv_and_batch_statistics_are_left_alone() -> None:
 
     run(model, metric=evaluate)
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+@pytest.mark.parametrize("value", [463 / 500, 0.1, 1 / 3, math.inf])
+def test_equal_draws_have_their_value_as_mean_and_no_spread(value: float) -> None:
+    report = wn.RobustnessReport((0.0,), {"a": torch.tensor([[value] * 10 + [math.nan]], dtype=torch.float64)})
+    assert report.mean.item() == value
+    if math.isfinite(value):
+        assert report.sem.item() == 0

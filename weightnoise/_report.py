@@ -82,7 +82,10 @@ class RobustnessReport:
     @property
     def mean(self) -> Tensor:
         """Mean over the draws, per level."""
-        return self.values.nanmean(dim=1)
+        # Rounding may not take it beyond the draws: where all are equal it is their value.
+        none, values = self.values.isnan(), self.values
+        low, high = (values.masked_fill(none, end) for end in (math.inf, -math.inf))
+        return values.nanmean(dim=1).clamp(low.amin(dim=1), high.amax(dim=1))
 
     @property
     def std(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.draws``: many draws of small models one by one and together, as a Markdown table."""
+"""``python -m tests.benchmarks.draws``: many draws of small models, one by one and together, as a table."""
 
 from __future__ import annotations
 

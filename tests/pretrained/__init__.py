@@ -1,0 +1,1 @@
+"""Pretrained models whose weights and labelled data come with packages; extra ``pretrained``."""
