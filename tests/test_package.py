@@ -27,6 +27,9 @@ ORDER = [
     "laws",
     "_switch",
     "_export",
+    "_scope",
+    "_gradients",
+    "_recompute",
     "_noise_module",
     "_patterns",
     "_tree",
@@ -51,13 +54,24 @@ ORDER = [
     "_progress",
     "_plots",
     "_report",
+    "_metric",
     "_vectorized",
     "_robustness",
+    "_cli_load",
+    "_sweep",
     "testing",
+    "integrations",
     "_demo",
+    "_cli_demo",
+    "_cli_parser",
     "__main__",
 ]
-MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "weightnoise.") if "__main__" not in name]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages([str(ROOT)], "weightnoise.")
+    # The second is a C library, and the third needs packages that are not always there.
+    if name not in ("weightnoise.__main__", "weightnoise._philox") and ".integrations." not in name
+]
 
 
 def sources() -> list[Path]:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from weightnoise._noise_module import Scope, WeightNoise
+from weightnoise._noise_module import WeightNoise
+from weightnoise._recompute import Recomputed, recomputing
+from weightnoise._scope import Scope
 
 
 class Attachment:
@@ -20,9 +23,11 @@ class Attachment:
         owner: the module; None in a copy until the copied module adopts it.
         scope: what was drawn in the running forwards.
         noises: the noises on the module's own tensors.
+        recomputes: whether the backward makes the noisy weight of any of them again.
         per_example: the one of them that differs from example to example; None for most modules.
         stock_class: the class that torch had made for other parametrizations, put back on removal.
             A copy gets none: torch edits such a class, so two modules must not share it.
+        stock_names: the tensors that it was made for.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Attachment:
         self.scope = scope
         self.noises = list(noises)
         self.stock_class = stock_class
+        self.stock_names: set[str] = set()
 
     @property
     def noises(self) -> list[WeightNoise]:
@@ -41,12 +47,14 @@ class Attachment:
     @noises.setter
     def noises(self, noises: list[WeightNoise]) -> None:
         self._noises = noises
+        self.recomputes = any(noise.memory == "recompute" for noise in noises)
         self.per_example = next((noise for noise in noises if noise.estimator != "shared"), None)
 
     def live(self) -> bool:
         """Whether a read of any of the tensors is noisy now."""
-        for noise in self._noises:  # noqa: SIM110 a generator costs more than what it looks at.
-            if noise.live():
+        for noise in self._noises:  # Spelt out: a call of noise.live() costs as much as the rest.
+            switch = noise.switch
+            if not switch.off and (noise.training or not switch.gated):
                 return True
         return False
 
@@ -56,12 +64,27 @@ class Attachment:
 
 def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a forward so that all its reads see one draw."""
+    if attachment.recomputes and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _in_recomputing_scope(attachment.scope.running, call, *args, **kwargs)
     running = attachment.scope.running
     running.append({})
     try:
         return call(*args, **kwargs)
     finally:
         running.pop()
+
+
+def _in_recomputing_scope(
+    running: list[dict[str, Any] | None], call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    kept = Recomputed()
+    running.append(kept)
+    try:
+        with recomputing(kept.recipes):
+            return call(*args, **kwargs)
+    finally:
+        running.pop()
+        kept.recipes.clear()  # The graph keeps the hooks, and they this.
 
 
 class InstanceForward:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
+from itertools import chain
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
@@ -38,8 +39,14 @@ class NoiseContext(ContextDecorator):
         self._opened: list[list[tuple[AnyNoise, Setting]]] = []
 
     def __enter__(self) -> Self:
-        self._opened.append(_open(self._open_settings()))
-        return self
+        settings = self._open_settings()
+        try:
+            _open(settings)
+            self._opened.append(settings)
+            return self
+        except BaseException:
+            _close(settings)
+            raise
 
     def __exit__(
         self,
@@ -47,7 +54,12 @@ class NoiseContext(ContextDecorator):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _close(self._opened.pop())
+        opened = self._opened.pop()
+        try:
+            _close(opened)
+        except BaseException:  # An interrupt half-way: noise must not stay switched.
+            _close(opened)
+            raise
 
 
 class HeldNoise(NoiseContext):
@@ -71,10 +83,14 @@ class HeldNoise(NoiseContext):
         """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
         if not self._opened:
             raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
+        opened = self._reopen(self._resets + 1)
+        mine = self._opened[-1]
+        before = list(mine)
+        mine += opened  # So that leaving closes them all, whatever happens here.
+        _open(opened)
+        _close(before)
+        mine[:] = opened
         self._resets += 1
-        opened = self._reopen(self._resets)
-        _close(self._opened.pop())
-        self._opened.append(_open(opened))
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -95,8 +111,7 @@ def no_noise(*models: nn.Module) -> NoiseContext:
         ...     isinstance(model.weight, nn.Parameter)
         True
     """
-    setting = Setting(off=True)
-    return NoiseContext(lambda: [(noise, setting) for model in models for noise in every_noise(model)])
+    return NoiseContext(lambda: _on_each(chain.from_iterable(map(every_noise, models)), Setting(off=True)))
 
 
 def force_noise(model: nn.Module) -> NoiseContext:
@@ -115,8 +130,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
         ...     isinstance(model.weight, nn.Parameter)
         False
     """
-    setting = Setting(forced=True)
-    return NoiseContext(lambda: [(noise, setting) for noise in some(every_noise(model))])
+    return NoiseContext(lambda: _on_each(some(every_noise(model)), Setting(forced=True)))
 
 
 def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
@@ -142,8 +156,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     """
     if not 0 <= factor < math.inf:  # Not math.isfinite, which Dynamo cannot trace.
         raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
-    setting = Setting(scale=float(factor))
-    return NoiseContext(lambda: [(noise, setting) for noise in some(every_noise(model))])
+    return NoiseContext(lambda: _on_each(some(every_noise(model)), Setting(scale=float(factor))))
 
 
 def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> HeldNoise:
@@ -181,14 +194,17 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     return HeldNoise(model, seed, sign)
 
 
-def _open(settings: list[tuple[AnyNoise, Setting]]) -> list[tuple[AnyNoise, Setting]]:
+def _on_each(found: Iterable[AnyNoise], setting: Setting) -> list[tuple[AnyNoise, Setting]]:
+    """One setting on all noises: one for each entry of a context, which may be entered again while it is open."""
+    return [(noise, setting) for noise in found]
+
+
+def _open(settings: list[tuple[AnyNoise, Setting]]) -> None:
     for noise, setting in settings:
         noise.switch.push(setting)
     problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
     if problems.keys() - {None}:
-        _close(settings)
         raise SpecError(*(f"{problem}." for problem in problems if problem))
-    return settings
 
 
 def _close(settings: list[tuple[AnyNoise, Setting]]) -> None:

@@ -1,28 +1,55 @@
-"""The demo: a classifier of handwritten digits, trained without and with weight noise."""
+"""The demo: classifiers of handwritten digits, trained without and with weight noise, and measured under noise."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._contexts import hold_noise
+from weightnoise._report import RobustnessReport
+from weightnoise._robustness import evaluate_robustness
 from weightnoise._weights import add_weight_noise, remove_weight_noise
-from weightnoise.laws import Gaussian, Noise
+from weightnoise.laws import Gaussian, Noise, ProgrammingNoise, StuckAt
 
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3)
 TRAINING_NOISE = 0.2
 BATCH = 64
 
 Progress: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Noise at test time that grows.
+
+    Attributes:
+        name: what it is.
+        law: of strength 1.
+        levels: factors on it.
+        unit: what a level counts.
+    """
+
+    name: str
+    law: Noise
+    levels: tuple[float, ...]
+    unit: str
+
+
+GAUSSIAN = Gaussian(1.0, relative_to="absmax")
+CONDITIONS = (
+    Condition(
+        "Gaussian noise", GAUSSIAN, (0.0, 0.05, 0.1, 0.2, 0.3), "standard deviation / largest weight of the matrix"
+    ),
+    Condition("stuck weights", StuckAt(zero=1.0), (0.0, 0.1, 0.2, 0.3, 0.4), "share of weights stuck at 0"),
+    Condition(
+        "phase-change memory", ProgrammingNoise(), (0.0, 1.0, 2.0, 4.0, 6.0), "times the noise of measured devices"
+    ),
+)
+ALONE = 0.3  # Level of the Gaussian noise on one weight matrix alone.
 
 
 @dataclass(frozen=True)
@@ -37,7 +64,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy in per cent over noise levels.
+    """Accuracy in per cent over noise levels, or over parameters that have noise alone.
 
     Attributes:
         label: what the network was trained with.
@@ -58,15 +85,20 @@ class Curve:
         samples = self.values.mean(dim=2) if self.values.shape[1] > 1 else self.values[:, 0]
         return samples.std(dim=1) / math.sqrt(samples.shape[1])
 
-    @property
-    def spread(self) -> Tensor:
-        """Standard deviation over all networks and draws per level."""
-        return self.values.flatten(1).std(dim=1)
 
+@dataclass(frozen=True)
+class Results:
+    """What the demo found, for networks trained without noise and with it, in this order.
 
-def missing_extras() -> list[str]:
-    """The packages that only the demo needs and that are not installed."""
-    return [name for name in ("matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
+    Attributes:
+        conditions: a pair of curves for each of `CONDITIONS`.
+        parameters: the names of the weight matrices.
+        alone: a pair of curves over ``parameters``, with noise of level `ALONE` on one of them.
+    """
+
+    conditions: Sequence[Sequence[Curve]]
+    parameters: Sequence[str]
+    alone: Sequence[Curve]
 
 
 def load_digits() -> Digits:
@@ -110,38 +142,48 @@ def train(digits: Digits, noise: float, seed: int, epochs: int, progress: Progre
     return model if law is None else remove_weight_noise(model)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, digits: Digits, law: Noise | None, draws: int) -> list[float]:
-    """Test accuracy in per cent for each of ``draws`` seeded draws of noise, one draw for all images."""
-    if law is None:
-        return [_accuracy(model, digits)] * draws
-    add_weight_noise(model, law)
-    found = []
-    for seed in range(draws):
-        with hold_noise(model, seed=seed):
-            found.append(_accuracy(model, digits))
-    remove_weight_noise(model)
+    """Test accuracy in per cent for each of ``draws`` draws of ``law``, one draw for all images."""
+    report = _report(model, digits, draws, levels=(1.0,), law=law or Gaussian(0.0))
+    found: list[float] = report.values[0].tolist()
     return found
 
 
-def _accuracy(model: nn.Module, digits: Digits) -> float:
-    hits = model(digits.test_x).argmax(dim=1) == digits.test_y
-    return 100.0 * float(hits.float().mean())
-
-
-def run(noise: float, seeds: int, epochs: int, draws: int, progress: Progress) -> list[Curve]:
+def run(noise: float, seeds: int, epochs: int, draws: int, progress: Progress) -> Results:
     """Train and evaluate networks without noise and with ``noise``, one of each for each seed."""
     digits = load_digits()
-    curves: list[Curve] = []
+    found: dict[str, list[list[RobustnessReport]]] = {}
     with one_thread():
         for label, strength in (("no noise", 0.0), (f"noise {noise:g}", noise)):
-            networks = []
+            networks = found.setdefault(label, [])
             for seed in range(seeds):
-                name = f"network {len(curves) * seeds + seed + 1}/{2 * seeds} ({label})"
+                name = f"network {len(found) * seeds - seeds + seed + 1}/{2 * seeds} ({label})"
                 model = train(digits, strength, seed, epochs, _named(progress, name))
-                networks.append([evaluate(model.eval(), digits, absmax_noise(level), draws) for level in LEVELS])
-            curves.append(Curve(label, torch.tensor(networks).transpose(0, 1)))
-    return curves
+                networks.append(_reports(model, digits, draws))
+    *conditions, alone = (
+        [_curve(label, place, found[label]) for label in found] for place in range(len(CONDITIONS) + 1)
+    )
+    return Results(conditions, tuple(networks[0][-1].curves), alone)
+
+
+def _reports(model: nn.Module, digits: Digits, draws: int) -> list[RobustnessReport]:
+    """One for each condition, and that of noise on one parameter at a time."""
+    under = [_report(model, digits, draws, levels=one.levels, law=one.law) for one in CONDITIONS]
+    return [*under, _report(model, digits, draws, levels=[ALONE], law=GAUSSIAN, by_parameter=True)]
+
+
+def _report(model: nn.Module, digits: Digits, draws: int, **options: Any) -> RobustnessReport:
+    @torch.no_grad()
+    def accuracy(model: nn.Module) -> float:
+        hits = model.eval()(digits.test_x).argmax(dim=1) == digits.test_y
+        return 100.0 * float(hits.double().mean())
+
+    return evaluate_robustness(model, accuracy, draws=draws, progress=False, **options)
+
+
+def _curve(label: str, place: int, networks: Sequence[Sequence[RobustnessReport]]) -> Curve:
+    rows = [torch.cat(list(reports[place].curves.values())) for reports in networks]
+    return Curve(label, torch.stack(rows, dim=1))
 
 
 def _named(progress: Progress, name: str) -> Progress:
@@ -161,62 +203,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def table(curves: Sequence[Curve]) -> str:
-    """Mean accuracy and its standard error, one line a network, one column a noise level."""
-    width = max(len(curve.label) for curve in curves) + 2
-    lines = ["trained with".ljust(width) + "".join(f"{level:>12g}" for level in LEVELS)]
-    for curve in curves:
-        cells = (f"{mean:.1f} +- {error:.1f}" for mean, error in zip(curve.mean, curve.error, strict=True))
-        lines.append(curve.label.ljust(width) + "".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)
-
-
-def verdict(curves: Sequence[Curve]) -> str:
-    """What was measured and what came out."""
-    plain, noisy = curves
-    _, seeds, draws = noisy.values.shape
-    over = "networks" if seeds > 1 else "draws"
-    gap = Curve("gap", noisy.values - plain.values)  # In pairs: both have the same seeds and draws.
-    side = "ahead" if gap.mean[-1] > 0 else "behind"
-    measured = (
-        f"Each number is the mean test accuracy in per cent, +- its standard error over the {over}, of "
-        f"{_count(seeds, 'network')} under {draws} seeded draws each, on 500 test images. The noise is Gaussian, "
-        "on the weight matrices, with a standard deviation of the given fraction of the layer's largest weight, "
-        "and one draw is held for the whole test set."
-    )
-    found = (
-        f"At noise {LEVELS[-1]:g} training with noise puts the network {gap.mean[-1].abs().item():.1f} +- "
-        f"{gap.error[-1].item():.1f} points {side}; without noise the two stand at {noisy.mean[0].item():.1f} "
-        f"(trained with noise) and {plain.mean[0].item():.1f} (without)."
-    )
-    return "\n".join(textwrap.fill(text, width=79) for text in (measured, found))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def plot(curves: Sequence[Curve], path: Path) -> None:
-    """Draw accuracy over noise, with a band of one standard deviation over draws, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes: Any = figure.subplots()
-    for curve, color, marker in zip(curves, ("#7a7a7a", "#0b6e99"), ("s", "o"), strict=True):
-        mean, spread = curve.mean.numpy(), curve.spread.numpy()
-        axes.plot(LEVELS, mean, color=color, marker=marker, label=f"trained with {curve.label}", clip_on=False)
-        axes.fill_between(LEVELS, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
-    _, seeds, draws = curves[0].values.shape
-    axes.set(
-        xlabel="noise on the weights at test time (standard deviation / largest weight of the layer)",
-        ylabel="test accuracy (%)",
-        xlim=(LEVELS[0], LEVELS[-1]),
-    )
-    subtitle = f"mean ± 1 standard deviation of {_count(seeds, 'network')} x {draws} draws"
-    axes.set_title(f"Digits: how a network holds up under weight noise\n{subtitle}", fontsize="medium")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150, format="png")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from weightnoise import _random
 from weightnoise._layers import PRODUCTS, layer_product
-from weightnoise._noise_module import PER_EXAMPLE, Estimator, WeightNoise
+from weightnoise._noise_module import Estimator, WeightNoise
+from weightnoise._scope import PER_EXAMPLE
 from weightnoise.laws import Noise, deviation_of, is_straight_through
 
 _FORWARDS = {kind.forward for kind in PRODUCTS}

@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from weightnoise import _engine, _random
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._export import refuse_export
+from weightnoise._gradients import CleanRow, Identity
+from weightnoise._recompute import Recipe, Recomputed
+from weightnoise._scope import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._switch import Switch, When
-from weightnoise.laws import Noise, apply_law, freeze, redraw
+from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
-
-# In place of a draw, where the reads of a forward are clean and the noise goes on its output.
-PER_EXAMPLE = "per example"
+Memory: TypeAlias = Literal["keep", "recompute"]
 
 # In place of the draw of a chip, while the weight is on the meta device.
 _PENDING = "pending"
-
-# One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
-# from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
-# made at every forward.
-Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
-
-
-class Scope(threading.local):
-    """What was drawn in the running forwards of one module, innermost last: empty at rest.
-
-    None stands for a stretch in which reads are clean. Per thread, because threads may share a
-    model, and because the replicas of `nn.DataParallel` share everything that is no parameter.
-    """
-
-    def __init__(self) -> None:
-        self.running: list[dict[str, Any] | None] = []
-
-    def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
-        return Scope, ()
-
-
-class Key(int):
-    """In place of a draw: what its numbers are a function of, where they are made and added in one pass."""
-
-
-class CleanRow(torch.autograd.Function):
-    """A noisy embedding with one row of the clean one, whose gradient is zero anyway.
-
-    The gradient passes as it comes, so that sparse ones stay sparse.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(noisy: Tensor, weight: Tensor, row: int) -> Tensor:
-        """A copy: the law may have returned the weight itself, or need its result in the backward."""
-        output = noisy.clone()
-        output[row] = weight[row]
-        return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """All of it goes to the noisy weight."""
-        return grads[0], None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        """All of it comes from the noisy weight."""
-        tangent: Tensor = tangents[0].clone()
-        return tangent
 
 
 class WeightNoise(nn.Module):
@@ -93,6 +40,7 @@ class WeightNoise(nn.Module):
         scope: Scope,
         clean_row: int | None = None,
         estimator: Estimator = "shared",
+        memory: Memory = "keep",
     ) -> None:
         super().__init__()
         self.law = law
@@ -101,6 +49,7 @@ class WeightNoise(nn.Module):
         self.scope = scope
         self.clean_row = clean_row
         self.estimator = estimator
+        self.memory = memory
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
@@ -152,7 +101,10 @@ class WeightNoise(nn.Module):
                 return weight
             if of is weight and before == state and not compiling:
                 return noisy
-        noisy = self.make_noisy(weight, noise)
+        if type(kept) is Recomputed and self.memory == "recompute":
+            noisy = self.make_recomputable(weight, noise, kept)
+        else:
+            noisy = self.make_noisy(weight, noise)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
@@ -164,6 +116,8 @@ class WeightNoise(nn.Module):
         """Apply the law to a draw, leaving an embedding's padding row clean."""
         if factor is None:
             factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+        if type(noise) is Seed:
+            noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
             noisy: Tensor = self.fused(weight, noise, factor)
         elif self.strength_names:
@@ -174,6 +128,24 @@ class WeightNoise(nn.Module):
             return noisy
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
         return padded
+
+    def make_recomputable(self, weight: Tensor, noise: Any, kept: Recomputed) -> Tensor:
+        """As `make_noisy`, leaving a recipe and no tensors for the backward."""
+        factor = self.factor()
+
+        def make(weight: Tensor) -> Tensor:
+            return self.make_noisy(weight, noise, factor)
+
+        if type(noise) is Key or not weight.requires_grad:
+            noisy = make(weight)
+        elif is_straight_through(self.law) and not self.strength_names:
+            with torch.no_grad():
+                value = make(weight)
+            noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
+        else:
+            noisy = checkpoint(make, weight, use_reentrant=False, preserve_rng_state=False)
+        kept.add(Recipe(make, weight, weight._version, self.name), noisy)
+        return noisy
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
@@ -194,10 +166,24 @@ class WeightNoise(nn.Module):
         held = self.switch.held
         if held is not None:
             return held.take(self.law, weight)
+        if self.memory == "recompute" and not torch.compiler.is_compiling():
+            seed = int(_random.key())
+            return Key(seed) if self._fuses(weight) else Seed(seed)
         if self.frozen is None:
-            if self.fused is not None and _engine.fuses(weight):
+            if self._fuses(weight):
                 return Key(_random.key())
             return self.law.draw(weight)
+        return self._redraw(weight)
+
+    def seeded_draw(self, weight: Tensor, seed: int) -> Any:
+        """The draw that belongs to ``seed``, leaving torch's random state as it is."""
+        with _random.seeded(seed, weight.device), torch.no_grad():
+            return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+
+    def _fuses(self, weight: Tensor) -> bool:
+        return self.fused is not None and self.frozen is None and _engine.fuses(weight)
+
+    def _redraw(self, weight: Tensor) -> Any:
         if isinstance(self.frozen, str):
             self.frozen = freeze(self.law, weight, self.name)
         return redraw(self.law, weight, self.frozen)
@@ -230,7 +216,8 @@ class WeightNoise(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
-        return f"{self.law!r}, when={self.switch.when!r}{estimator}"
+        memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
+        return f"{self.law!r}, when={self.switch.when!r}{estimator}{memory}"
 
 
 _PLAIN_CHECKPOINT = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 import weakref
 from typing import Any, Self
 
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightnoise._attachment import in_scope, quiet
-from weightnoise._errors import ExportError
+from weightnoise._errors import ExportError, UnsupportedParameterError
 from weightnoise._estimators import forward_per_example
-from weightnoise._noise_module import WeightNoise
+from weightnoise._noise_module import WeightNoise, is_dtensor
 from weightnoise._recurrent import recurrent_overrides
-from weightnoise._tree import children, parametrizations
+from weightnoise._tree import children, is_fully_sharded, parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
     "`weightnoise.remove_weight_noise(model)` first."
+)
+
+TENSOR_PARALLEL = (
+    "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "
+    "Leave it clean with None, or use fully_shard, whose weights are whole inside the forward."
 )
 
 
@@ -46,12 +52,25 @@ class InPlaceList(parametrize.ParametrizationList):
         alone = self.alone
         if alone is not None:
             # Past Module.__call__ and the loop: a read has to cost next to nothing.
-            return weight if weight is None or alone.switch.off else alone.forward(weight)
+            if weight is None or alone.switch.off:
+                return weight
+            noisy = alone.forward(weight)
+            if noisy is weight and type(weight) is not nn.Parameter:
+                self._check_managed(weight)
+            return noisy
         if weight is not None:
             part: Any
             for part in self._modules.values():
                 weight = part(weight)
         return weight
+
+    def _check_managed(self, weight: Tensor) -> None:
+        """`fully_shard` looks at a clean weight between forwards; with tensor parallelism another module may."""
+        alone, owner = self.alone, self.owner()
+        if alone is None or owner is None or not alone.live() or alone.scope.running:
+            return
+        if is_dtensor(weight) and not is_fully_sharded(owner):
+            raise UnsupportedParameterError(f"Parameter '{alone.name}' {TENSOR_PARALLEL}")
 
     def append(self, module: nn.Module) -> Self:
         """Stack another parametrization on the noise; torch calls this on registration."""
@@ -163,18 +182,31 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
 
     def delete(self: nn.Module, name: str) -> None:
         # torch does this when it registers a parametrization, and then edits the class of the module.
-        set_class(self, make_noisy_class(base, tuple(parametrizations(self))))
+        set_class(self, make_noisy_class(clean_class(type(self)), tuple(parametrizations(self))))
         base.__delattr__(self, name)
 
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
     body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state, "__delattr__": delete}
-    body["__prepare_scriptable__"] = refuse_scripting
+    body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, quiet)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
     noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
     return noisy
+
+
+@functools.cache
+def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class without noise; what `fully_shard` has put on top of a noisy class stays on top."""
+    if "_clean_class" in vars(cls):
+        return clean_class(cls._clean_class)  # type: ignore[attr-defined]
+    if not isinstance(cls, NoisyMeta):
+        return cls
+    bases = tuple(map(clean_class, cls.__bases__))
+    body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    name = cls.__name__.replace("Parametrized", "", 1)
+    return types.new_class(name, bases, exec_body=lambda namespace: namespace.update(body))
 
 
 def set_class(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from weightnoise._activation_noise import ActivationNoise, own_activation_noises
 from weightnoise._attachment import Attachment, InstanceForward
 from weightnoise._noise_module import WeightNoise
-from weightnoise._noisy_class import InPlaceList, NoisyMeta, noisy_class, own_noises, set_class
+from weightnoise._noisy_class import InPlaceList, clean_class, noisy_class, own_noises, set_class
 from weightnoise._tree import children, parametrizations, unwrap, walk
 
 
@@ -33,7 +33,7 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Register each noise on the tensor of its name; on any failure leave ``owner`` as it was."""
     stacked = parametrizations(owner)
     stock_class = type(owner)
-    base = stock_class.__bases__[0] if stacked or isinstance(stock_class, NoisyMeta) else stock_class
+    base = _base(stock_class) if stacked else clean_class(stock_class)
     parameters, modules = dict(owner._parameters), dict(owner._modules)
     try:
         noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
@@ -48,7 +48,10 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         _refill(owner._parameters, parameters)
         holder = owner.__dict__["_modules"]["parametrizations"].__dict__
         scope = next(iter(noises.values())).scope
-        found = holder.setdefault("attachment", Attachment(scope, [], stock_class if stacked else None))
+        if "attachment" not in holder:
+            holder["attachment"] = Attachment(scope, [], stock_class if stacked else None)
+            holder["attachment"].stock_names = set(stacked)
+        found = holder["attachment"]
         found.owner = weakref.ref(owner)
         found.noises += noises.values()
         made_by_torch = type(owner)
@@ -75,7 +78,7 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         _take_out(owner, name, noise)
     left = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
-    base = type(owner).__bases__[0]
+    base = _base(type(owner))
     if found is not None and left:
         found.noises = left
         set_class(owner, noisy_class(base, tuple(rest)))
@@ -87,7 +90,12 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     if not rest:
         del owner._modules["parametrizations"]
         set_class(owner, base)
-    elif found is not None and found.stock_class is not None and rest.keys() == _properties(found.stock_class):
+    elif (
+        found is not None
+        and found.stock_class is not None
+        and "_clean_class" in vars(type(owner))  # Else fully_shard has put a class of its own on top since.
+        and rest.keys() == found.stock_names
+    ):
         set_class(owner, found.stock_class)
     else:
         set_class(owner, base)
@@ -160,6 +168,12 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
 def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
     target.clear()
     target.update(content)
+
+
+def _base(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class under the one that noise, or torch for other parametrizations, has made."""
+    clean = clean_class(cls)
+    return cls.__bases__[0] if clean is cls and len(cls.__bases__) == 1 else clean
 
 
 def _properties(cls: type) -> set[str]:

@@ -13,7 +13,7 @@ from weightnoise import _random
 from weightnoise._errors import NoiseRoundsAwayWarning
 from weightnoise._select import Site, Spec, resolve
 from weightnoise._slots import find_slots
-from weightnoise.laws import Noise, sample
+from weightnoise.laws import Noise, deviation_of, sample, strengths_of
 
 _SEED = 0
 _SAMPLES = 10_000  # An effective standard deviation is then known to about one per cent.
@@ -112,9 +112,13 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
 
 
 def effective_std(law: Noise, weight: Tensor) -> float | None:
-    """Root mean square of ``noisy - weight`` over seeded draws; None where there is no data."""
+    """Root mean square of ``noisy - weight``: the law's own, or of seeded draws; None where there is no data."""
     if weight.is_meta or weight.numel() == 0:
         return None
+    with torch.no_grad():
+        deviation = deviation_of(law, weight, strengths_of(law, weight))
+    if deviation is not None:
+        return deviation.double().square().mean().sqrt().item()
     draws = -(-_SAMPLES // weight.numel())
     with _random.seeded(_SEED, weight.device), torch.no_grad():
         squares = [(sample(law, weight).double() - weight.double()).square().mean() for _ in range(draws)]

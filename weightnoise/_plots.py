@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
@@ -20,14 +21,15 @@ def plot_report(report: RobustnessReport, metric: str) -> Figure:
     if len(report.levels) == 1:
         _bars(axes, report, metric)
     else:
-        _bands(axes, report, metric)
+        draw_bands(axes, report, metric)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _bands(axes: Any, report: RobustnessReport, metric: str) -> None:
+def draw_bands(axes: Any, report: RobustnessReport, metric: str, colors: Sequence[str] = _COLORS) -> None:
+    """Mean over the levels in a band of one standard deviation, for each curve."""
     for place, name in enumerate(report.curves):
-        part, color = report[name], _COLORS[place % len(_COLORS)]
+        part, color = report[name], colors[place % len(colors)]
         mean, std = part.mean.numpy(), part.std.numpy()
         axes.plot(report.levels, mean, color=color, marker=_MARKERS[place % len(_MARKERS)], label=name)
         axes.fill_between(report.levels, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ from weightnoise import _engine
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _BITS = 2**32 - 1
+_SEEDING = threading.RLock()  # torch's generator is one for all threads: who seeds it waits until it is back.
 
 
 def normal(like: Tensor) -> Tensor:
@@ -105,12 +107,13 @@ def derive_seed(seed: int, name: str) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators of the CPU and of ``device``, and put them back as they were."""
     if device.type in ("cpu", "meta"):
-        with torch.random.fork_rng(devices=[]):
+        with _SEEDING, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             yield
         return
     accelerator = torch.get_device_module(device)
-    with torch.random.fork_rng(devices=[device], device_type=device.type), accelerator.device(device):
+    forked = torch.random.fork_rng(devices=[device], device_type=device.type)
+    with _SEEDING, forked, accelerator.device(device):
         torch.default_generator.manual_seed(seed)
         accelerator.manual_seed(seed)
         yield

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, SupportsFloat, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightnoise import _random
-from weightnoise._contexts import NoiseContext, force_noise, hold_noise, no_noise, scale_noise
-from weightnoise._errors import NondeterministicMetricWarning, NotVectorizedWarning, SpecError
+from weightnoise._contexts import NoiseContext, force_noise, hold_noise, scale_noise
+from weightnoise._engine import engine
+from weightnoise._errors import NotVectorizedWarning, SpecError
+from weightnoise._metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
 from weightnoise._parametrize import every_noise, noises
 from weightnoise._progress import progress_bar
 from weightnoise._report import RobustnessReport, stack
 from weightnoise._scale import check_count, check_strength
 from weightnoise._select import Spec
 from weightnoise._switch import Setting
-from weightnoise._tree import unwrap
 from weightnoise._vectorized import evaluate_together
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 from weightnoise.laws import Noise
 
-Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]
 LevelLaw: TypeAlias = Noise | Sequence[Noise] | Callable[[float], Spec]
 
 _LEAST_DRAWS = 4  # Before a standard error is believed.
@@ -117,8 +116,8 @@ def evaluate_robustness(
     if not laws or (by_parameter and len(laws) > 1):
         raise SpecError("A dict of laws needs at least one of them, and by_parameter needs a single one.")
     curves: dict[str, list[list[float]]] = {}
-    with _state_kept(model), progress_bar(progress) as tick:
-        _check_deterministic(model, metric)
+    with state_kept(model), progress_bar(progress) as tick:
+        check_deterministic(model, metric)
         for name, one in laws.items():
             for level in plan.levels:
                 with _noisy(model, one, level):
@@ -130,6 +129,7 @@ def evaluate_robustness(
                             curves.setdefault(label, []).append(row)
     made_by = {
         "torch": torch.__version__,
+        "engine": engine().partition(" ")[0],
         "law": "; ".join(map(_name, laws.values())),
         "model": fingerprint(model),
     }
@@ -161,21 +161,6 @@ def _name(law: LevelLaw | None) -> str:
     if law is None:
         return "that of the model"
     return getattr(law, "__name__", "function of the level") if _is_function(law) else repr(law)
-
-
-@contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Put training modes and buffers back, such as the statistics of a batch normalisation."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 @contextmanager
@@ -221,61 +206,20 @@ def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str,
     """What the metric has in each draw."""
     numbers = [(draw // 2, 1 - 2 * (draw % 2)) if plan.antithetic else (draw, 1) for draw in range(plan.draws)]
     draws = [(_random.derive_seed(plan.seed, f"draw {number}"), sign) for number, sign in numbers]
+    done = 0
     if together:
         try:
-            yield from evaluate_together(model, lambda model: _entries(plan.metric(model)), draws)
-            return
+            for found in evaluate_together(model, lambda model: entries(plan.metric(model)), draws):
+                done += 1
+                yield found
         except Exception as error:  # If it is the metric's own, it comes again one by one.
             reason = str(error).strip().partition("\n")[0]
             message = f"The draws are evaluated one by one, because torch.vmap says: {reason}"
             warnings.warn(message, NotVectorizedWarning, stacklevel=4)
-    for seed, sign in draws:
+    for seed, sign in draws[done:]:
         with hold_noise(model, seed=seed, sign=sign):
             yield measure(model, plan.metric)
 
 
 def _sem(row: Sequence[float]) -> float:
     return math.inf if len(row) < _LEAST_DRAWS else statistics.stdev(row) / math.sqrt(len(row))
-
-
-def measure(model: nn.Module, metric: Metric) -> dict[str, float]:
-    """The entries of the metric by name; a single number has the name ""."""
-    return {key: _number(value) for key, value in _entries(metric(model)).items()}
-
-
-def _entries(found: Any) -> dict[str, Any]:
-    return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {"": found}
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value.item())
-    if isinstance(value, SupportsFloat):
-        return float(value)
-    raise TypeError(f"The metric must return a number or a dict of numbers, got {value!r}.")
-
-
-def _check_deterministic(model: nn.Module, metric: Metric) -> None:
-    with no_noise(model):
-        first, second = measure(model, metric), measure(model, metric)
-    same = first.keys() == second.keys() and all(
-        value == second[key] or (math.isnan(value) and math.isnan(second[key])) for key, value in first.items()
-    )
-    if not same:
-        warnings.warn(
-            f"The metric differs between two runs without noise: {first or {}} and {second}. What it draws itself "
-            "(dropout in training mode, shuffled or sampled data) will look like an effect of the noise.",
-            NondeterministicMetricWarning,
-            stacklevel=4,
-        )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The class of the model, and a hash of the names and bits of its clean weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in unwrap(model).state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            bits = value.detach().to_dense().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(bits.numpy().tobytes())
-    return f"{type(unwrap(model)).__name__.removeprefix('Parametrized')} {digest.hexdigest()[:12]}"

@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from weightnoise._noise_module import WeightNoise
-from weightnoise._noisy_class import InPlaceList
-from weightnoise._tree import children, parametrizations, walk
+from weightnoise._noise_module import WeightNoise, is_dtensor
+from weightnoise._noisy_class import TENSOR_PARALLEL, InPlaceList
+from weightnoise._tree import children, is_fully_sharded, parametrizations, walk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -64,6 +64,8 @@ class Slot:
             return "belongs to the root of a torch.fx.GraphModule, which rewrites its own class. Trace afterwards."
         if is_traceable_wrapper_subclass(self.tensor) and not hasattr(self.tensor, "placements"):
             return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
+        if is_dtensor(self.tensor) and not is_fully_sharded(self.owner):
+            return TENSOR_PARALLEL
         if self.tensor.dtype not in _DTYPES:
             return f"has dtype {self.tensor.dtype}, which cannot carry noise. Leave it clean with None."
         if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) and self.owner.max_norm is not None:

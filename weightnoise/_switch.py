@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -77,6 +78,7 @@ class Switch:
         self.settings: list[Setting] = []
         self.scheduled = scheduled
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
+        self._lock = threading.Lock()
         self._settle()
 
     def schedule(self, factor: float, device: torch.device) -> None:
@@ -85,8 +87,9 @@ class Switch:
             with torch.inference_mode(False):  # Else no later step could write into it.
                 self._schedule = torch.empty((), device=device)
         self._schedule.fill_(factor)
-        self.scheduled = factor
-        self._settle()
+        with self._alone():
+            self.scheduled = factor
+            self._settle()
 
     def compiled_factor(self) -> float:
         """The factor, for compiled code: a 0-dim tensor under a schedule, so that a step recompiles nothing."""
@@ -97,21 +100,29 @@ class Switch:
 
     def push(self, setting: Setting) -> None:
         """Let a context have its say."""
-        self.settings = [*self.settings, setting]
-        self._settle()
+        with self._alone():
+            self.settings = [*self.settings, setting]
+            self._settle()
 
     def pull(self, setting: Setting) -> None:
         """Take a context's say back; contexts may close in any order."""
-        self.settings = [other for other in self.settings if other is not setting]
-        self._settle()
+        with self._alone():
+            self.settings = [other for other in self.settings if other is not setting]
+            self._settle()
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Threads that share a model open and close contexts at any time. Dynamo cannot trace a lock."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
 
     def _settle(self) -> None:
-        self.off, self.held, forced, factor = False, None, False, 1.0
+        off, forced, factor, held = False, False, 1.0, None
         for setting in self.settings:
-            self.off = self.off or setting.off
+            off = off or setting.off
             forced = forced or setting.forced
             factor *= setting.scale
-            self.held = setting.held or self.held
+            held = setting.held or held
+        # Only now, since other threads read them meanwhile.
+        self.off, self.held = off, held
         self.gated = self.when == "training" and not forced
         self._by_contexts = factor if self.held is None else factor * self.held.sign
         self.factor = self._by_contexts * self.scheduled

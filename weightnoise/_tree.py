@@ -51,6 +51,11 @@ def distributed_wrapper(model: nn.Module) -> str | None:
     return next((type(module).__name__ for module in model.modules() if isinstance(module, wrappers)), None)
 
 
+def is_fully_sharded(owner: nn.Module) -> bool:
+    """Whether `fully_shard` makes the parameters of ``owner`` whole for its forward."""
+    return bool(owner.__dict__.get("_is_fsdp_managed_module", False))
+
+
 def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
     """The parametrization lists that torch has registered on ``module``, by tensor name."""
     holder = children(module).get("parametrizations")

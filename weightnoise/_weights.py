@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
-from weightnoise._noise_module import Estimator, Scope, WeightNoise
+from weightnoise._noise_module import Estimator, Memory, WeightNoise, is_dtensor
 from weightnoise._parametrize import attach, attachment, detach, noises
 from weightnoise._plan import warn_if_rounded_away
 from weightnoise._scale import check_choice
+from weightnoise._scope import Scope
 from weightnoise._select import Site, Spec, resolve
 from weightnoise._switch import When
 from weightnoise.laws import Noise, strengths_of
@@ -21,7 +22,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def add_weight_noise(
-    model: ModuleT, spec: Spec, *, when: When = "always", min_ndim: int = 2, estimator: Estimator = "shared"
+    model: ModuleT,
+    spec: Spec,
+    *,
+    when: When = "always",
+    min_ndim: int = 2,
+    estimator: Estimator = "shared",
+    memory: Memory = "keep",
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
@@ -50,6 +57,10 @@ def add_weight_noise(
             its rows and columns flipped at random, for laws symmetric about the weight; ``"local"``, noise
             on the layer's output with the variance that the weight noise has there, for independent
             Gaussian laws. A read outside of the layer's forward has the shared draw.
+        memory: ``"keep"``: autograd keeps the noisy weights until the backward, as it keeps activations:
+            as much memory again as the weights. ``"recompute"``: the backward makes them again, one layer
+            at a time, from a 64-bit key; the same numbers, and a second draw. Compiled code and dtypes
+            that autocast casts to decide for themselves. Not with an ``estimator``.
 
     Returns:
         The same model.
@@ -77,9 +88,12 @@ def add_weight_noise(
     """
     check_choice("add_weight_noise", "when", when, ("always", "training"))
     check_choice("add_weight_noise", "estimator", estimator, ("shared", "flipout", "local"))
+    check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
+    if memory == "recompute" and estimator != "shared":
+        raise ValueError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
     sites = resolve(model, spec, min_ndim, estimator)
     warn_if_rounded_away(sites)
-    _attach_all(sites, when, estimator)
+    _attach_all(sites, when, estimator, memory)
     return model
 
 
@@ -98,7 +112,7 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
 
     Raises:
         NotNoisyError: if the model carries no weight noise.
-        UnsupportedParameterError: for ``bake`` on a tensor that other parametrizations make.
+        UnsupportedParameterError: for ``bake`` on a tensor that other parametrizations make, or on a sharded one.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -148,7 +162,7 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
     return {name: noise.law for name, _, noise in noises(model)}
 
 
-def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator) -> None:
+def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator, memory: Memory) -> None:
     owned: dict[nn.Module, list[Site]] = {}
     for site in sites:
         owned.setdefault(site.slot.owner, []).append(site)
@@ -158,7 +172,7 @@ def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator) -> None
         for owner, own in owned.items():
             before = attachment(owner)
             scope = Scope() if before is None else before.scope
-            made = {site.slot.tensor_name: _noise(site, when, scope, learned, estimator) for site in own}
+            made = {site.slot.tensor_name: _noise(site, when, scope, learned, estimator, memory) for site in own}
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -168,11 +182,16 @@ def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator) -> None
 
 
 def _noise(
-    site: Site, when: When, scope: Scope, learned: dict[object, dict[str, nn.Parameter]], estimator: Estimator
+    site: Site,
+    when: When,
+    scope: Scope,
+    learned: dict[object, dict[str, nn.Parameter]],
+    estimator: Estimator,
+    memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     slot = site.slot
-    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row, estimator)
+    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row, estimator, memory)
     initial = strengths_of(site.law, slot.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.equip(slot.tensor, learned.setdefault((id(slot.source), repr(site.law)), own))
@@ -185,6 +204,12 @@ def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:
         raise UnsupportedParameterError(
             f"bake=True cannot write {stacked[0]!r}, which other parametrizations make. Remove those first "
             "with torch.nn.utils.parametrize.remove_parametrizations, or remove the noise without bake."
+        )
+    sharded = [name for name, owner, noise in found if is_dtensor(owner._parameters[noise.tensor_name])]
+    if sharded:
+        raise UnsupportedParameterError(
+            f"bake=True cannot write {sharded[0]!r}, which is a DTensor (fully_shard, tensor parallelism). "
+            "Remove the noise without bake, and bake it in the whole model that the checkpoint is loaded into."
         )
     samples: dict[int, tuple[nn.Parameter, Tensor]] = {}
     for _, owner, noise in found:

@@ -1,0 +1,81 @@
+"""The documentation site: each page is in its navigation, each public name in its reference, each figure drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+import weightnoise as wn
+import weightnoise.testing
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GUIDES = sorted((DOCS / "guides").glob("*.md"))
+
+
+def in_navigation() -> list[str]:
+    """The pages that mkdocs.yml names, read without a parser of YAML, which the tests do not need otherwise."""
+    settings = (ROOT / "mkdocs.yml").read_text()
+    found = re.search(r"^nav:\n((?:  .*\n)+)", settings, flags=re.MULTILINE)
+    assert found is not None
+    entries = found[1].splitlines()
+    pages = [re.fullmatch(r" +- (?:[^:]+: )?([\w/-]+\.md)", entry) for entry in entries]
+    titles = [entry for entry, page in zip(entries, pages, strict=True) if page is None]
+    assert all(re.fullmatch(r"  - [^:]+:", title) for title in titles), titles
+    return [page[1] for page in pages if page is not None]
+
+
+def test_the_navigation_names_every_page_once_and_no_other() -> None:
+    written = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+    assert sorted(in_navigation()) == written
+
+
+def test_the_reference_has_every_public_name_once_and_no_other() -> None:
+    text = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
+    documented = Counter(re.findall(r"^::: weightnoise\.([\w.]+)$", text, flags=re.MULTILINE))
+    public = [*wn.__all__, *(f"testing.{name}" for name in weightnoise.testing.__all__)]
+    assert documented == Counter(public)
+
+
+def test_the_files_that_the_settings_name_are_there() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text()
+    (script,) = re.findall(r"- (docs/[\w/]+\.py)$", settings, flags=re.MULTILINE)
+    (style,) = re.findall(r"- ([\w/]+\.css)$", settings, flags=re.MULTILINE)
+    assert (ROOT / script).is_file()
+    assert (DOCS / style).is_file()
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(DOCS))  # Where it finds figures.py, as when it is run.
+    spec = importlib.util.spec_from_file_location("docs_guide_figures", DOCS / "guide_figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_guides_show_the_figures_that_are_drawn(figures: ModuleType) -> None:
+    shown: dict[str, str] = {}
+    for page in GUIDES:
+        text = page.read_text()
+        found = re.findall(r"^!\[.{20,}\]\(\.\./assets/([\w-]+\.png)\)$", text, flags=re.MULTILINE)
+        assert len(found) == text.count("!["), f"{page.name} has an image in another form"
+        shown |= dict.fromkeys(found, page.stem)
+    assert shown == {f"guide-{name}.png": name for name in figures.FIGURES}
+    assert {path.name for path in (DOCS / "assets").glob("*.png")} == shown.keys()
+
+
+def test_a_figure_is_drawn_from_what_its_guide_computes(figures: ModuleType, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        figures.save(figures.FIGURES["uncertainty"](figures.run("uncertainty")), tmp_path / "now.png")
+    with Image.open(tmp_path / "now.png") as now, Image.open(DOCS / "assets" / "guide-uncertainty.png") as kept:
+        assert now.size == pytest.approx(kept.size, rel=0.02), "Draw it again: python docs/guide_figures.py"

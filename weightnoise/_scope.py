@@ -1,0 +1,38 @@
+"""What was drawn in the running forwards of a module."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+# In place of a draw, where the reads of a forward are clean and the noise goes on its output.
+PER_EXAMPLE = "per example"
+
+# One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
+# from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
+# made at every forward.
+Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
+
+
+class Scope(threading.local):
+    """What was drawn in the running forwards of one module, innermost last: empty at rest.
+
+    None stands for a stretch in which reads are clean. Per thread, because threads may share a
+    model, and because the replicas of `nn.DataParallel` share everything that is no parameter.
+    """
+
+    def __init__(self) -> None:
+        self.running: list[dict[str, Any] | None] = []
+
+    def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
+        return Scope, ()
+
+
+class Key(int):
+    """In place of a draw: what its numbers are a function of, where they are made and added in one pass."""
+
+
+class Seed(int):
+    """In place of a draw: what it is drawn from again, each time that it is needed."""
