@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.benchmarks import draws
+from tests.benchmarks import draws, memory
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.workloads import (
@@ -131,3 +131,12 @@ def test_the_comparison_of_draws_prints_a_table(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 + len(draws.models())
     assert all(line.count("|") == 4 for line in lines[2:])
+
+
+@pytest.mark.slow
+def test_recomputed_weights_take_the_memory_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main(["--layers", "12", "--width", "1500"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    matrices = {name: float(extra) for name, _, extra in rows}
+    assert matrices["Gaussian(0.01), keep"] > 9
+    assert matrices["Gaussian(0.01), recompute"] < 2
