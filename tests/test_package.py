@@ -36,6 +36,7 @@ ORDER = [
     "_attachment",
     "_activation_noise",
     "_estimators",
+    "_lookup",
     "_recurrent",
     "_noisy_class",
     "_parametrize",

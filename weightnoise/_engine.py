@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ def _load() -> ctypes.CDLL | None:
     library.weightnoise_fill.argtypes = [pointer, number, key, small, small, small]
     library.weightnoise_add.argtypes = [
         pointer, pointer, pointer, number, ctypes.c_float, number, key, small, small
+    ]  # fmt: skip
+    library.weightnoise_add_rows.argtypes = [
+        pointer, pointer, pointer, pointer, number, number, ctypes.c_float, number, key, small
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_block.argtypes = [key, key, key, pointer, small]
@@ -131,20 +134,40 @@ def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) 
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
+    return _with_gradient(weight, lambda: _sum(weight, key, strength, scale))
+
+
+def add_normal_rows(
+    rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None, clean: int | None
+) -> Tensor:
+    """The rows ``index`` of what `add_normal` makes of a weight, from these rows of the weight.
+
+    Args:
+        rows: of the weight, contiguous.
+        index: which ones.
+        key: of the standard normal numbers of the whole weight.
+        strength: a factor.
+        scale: one number, or one for each of ``rows``; None for 1.
+        clean: the row of the weight that gets no noise.
+    """
+    return _with_gradient(rows, lambda: _sum_rows(rows, index, key, strength, scale, clean))
+
+
+def _with_gradient(weight: Tensor, make: Callable[[], Tensor]) -> Tensor:
     if torch.is_grad_enabled() and weight.requires_grad:
-        noisy: Tensor = _AddNormal.apply(weight, key, strength, scale)  # type: ignore[no-untyped-call]
+        noisy: Tensor = _StraightThrough.apply(weight, make)  # type: ignore[no-untyped-call]
         return noisy
-    return _sum(weight, key, strength, scale)
+    return make()
 
 
-class _AddNormal(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
-        return _sum(weight, key, strength, scale)
+    def forward(ctx: Any, weight: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        return make()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], None, None, None
+        return grads[0], None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -166,5 +189,26 @@ def _sum(weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Ten
         key,
         _LEVEL,
         torch.get_num_threads(),
+    )
+    return out
+
+
+def _sum_rows(
+    rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None, clean: int | None
+) -> Tensor:
+    assert _LIBRARY is not None
+    scales = torch.ones(len(rows)) if scale is None else scale.to(torch.float32).reshape(-1).expand(len(rows))
+    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), torch.empty_like(rows)
+    _LIBRARY.weightnoise_add_rows(
+        out.data_ptr(),
+        rows.data_ptr(),
+        scales.data_ptr(),
+        index.data_ptr(),
+        len(rows),
+        rows.shape[1],
+        strength,
+        -1 if clean is None else clean,
+        key,
+        _LEVEL,
     )
     return out

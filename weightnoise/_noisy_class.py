@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from weightnoise._attachment import in_scope, quiet
 from weightnoise._errors import ExportError, UnsupportedParameterError
 from weightnoise._estimators import forward_per_example
+from weightnoise._lookup import LOOKUPS, forward_looked_up
 from weightnoise._noise_module import WeightNoise, is_dtensor
 from weightnoise._recurrent import recurrent_overrides
 from weightnoise._tree import children, is_fully_sharded, parametrizations
@@ -160,6 +161,11 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         noise = holder.attachment.per_example
         if noise is not None and noise.live():
             return forward_per_example(noise, base.forward, self, *args, **kwargs)
+        if base.forward in LOOKUPS and not torch.compiler.is_compiling():
+            stack = holder._modules["weight"]
+            found = forward_looked_up(stack.alone, self, *args, **kwargs) if type(stack) is InPlaceList else None
+            if found is not None:
+                return found
         return in_scope(holder.attachment, base.forward, self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 /* The functions that Python calls: choice of the instruction set, and threads. */
 #include <pthread.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "engine.h"
 
@@ -80,6 +81,20 @@ void weightnoise_add(float *out, const float *weight, const float *scale, int64_
                      int64_t count, uint64_t key, int level, int threads) {
     job_t job = {2, kernels_of(level), {out, weight, scale, row_size, strength}, 0, 0, key};
     run(job, count, threads);
+}
+
+/* As weightnoise_add, for the rows `index` of a larger weight, which `out` and `weight` hold side by side with a
+ * scale for each; the row `clean` gets no noise. */
+void weightnoise_add_rows(float *out, const float *weight, const float *scale, const int64_t *index, int64_t rows,
+                          int64_t row_size, float strength, int64_t clean, uint64_t key, int level) {
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t first = index[i] * row_size, shift = first - i * row_size;
+        sum_t sum = {out - shift, weight - shift, scale + i - index[i], row_size, strength};
+        if (index[i] == clean)
+            memcpy(out + i * row_size, weight + i * row_size, (size_t)row_size * sizeof(float));
+        else
+            kernels_of(level)->add_normal(&sum, first, first + row_size, key);
+    }
 }
 
 /* The normals at places start to end, written from out[0] on. */

@@ -85,6 +85,15 @@ class Gaussian:
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale)
 
+    def fused_rows(
+        self, weight: Tensor, rows: Tensor, index: Tensor, key: int, factor: float, clean: int | None
+    ) -> Tensor:
+        """Some rows of what `fused` makes of ``weight``."""
+        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        if scale is not None and self.per == 0:
+            scale = scale[index]
+        return _engine.add_normal_rows(rows, index, key, factor * self.std, scale, clean)
+
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)

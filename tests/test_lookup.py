@@ -1,0 +1,145 @@
+"""Embeddings: noise for the rows that are looked up is that of the whole draw."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import weightnoise as wn
+from weightnoise import _engine, _lookup
+
+pytestmark = pytest.mark.skipif(_engine.engine() == "torch", reason="built without a C compiler, or switched off")
+
+TOKENS = torch.tensor([[3, 7, 7, 0], [499, 3, 250, 1]])
+BAG = {"input": torch.tensor([3, 7, 7, 0, 499, 3, 250, 1, 4]), "offsets": torch.tensor([0, 3, 3, 7])}
+LAWS = {
+    "absolute": wn.Gaussian(0.1),
+    "absmax": wn.Gaussian(0.1, relative_to="absmax"),
+    "std per row": wn.Gaussian(0.1, relative_to="std", per=0),
+}
+
+
+def layers() -> dict[str, tuple[Any, dict[str, Any]]]:
+    torch.manual_seed(0)
+    weights = {"per_sample_weights": torch.rand(9)}
+    return {
+        "embedding": (nn.Embedding(500, 40), {"input": TOKENS}),
+        "padding": (nn.Embedding(500, 40, padding_idx=7), {"input": TOKENS}),
+        "sparse": (nn.Embedding(500, 40, padding_idx=7, sparse=True), {"input": TOKENS}),
+        "scalar": (nn.Embedding(500, 40), {"input": torch.tensor(4)}),
+        "int32": (nn.Embedding(500, 40), {"input": TOKENS.int()}),
+        "bag mean": (nn.EmbeddingBag(500, 40), BAG),
+        "bag sum": (nn.EmbeddingBag(500, 40, mode="sum", padding_idx=7), {**BAG, **weights}),
+        "bag sparse": (nn.EmbeddingBag(500, 40, mode="sum", sparse=True), BAG),
+        "bag max": (nn.EmbeddingBag(500, 40, mode="max", padding_idx=3), BAG),
+        "bag of rows": (nn.EmbeddingBag(500, 40), {"input": TOKENS}),
+        "bag last offset": (
+            nn.EmbeddingBag(500, 40, include_last_offset=True),
+            {**BAG, "offsets": torch.tensor([0, 3, 9])},
+        ),
+    }
+
+
+def run(layer: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    layer.zero_grad()
+    output = layer(**inputs)
+    output.square().sum().backward()
+    (parameter,) = layer.parameters()
+    grad: Any = parameter.grad
+    return output, grad
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("name", layers())
+def test_rows_are_those_of_the_whole_draw(name: str, law: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = layers()[name]
+    wn.add_weight_noise(layer, law)
+    drawn = []
+    plain = _engine.add_normal
+    monkeypatch.setattr(_engine, "add_normal", lambda *args: drawn.append(1) or plain(*args))  # type: ignore[func-returns-value]
+    output, grad = run(layer, inputs)
+    assert not drawn
+    monkeypatch.setattr(_lookup, "_SHARE", 10**9)
+    expected, expected_grad = run(layer, inputs)
+    assert drawn
+    assert torch.equal(output, expected)
+    assert grad.layout == expected_grad.layout
+    assert_close(grad.to_dense(), expected_grad.to_dense())
+
+
+def test_the_same_token_has_the_same_noise_and_padding_none() -> None:
+    layer = nn.Embedding(500, 40, padding_idx=7)
+    with torch.no_grad():
+        layer.weight[7] = 2.0
+    clean = copy.deepcopy(layer)(TOKENS)
+    noisy = wn.add_weight_noise(layer, 0.1)(TOKENS)
+    assert torch.equal(noisy[0, 0], noisy[1, 1])
+    assert torch.equal(noisy[0, 1], torch.full((40,), 2.0))
+    assert (noisy - clean)[1].std().item() == pytest.approx(0.1, rel=0.3)
+    assert not torch.equal(layer(TOKENS), layer(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("layer", "tokens"),
+    [
+        (nn.Embedding(500, 40, scale_grad_by_freq=True), TOKENS),
+        (nn.Embedding(20, 1000), TOKENS % 20),
+        (nn.Embedding(500, 8), TOKENS),
+        (nn.Embedding(500, 40).double(), TOKENS),
+    ],
+    ids=["frequencies", "most of the rows", "small", "double"],
+)
+def test_what_draws_the_whole_weight(layer: Any, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "add_normal_rows", None)
+    assert not torch.equal(wn.add_weight_noise(layer, 0.1)(tokens), layer(tokens))
+
+
+def test_in_contexts() -> None:
+    layer = nn.Embedding(500, 40)
+    clean = copy.deepcopy(layer)(TOKENS)
+    wn.add_weight_noise(layer, 0.1, when="training")
+    with wn.no_noise(layer):
+        assert torch.equal(layer(TOKENS), clean)
+    assert torch.equal(layer.eval()(TOKENS), clean)
+    layer.train()
+    with wn.hold_noise(layer, seed=0):
+        assert torch.equal(layer(TOKENS), layer(TOKENS))
+    torch.manual_seed(0)
+    once = layer(TOKENS) - clean
+    torch.manual_seed(0)
+    with wn.scale_noise(layer, 3.0):
+        assert_close(layer(TOKENS) - clean, 3 * once)
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+def test_checkpointed_and_traced(memory: Any) -> None:
+    model = nn.Sequential(nn.Embedding(500, 40), nn.Linear(40, 3))
+    wn.add_weight_noise(model, 0.1, memory=memory)
+    found = []
+    for call in (model, lambda tokens: checkpoint(model, tokens, use_reentrant=False)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        call(TOKENS).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    for mine, expected in zip(*found, strict=True):
+        assert_close(mine, expected)
+    with pytest.raises(wn.ExportError):
+        torch.export.export(model, (TOKENS,))
+
+
+def test_beside_another_parametrization() -> None:
+    class Double(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    layer = wn.add_weight_noise(nn.Embedding(500, 40), 0.1)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    clean = 2 * layer._parameters["weight"].detach()[TOKENS]
+    assert (layer(TOKENS) - clean).std().item() == pytest.approx(0.2, rel=0.3)

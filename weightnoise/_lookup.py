@@ -1,0 +1,70 @@
+"""Embeddings that draw noise for the rows that are looked up, and not for the whole vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from weightnoise import _engine, _random
+from weightnoise._export import refuse_export
+from weightnoise._noise_module import WeightNoise
+from weightnoise._scope import Key
+
+LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
+_SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
+
+
+def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """What the layer puts out with the noise of a fresh draw; None where the whole weight has to be drawn."""
+    if noise is None or noise.fused is None or noise.frozen is not None or noise.switch.held is not None:
+        return None
+    weight = layer._parameters.get("weight")
+    tokens = args[0] if args else kwargs.get("input")
+    if not _fits(layer, weight, tokens):
+        return None
+    refuse_export("weight", noise.name)
+    key = Key(_random.key())
+    index, places = torch.unique(tokens, return_inverse=True)
+    rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
+    table = noise.law.fused_rows(weight.detach(), rows, index, key, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
+    if isinstance(layer, nn.Embedding):
+        return F.embedding(places, table)
+    return _bag(
+        layer, table, index, places, *args[1:], **{name: kwargs[name] for name in kwargs if name != "input"}
+    )
+
+
+def _fits(layer: Any, weight: Any, tokens: Any) -> bool:
+    return (
+        type(weight) is nn.Parameter
+        and isinstance(tokens, Tensor)
+        and not layer.scale_grad_by_freq
+        and 0 < tokens.numel() * _SHARE <= len(weight)
+        and _engine.fuses(weight)
+    )
+
+
+def _bag(
+    layer: Any,
+    table: Tensor,
+    index: Tensor,
+    places: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    padding = None
+    if layer.padding_idx is not None:
+        found = (index == layer.padding_idx).nonzero()
+        padding = int(found) if len(found) else None
+    return F.embedding_bag(
+        places,
+        table,
+        offsets,
+        mode=layer.mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=layer.include_last_offset,
+        padding_idx=padding,
+    )
