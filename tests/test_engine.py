@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(_engine.engine() == "torch", reason="built witho
 
 LIBRARY: Any = _engine._LIBRARY
 LEVELS = range(_engine._LEVEL + 1)  # The instruction sets of this machine.
-SIZE = _engine.LEAST_FUSED
 
 
 def numbers(

@@ -205,7 +205,7 @@ def test_a_weight_that_changed_before_the_backward_is_an_error() -> None:
 
 
 def test_a_weight_read_many_times_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wn.add_weight_noise(nn.LSTM(8, 32), 0.1, memory="recompute")
+    model = wn.add_weight_noise(nn.LSTM(8, 16), 0.1, memory="recompute")
     made: list[Any] = []
     plain: Any = wn.Gaussian.apply
 

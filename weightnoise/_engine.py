@@ -9,14 +9,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 LEAST = 2048  # Numbers for which a call pays.
-LEAST_FUSED = 16384  # And one that adds them to a weight, whose gradient costs a call of its own.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEVELS = ("baseline", "AVX2", "AVX-512")
@@ -40,6 +39,10 @@ def _load() -> ctypes.CDLL | None:
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_block.argtypes = [key, key, key, pointer, small]
+    library.weightnoise_use_threads.argtypes = [pointer]
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)  # Of the OpenMP runtime that torch has loaded.
+    if parallel is not None:
+        library.weightnoise_use_threads(ctypes.cast(parallel, pointer))
     return library
 
 
@@ -72,18 +75,21 @@ def serves(like: Tensor, count: int) -> bool:
         and count >= LEAST
         and like.is_cpu
         and like.dtype in _DTYPES
-        and (torch.compiler.is_compiling() or not _transformed())
+        and (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None)
     )
 
 
-def _transformed() -> bool:
-    """Whether tensors may be other than they look: in vmap and grad, in tracing, on the meta device."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+def _watched() -> bool:
+    """Whether a mode sees every operation: tensors may be fake, and each operation has to go through torch.
+
+    The numbers stay those of the engine: a checkpointed forward may be in a mode, and its recomputation not.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tensor:
     """Standard normal float32 numbers of the given shape, or uniform ones on [0, 1), that belong to ``key``."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _watched():
         numbers: Tensor = torch.ops.weightnoise.filled(key, shape, uniform)
         return numbers
     return _filled(key, shape, uniform)
@@ -115,13 +121,12 @@ if _LIBRARY is not None:
 
 
 def fuses(weight: Tensor) -> bool:
-    """Whether `add_normal` is right and worth its call for this weight, here and now."""
+    """Whether `add_normal` is right for this weight and worth its call, here and now."""
     return (
-        weight.dtype == torch.float32
-        and weight.numel() >= LEAST_FUSED
+        not torch.compiler.is_compiling()
+        and weight.dtype == torch.float32
         and weight.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and serves(weight, LEAST)
+        and serves(weight, weight.numel())
     )
 
 
@@ -134,7 +139,21 @@ def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) 
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
-    return _with_gradient(weight, lambda: _sum(weight, key, strength, scale))
+    assert _LIBRARY is not None
+    scales = torch.ones(1) if scale is None else scale.to(torch.float32).contiguous()
+    out, count = _writable(weight), weight.numel()
+    _LIBRARY.weightnoise_add(
+        out.data_ptr(),
+        weight.data_ptr(),
+        scales.data_ptr(),
+        count // scales.numel(),
+        strength,
+        count,
+        key,
+        _LEVEL,
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def add_normal_rows(
@@ -150,55 +169,9 @@ def add_normal_rows(
         scale: one number, or one for each of ``rows``; None for 1.
         clean: the row of the weight that gets no noise.
     """
-    return _with_gradient(rows, lambda: _sum_rows(rows, index, key, strength, scale, clean))
-
-
-def _with_gradient(weight: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    if torch.is_grad_enabled() and weight.requires_grad:
-        noisy: Tensor = _StraightThrough.apply(weight, make)  # type: ignore[no-untyped-call]
-        return noisy
-    return make()
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        return make()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        tangent: Tensor = tangents[0].clone()
-        return tangent
-
-
-def _sum(weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
-    assert _LIBRARY is not None
-    scales = torch.ones(1) if scale is None else scale.to(torch.float32).contiguous()
-    out, count = torch.empty_like(weight), weight.numel()
-    _LIBRARY.weightnoise_add(
-        out.data_ptr(),
-        weight.data_ptr(),
-        scales.data_ptr(),
-        count // scales.numel(),
-        strength,
-        count,
-        key,
-        _LEVEL,
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def _sum_rows(
-    rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None, clean: int | None
-) -> Tensor:
     assert _LIBRARY is not None
     scales = torch.ones(len(rows)) if scale is None else scale.to(torch.float32).reshape(-1).expand(len(rows))
-    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), torch.empty_like(rows)
+    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), _writable(rows)
     _LIBRARY.weightnoise_add_rows(
         out.data_ptr(),
         rows.data_ptr(),
@@ -212,3 +185,12 @@ def _sum_rows(
         _LEVEL,
     )
     return out
+
+
+def _writable(weight: Tensor) -> Tensor:
+    """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
+
+    As that of a sum, which torch passes on without a copy: a Function in Python would hold on to it. The sum costs
+    next to nothing; a clone would cost as much as the noise.
+    """
+    return weight + 0.0 if torch.is_grad_enabled() and weight.requires_grad else torch.empty_like(weight)

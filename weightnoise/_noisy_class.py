@@ -161,9 +161,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         noise = holder.attachment.per_example
         if noise is not None and noise.live():
             return forward_per_example(noise, base.forward, self, *args, **kwargs)
-        if base.forward in LOOKUPS and not torch.compiler.is_compiling():
-            stack = holder._modules["weight"]
-            found = forward_looked_up(stack.alone, self, *args, **kwargs) if type(stack) is InPlaceList else None
+        if base.forward in LOOKUPS:
+            found = forward_looked_up(getattr(holder.weight, "alone", None), self, *args, **kwargs)
             if found is not None:
                 return found
         return in_scope(holder.attachment, base.forward, self, *args, **kwargs)

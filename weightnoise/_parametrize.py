@@ -74,11 +74,23 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
 def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Take these noises off ``owner`` and leave what else is registered on it."""
     found = attachment(owner)  # None where torch transferred the noise here from another module.
+    noisy = type(owner)
+    try:
+        _detach(owner, noises, found, noisy)
+    except BaseException:
+        # Interrupted half-way: what is half off is neither noisy nor plain. Each step may be done twice.
+        _detach(owner, noises, found, noisy)
+        raise
+
+
+def _detach(
+    owner: nn.Module, noises: Mapping[str, WeightNoise], found: Attachment | None, noisy: type[nn.Module]
+) -> None:
     for name, noise in noises.items():
         _take_out(owner, name, noise)
     left = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
-    base = _base(type(owner))
+    base = _base(noisy)
     if found is not None and left:
         found.noises = left
         set_class(owner, noisy_class(base, tuple(rest)))
@@ -86,14 +98,15 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     forward = vars(owner).get("forward")
     if isinstance(forward, InstanceForward):
         vars(owner)["forward"] = forward.inner
-    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("attachment", None)
     if not rest:
-        del owner._modules["parametrizations"]
+        owner._modules.pop("parametrizations", None)
         set_class(owner, base)
-    elif (
+        return
+    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("attachment", None)
+    if (
         found is not None
         and found.stock_class is not None
-        and "_clean_class" in vars(type(owner))  # Else fully_shard has put a class of its own on top since.
+        and "_clean_class" in vars(noisy)  # Else fully_shard has put a class of its own on top since.
         and rest.keys() == found.stock_names
     ):
         set_class(owner, found.stock_class)

@@ -40,7 +40,8 @@ def symmetric_uniform(like: Tensor) -> Tensor:
     Drawn in float32 where the dtype is shorter: `torch.rand` in bfloat16 has 8 bits, which puts
     the mean at -1/256.
     """
-    return unit_uniform(like, like.shape).mul_(2.0).sub_(1.0).to(like.dtype)
+    # Not in place: selective checkpointing may keep the random numbers for the recomputation.
+    return torch.rsub(unit_uniform(like, like.shape), -1.0, alpha=-2.0).to(like.dtype)
 
 
 def unit_uniform(like: Tensor, shape: Sequence[int]) -> Tensor:

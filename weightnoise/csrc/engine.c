@@ -1,20 +1,29 @@
 /* The functions that Python calls: choice of the instruction set, and threads. */
-#include <pthread.h>
 #include <stddef.h>
 #include <string.h>
 
 #include "engine.h"
 
-#define MOST_THREADS 64
-#define LEAST_PER_THREAD (1 << 17) /* Numbers for which starting a thread pays. */
+#define PIECE (1 << 14) /* Numbers that are worth handing to another thread. */
+
+typedef enum { NORMAL, UNIFORM, SUM } what_t;
 
 typedef struct {
-    int what; /* 0: normal, 1: uniform, 2: sum */
+    what_t what;
     const kernels_t *kernels;
     sum_t sum;
-    int64_t start, end;
+    int64_t count, size; /* of all, and of a piece */
+    int64_t next;
     uint64_t key;
 } job_t;
+
+/* The function of an OpenMP runtime that runs another one in all of its threads: GOMP_parallel. */
+typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
+static parallel_t parallel = NULL;
+
+/* Use the threads of this runtime. It should be the one of torch: its threads spin for a while after their work, and
+ * others would have to share the cores with them. */
+void weightnoise_use_threads(parallel_t function) { parallel = function; }
 
 /* 2: AVX-512, 1: AVX2, 0: what the compiler takes for the processor's baseline. */
 int weightnoise_level(void) {
@@ -37,50 +46,41 @@ static const kernels_t *kernels_of(int level) {
     return &kernels_baseline;
 }
 
-static void *work(void *argument) {
-    const job_t *job = argument;
-    if (job->what == 2)
-        job->kernels->add_normal(&job->sum, job->start, job->end, job->key);
-    else
-        (job->what ? job->kernels->fill_uniform : job->kernels->fill_normal)(job->sum.out, job->start, job->end,
-                                                                            job->key);
-    return NULL;
+/* Does piece after piece until none is left: whatever number of threads come, and whichever. */
+static void work(void *argument) {
+    job_t *job = argument;
+    const kernels_t *kernels = job->kernels;
+    for (;;) {
+        int64_t start = __atomic_fetch_add(&job->next, job->size, __ATOMIC_RELAXED);
+        if (start >= job->count) return;
+        int64_t end = start + job->size < job->count ? start + job->size : job->count;
+        if (job->what == SUM)
+            kernels->add_normal(&job->sum, start, end, job->key);
+        else
+            (job->what == UNIFORM ? kernels->fill_uniform : kernels->fill_normal)(job->sum.out, start, end, job->key);
+    }
 }
 
-/* Does `count` numbers from `start` on in pieces, one for each thread; the caller's is one of them. */
-static void run(job_t job, int64_t count, int threads) {
-    int64_t most = count / LEAST_PER_THREAD;
-    if (threads > MOST_THREADS) threads = MOST_THREADS;
+static void run(job_t job, int threads) {
+    int64_t most = job.count / PIECE;
     if (threads > most) threads = most < 1 ? 1 : (int)most;
-    int64_t size = (count / threads + GROUP) / GROUP * GROUP;
-    job_t jobs[MOST_THREADS];
-    pthread_t others[MOST_THREADS];
-    int started[MOST_THREADS];
-    for (int i = 0; i < threads; i++) {
-        jobs[i] = job;
-        jobs[i].start = i * size < count ? i * size : count;
-        jobs[i].end = (i + 1) * size < count ? (i + 1) * size : count;
-    }
-    for (int i = 1; i < threads; i++) started[i] = pthread_create(&others[i], NULL, work, &jobs[i]) == 0;
-    work(&jobs[0]);
-    for (int i = 1; i < threads; i++) {
-        if (started[i])
-            pthread_join(others[i], NULL);
-        else
-            work(&jobs[i]);
-    }
+    job.size = (job.count / threads + GROUP) / GROUP * GROUP;
+    if (threads > 1 && parallel != NULL)
+        parallel(work, &job, (unsigned)threads, 0);
+    else
+        work(&job);
 }
 
 void weightnoise_fill(float *out, int64_t count, uint64_t key, int uniform, int level, int threads) {
-    job_t job = {uniform ? 1 : 0, kernels_of(level), {out, NULL, NULL, 1, 0.0f}, 0, 0, key};
-    run(job, count, threads);
+    job_t job = {uniform ? UNIFORM : NORMAL, kernels_of(level), {out, NULL, NULL, 1, 0.0f}, count, 0, 0, key};
+    run(job, threads);
 }
 
 /* out = weight + strength * scale * normals, over rows that have a scale each. */
 void weightnoise_add(float *out, const float *weight, const float *scale, int64_t row_size, float strength,
                      int64_t count, uint64_t key, int level, int threads) {
-    job_t job = {2, kernels_of(level), {out, weight, scale, row_size, strength}, 0, 0, key};
-    run(job, count, threads);
+    job_t job = {SUM, kernels_of(level), {out, weight, scale, row_size, strength}, count, 0, 0, key};
+    run(job, threads);
 }
 
 /* As weightnoise_add, for the rows `index` of a larger weight, which `out` and `weight` hold side by side with a
