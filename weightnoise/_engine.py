@@ -126,6 +126,7 @@ def fuses(weight: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and weight.dtype == torch.float32
         and weight.is_contiguous()
+        and not _watched()
         and serves(weight, weight.numel())
     )
 

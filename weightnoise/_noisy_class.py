@@ -201,9 +201,13 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     return noisy
 
 
-@functools.cache
 def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class without noise; what `fully_shard` has put on top of a noisy class stays on top."""
+    return _make_clean_class(cls)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     if "_clean_class" in vars(cls):
         return clean_class(cls._clean_class)  # type: ignore[attr-defined]
     if not isinstance(cls, NoisyMeta):

@@ -33,7 +33,7 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Register each noise on the tensor of its name; on any failure leave ``owner`` as it was."""
     stacked = parametrizations(owner)
     stock_class = type(owner)
-    base = _base(stock_class) if stacked else clean_class(stock_class)
+    base: Any = _base(stock_class) if stacked else clean_class(stock_class)
     parameters, modules = dict(owner._parameters), dict(owner._modules)
     try:
         noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
@@ -183,7 +183,7 @@ def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
     target.update(content)
 
 
-def _base(cls: type[nn.Module]) -> type[nn.Module]:
+def _base(cls: type[nn.Module]) -> Any:
     """The class under the one that noise, or torch for other parametrizations, has made."""
     clean = clean_class(cls)
     return cls.__bases__[0] if clean is cls and len(cls.__bases__) == 1 else clean

@@ -1,0 +1,58 @@
+"""Started by torchrun: runs every check of one group in each process and writes down what failed.
+
+torchrun --standalone --nproc-per-node=2 -m tests.ecosystem.distributed_worker ddp OUTPUT
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.ecosystem.distributed_worker_common import Check
+
+
+def checks_of(group: str) -> dict[str, Check]:
+    """The functions of the group's file that are checks, by name."""
+    module = importlib.import_module(f"tests.ecosystem.distributed_worker_{group}")
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {name.removeprefix("check_"): check for name, check in found if name.startswith("check_")}
+
+
+def run(check: Check) -> str:
+    """What went wrong; "" where nothing did."""
+    torch.manual_seed(100 + dist.get_rank())  # A check that needs equal seeds sets them.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            check()
+    except BaseException:  # torch's CheckpointException is no Exception.
+        return traceback.format_exc()
+    return ""
+
+
+def main(group: str, output: str) -> None:
+    """The processes talk in step, so that the first check that fails is the last one that runs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+    results = {}
+    file = Path(output, f"{dist.get_rank()}.json")
+    for name, check in checks_of(group).items():
+        results[name] = run(check)
+        file.write_text(json.dumps(results))
+        if results[name]:
+            sys.exit(1)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

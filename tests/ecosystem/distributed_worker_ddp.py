@@ -1,0 +1,172 @@
+"""DistributedDataParallel: what every rank draws, and that gradients are averaged all the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import weightnoise as wn
+from tests.ecosystem.distributed_worker_common import (
+    GAUSSIAN,
+    RANKS,
+    assert_all_close,
+    assert_ranks_agree,
+    assert_ranks_differ,
+    batch,
+    expected_gradients,
+    gradients,
+    loss_of,
+    make,
+    own,
+    weights,
+)
+
+EQUAL, DIFFERENT = [5, 5], [5, 6]
+
+
+def wrap(spec: Any, before: bool = True, **options: Any) -> DistributedDataParallel:
+    model = make()
+    if before:
+        wn.add_weight_noise(model, spec)
+    wrapped = DistributedDataParallel(model, **options)
+    return wrapped if before else wn.add_weight_noise(wrapped, spec)
+
+
+def step(model: nn.Module, seeds: list[int]) -> None:
+    torch.manual_seed(seeds[dist.get_rank()])
+    loss_of(model, own()).backward()
+
+
+def check_before_and_after_with_equal_and_different_seeds() -> None:
+    for before in (True, False):
+        for seeds in (EQUAL, DIFFERENT):
+            model = wrap(GAUSSIAN, before)
+            step(model, seeds)
+            assert_ranks_agree(gradients(model))
+            assert_all_close(gradients(model), expected_gradients(GAUSSIAN, seeds))
+
+
+def check_the_seed_of_a_rank_decides_its_draw() -> None:
+    model = wrap(GAUSSIAN)
+    x = batch(0)
+    torch.manual_seed(EQUAL[dist.get_rank()])
+    assert_ranks_agree([model(x)])
+    torch.manual_seed(DIFFERENT[dist.get_rank()])
+    assert_ranks_differ(model(x))
+
+
+def check_a_seeded_hold_is_shared_by_all_ranks() -> None:
+    model = wrap(GAUSSIAN)
+    x = batch(0)
+    before = torch.get_rng_state()
+    with wn.hold_noise(model, seed=3):
+        first = model(x).detach()
+    with wn.hold_noise(model, seed=4):
+        second = model(x).detach()
+    assert_ranks_agree([first, second])
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)  # Dropout and data keep a seed of their own on each rank.
+    torch.manual_seed(DIFFERENT[dist.get_rank()])
+    with wn.hold_noise(model):
+        assert_ranks_differ(model(x))
+
+
+def check_no_sync_accumulates() -> None:
+    model = wrap(GAUSSIAN)
+    with model.no_sync():
+        step(model, DIFFERENT)
+    assert_ranks_differ(gradients(model)[0])
+    step(model, [7, 8])
+    parts = expected_gradients(GAUSSIAN, DIFFERENT), expected_gradients(GAUSSIAN, [7, 8])
+    assert_all_close(gradients(model), [a + b for a, b in zip(*parts, strict=True)])
+
+
+def check_static_graph() -> None:
+    for spec in (GAUSSIAN, wn.LearnedGaussian(0.3)):
+        model = wrap(spec, static_graph=True)
+        for seeds in (EQUAL, DIFFERENT, [7, 8]):
+            model.zero_grad()
+            step(model, seeds)
+            assert_all_close(gradients(model), expected_gradients(spec, seeds))
+
+
+def check_learned_strengths_are_averaged() -> None:
+    spec = wn.LearnedGaussian(0.3)
+    model = wrap(spec)
+    step(model, DIFFERENT)
+    assert len(wn.learned_strengths(model)) == 3
+    assert_ranks_agree(gradients(model))
+    assert_all_close(gradients(model), expected_gradients(spec, DIFFERENT))
+
+
+def check_learned_strengths_that_are_off() -> None:
+    # torch waits for their gradients, as for those of any parameter that takes no part, and says so in the
+    # next forward; find_unused_parameters is its own remedy.
+    model = wrap(wn.LearnedGaussian(0.3))
+    with wn.no_noise(model):
+        loss_of(model, own()).backward()
+    with pytest.raises(RuntimeError, match="find_unused_parameters=True"):
+        model(own())
+    model = wrap(wn.LearnedGaussian(0.3), find_unused_parameters=True)
+    with wn.no_noise(model):
+        loss_of(model, own()).backward()
+    plain = DistributedDataParallel(make())
+    loss_of(plain, own()).backward()
+    own_weights = [p for name, p in model.named_parameters() if name not in wn.learned_strengths(model)]
+    assert_all_close([p.grad for p in own_weights if p.grad is not None], gradients(plain))
+    step(model, EQUAL)
+
+
+def check_weights_stay_equal_over_training_and_removal() -> None:
+    model = wrap(GAUSSIAN, before=False, gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        loss_of(model, own()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_ranks_agree(weights(model))
+    wn.remove_weight_noise(model)
+    single = [copy.deepcopy(model.module) for _ in range(RANKS)]
+    loss_of(model, own()).backward()
+    for rank, part in enumerate(single):
+        loss_of(part, batch(rank)).backward()
+    pairs = zip(gradients(single[0]), gradients(single[1]), strict=True)
+    assert_all_close(gradients(model), [(a + b) / 2 for a, b in pairs])
+
+
+def check_off_is_the_plain_model() -> None:
+    model = wrap(GAUSSIAN)
+    with wn.no_noise(model):
+        assert torch.equal(model(own()), make()(own()))
+        loss_of(model, own()).backward()
+    assert_all_close(gradients(model), expected_gradients(None, EQUAL))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        computed: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+        return computed
+
+
+def check_activation_checkpointing() -> None:
+    model = DistributedDataParallel(Checkpointed(wn.add_weight_noise(make(), GAUSSIAN)))
+    step(model, DIFFERENT)
+    assert_all_close(gradients(model), expected_gradients(GAUSSIAN, DIFFERENT))
+
+
+def check_names_do_not_know_of_the_wrapper() -> None:
+    model = wrap(GAUSSIAN, before=False)
+    assert list(model.module.state_dict()) == list(make().state_dict())
+    assert list(wn.noisy_parameters(model)) == [f"module.{place}.weight" for place in (0, 2, 4)]
+    assert list(wn.noisy_parameters(model.module)) == [f"{place}.weight" for place in (0, 2, 4)]

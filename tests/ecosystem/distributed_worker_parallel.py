@@ -1,0 +1,160 @@
+"""Tensor parallelism is refused, whatever reads the weight; stages of a pipeline are models of their own."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, pipeline
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import weightnoise as wn
+from tests.ecosystem.distributed_worker_common import GAUSSIAN, RANKS, assert_all_close, make
+
+PLAN = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+OUTSIDE = r"weight' is a DTensor that fully_shard does not manage \(tensor parallelism\)"
+INSIDE = r"Parameter '0.weight' is a DTensor inside the forward of its module \(tensor parallelism\)"
+X = torch.linspace(-1, 1, 16).reshape(4, 4)
+
+
+@functools.cache
+def mesh() -> DeviceMesh:
+    return init_device_mesh("cpu", (RANKS,))
+
+
+@functools.cache
+def both() -> DeviceMesh:
+    return init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("data", "tensor"))
+
+
+def check_tensor_parallel_weights_are_refused() -> None:
+    for estimator in ("shared", "flipout", "local"):
+        model = parallelize_module(make(), mesh(), PLAN)
+        with pytest.raises(wn.UnsupportedParameterError, match=OUTSIDE):
+            wn.add_weight_noise(model, wn.Gaussian(0.3), estimator=estimator)
+        assert not wn.has_weight_noise(model)
+        torch.testing.assert_close(model(X), make()(X))
+
+
+def check_tensor_parallel_layers_left_clean() -> None:
+    model = parallelize_module(make(), mesh(), PLAN)
+    single = wn.add_weight_noise(make(), {"4.weight": GAUSSIAN})
+    wn.add_weight_noise(model, {"4.weight": GAUSSIAN})
+    outputs = []
+    for each in (model, single):
+        torch.manual_seed(5)
+        outputs.append(each(X))
+    torch.testing.assert_close(*outputs)
+
+
+def check_noise_before_tensor_parallelism_is_refused() -> None:
+    # torch reads the weight to distribute it, and finds that a noisy one is no Parameter.
+    model = wn.add_weight_noise(make(), GAUSSIAN)
+    with pytest.raises((RuntimeError, AttributeError), match=r"found non-leaf tensor|no attribute 'is_leaf'"):
+        parallelize_module(model, mesh(), PLAN)
+    for estimator in ("shared", "flipout", "local"):
+        model = wn.add_weight_noise(make(), wn.Gaussian(0.3), estimator=estimator)
+        with wn.no_noise(model):
+            parallelize_module(model, mesh(), {"0": ColwiseParallel(output_layouts=Replicate())})
+            torch.testing.assert_close(model(X), make()(X))
+        with pytest.raises(wn.UnsupportedParameterError, match=INSIDE):
+            model(X)
+        wn.remove_weight_noise(model)
+        torch.testing.assert_close(model(X), make()(X))
+
+
+class Head(nn.Module):
+    """Reads the weight of another module, as nn.MultiheadAttention and tied heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(4, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Any = DTensor.from_local(x, mesh(), run_check=False) @ self.table.weight.t()
+        whole: Tensor = output.full_tensor()
+        return whole
+
+
+def check_a_read_by_another_module_is_refused() -> None:
+    model = wn.add_weight_noise(Head(), GAUSSIAN)
+    parallelize_module(model, mesh(), {"table": ColwiseParallel()})
+    with wn.no_noise(model):
+        model(X)
+    with pytest.raises(wn.UnsupportedParameterError, match=OUTSIDE):
+        model(X)
+
+
+def check_fully_shard_over_tensor_parallelism_is_refused() -> None:
+    model = parallelize_module(make(), both()["tensor"], PLAN)
+    fully_shard(model, mesh=both()["data"])
+    wn.add_weight_noise(model, GAUSSIAN)
+    with pytest.raises(wn.UnsupportedParameterError, match=INSIDE):
+        model(X)
+
+
+def halves(model: nn.Sequential) -> list[nn.Sequential]:
+    """The stages, in which the layers keep the names that they have in the whole model."""
+    stages = [nn.Sequential(), nn.Sequential()]
+    for place, layer in enumerate(model):
+        stages[place > 2].add_module(str(place), layer)
+    return stages
+
+
+def run_pipeline(schedule: type[PipelineScheduleSingle], stage: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The losses, on the last rank, and the gradients of a batch in two microbatches."""
+    rank = dist.get_rank()
+    runner = schedule(
+        PipelineStage(stage, rank, RANKS, torch.device("cpu")),
+        n_microbatches=2,
+        loss_fn=lambda output, target: (output - target).square().mean(),
+    )
+    losses: list[Tensor] = []
+    target = torch.zeros(4, 3)
+    runner.step(X) if rank == 0 else runner.step(target=target, losses=losses)
+    return losses, [parameter.grad.clone() for parameter in stage.parameters() if parameter.grad is not None]
+
+
+def check_pipeline_stages() -> None:
+    for schedule in (ScheduleGPipe, Schedule1F1B):
+        stage = halves(make())[dist.get_rank()]
+        wn.add_weight_noise(stage, GAUSSIAN)
+        with wn.hold_noise(stage, seed=3):
+            losses, found = run_pipeline(schedule, stage)
+        whole = wn.add_weight_noise(make(), GAUSSIAN)
+        with wn.hold_noise(whole, seed=3):
+            expected = [whole(part).square().mean() for part in X.chunk(2)]
+            torch.stack(expected).mean().backward()
+        parts = halves(whole)[dist.get_rank()]
+        assert_all_close(found, [p.grad for p in parts.parameters() if p.grad is not None])
+        if dist.get_rank() == 1:
+            assert_all_close(losses, expected)
+
+
+def check_pipeline_draws_for_every_microbatch() -> None:
+    stage = halves(make())[dist.get_rank()]
+    wn.add_weight_noise(stage, GAUSSIAN)
+    layer = stage[0] if dist.get_rank() == 0 else stage[1]  # The one Linear in the second half is its second.
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].detach(), output.detach())))
+    torch.manual_seed(5)
+    run_pipeline(ScheduleGPipe, stage)
+    torch.manual_seed(5)
+    assert len(seen) >= 2
+    effective = [torch.linalg.lstsq(torch.cat([i, torch.ones(len(i), 1)], 1), o).solution for i, o in seen[-2:]]
+    assert not torch.allclose(*effective)
+
+
+def check_tracing_a_pipeline_with_noise_on_is_refused() -> None:
+    model = wn.add_weight_noise(make(), GAUSSIAN)
+    with pytest.raises(RuntimeError) as caught:
+        pipeline(model, mb_args=(X[:2],))
+    assert isinstance(caught.value.__cause__, wn.ExportError)

@@ -1,0 +1,127 @@
+"""Weight noise in a Lightning Trainer: `WeightNoiseCallback`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import weightnoise as wn
+from weightnoise._metric import Metric
+from weightnoise._select import Spec
+from weightnoise._switch import When
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+else:
+    try:
+        import lightning.pytorch as pl
+    except ModuleNotFoundError:
+        import pytorch_lightning as pl
+
+
+class WeightNoiseCallback(pl.Callback):
+    """Puts noise on a LightningModule when a fit begins and takes it off when it ends.
+
+    The noise is there before the strategy and the optimizers see the model, so that learned strengths are
+    trained, and synchronised under DDP. Checkpoints hold the clean weights under the names of the plain
+    model, and the number of steps of the schedule. After an exception the noise stays, for the next fit.
+
+    Args:
+        spec: what `add_weight_noise` takes; None for a model that carries noise of its own.
+        fn: from the number of training batches that ended in an optimizer step to a factor, for `NoiseScheduler`.
+        when: ``"always"`` or ``"training"``, as in `add_weight_noise`.
+        in_validation: leave the noise on in validation, test and prediction.
+        remove: take the noise off at the end of the fit, if this callback has added it.
+        metric: for `evaluate_robustness` at the end of the fit; called with the LightningModule.
+        levels: the noise levels of that evaluation.
+        draws: draws per level.
+
+    Attributes:
+        schedule: the `NoiseScheduler` of the fit; None without ``fn``.
+        report: the `RobustnessReport` of the fit; None without ``metric``.
+
+    Raises:
+        ValueError: for ``metric`` without ``levels``.
+        NotNoisyError: when a fit begins without ``spec`` on a model without noise.
+    """
+
+    def __init__(
+        self,
+        spec: Spec | None = None,
+        *,
+        fn: Callable[[int], float] | None = None,
+        when: When = "always",
+        in_validation: bool = False,
+        remove: bool = True,
+        metric: Metric | None = None,
+        levels: Sequence[float] = (),
+        draws: int = 20,
+    ) -> None:
+        if metric is not None and not levels:
+            raise ValueError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
+        self.spec, self.fn, self.when = spec, fn, when
+        self.in_validation, self.remove = in_validation, remove
+        self.metric, self.levels, self.draws = metric, levels, draws
+        self.schedule: wn.NoiseScheduler | None = None
+        self.report: wn.RobustnessReport | None = None
+        self._added = False
+        self._global_step = 0
+        self._quiet = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Add the noise."""
+        if stage != "fit":
+            return
+        kept = self._added and wn.has_weight_noise(pl_module)
+        if self.spec is not None and not kept:
+            wn.add_weight_noise(pl_module, self.spec, when=self.when)
+            self._added = True
+        elif not wn.has_weight_noise(pl_module):
+            raise wn.NotNoisyError("WeightNoiseCallback has no spec, and the model carries no weight noise.")
+        self.schedule = None if self.fn is None else wn.NoiseScheduler(pl_module, self.fn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps of the schedule."""
+        return {} if self.schedule is None else {"schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the schedule where the checkpoint was made."""
+        if self.schedule is not None and "schedule" in state_dict:
+            self.schedule.load_state_dict(state_dict["schedule"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count optimizer steps from here on."""
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a step of the schedule, unless the batch was one of several whose gradients accumulate."""
+        if self.schedule is not None and trainer.global_step > self._global_step:
+            self.schedule.step()
+        self._global_step = trainer.global_step
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate, and take the noise off."""
+        if self.metric is not None:
+            self.report = wn.evaluate_robustness(
+                pl_module, self.metric, levels=self.levels, draws=self.draws, progress=False
+            )
+        if self._added and self.remove:
+            wn.remove_weight_noise(pl_module)
+            self._added = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the quiet of a validation that was broken off."""
+        self._quiet.close()
+
+    def _silence(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.in_validation:
+            self._quiet.enter_context(wn.no_noise(pl_module))
+
+    def _sound(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._quiet.close()
+
+    on_validation_start = on_test_start = on_predict_start = _silence
+    on_validation_end = on_test_end = on_predict_end = _sound

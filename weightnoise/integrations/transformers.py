@@ -1,0 +1,113 @@
+"""Weight noise in a Transformers Trainer: `WeightNoiseCallback`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+import weightnoise as wn
+from weightnoise._metric import Metric
+from weightnoise._select import Spec
+from weightnoise._switch import When
+
+
+class WeightNoiseCallback(TrainerCallback):
+    """Puts noise on the model of a Trainer when that is made, and takes it off when training ends.
+
+    Give it to ``Trainer(callbacks=[...])``: there it adds the noise before the optimizer and any distributed
+    wrapper see the model, as learned strengths need it. Checkpoints hold the clean weights under the names of
+    the plain model. A resumed run goes on with the schedule at the Trainer's step.
+
+    Args:
+        spec: what `add_weight_noise` takes; None for a model that carries noise of its own.
+        fn: from the number of optimizer steps to a factor, for `NoiseScheduler`.
+        when: ``"training"``, so that evaluation and prediction, for which the Trainer puts the model in eval
+            mode, are without noise; or ``"always"``.
+        remove: take the noise off at the end of the training, if this callback has added it.
+        metric: for `evaluate_robustness` at the end of the training; called with the model.
+        levels: the noise levels of that evaluation.
+        draws: draws per level.
+
+    Attributes:
+        schedule: the `NoiseScheduler` of the training; None without ``fn``.
+        report: the `RobustnessReport` of the training; None without ``metric``.
+
+    Raises:
+        ValueError: for ``metric`` without ``levels``, and for learned strengths that come too late for
+            the optimizer.
+        NotNoisyError: without ``spec`` on a model without noise.
+    """
+
+    def __init__(
+        self,
+        spec: Spec | None = None,
+        *,
+        fn: Callable[[int], float] | None = None,
+        when: When = "training",
+        remove: bool = True,
+        metric: Metric | None = None,
+        levels: Sequence[float] = (),
+        draws: int = 20,
+    ) -> None:
+        if metric is not None and not levels:
+            raise ValueError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
+        self.spec, self.fn, self.when, self.remove = spec, fn, when, remove
+        self.metric, self.levels, self.draws = metric, levels, draws
+        self.schedule: wn.NoiseScheduler | None = None
+        self.report: wn.RobustnessReport | None = None
+        self._added = False
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the noise."""
+        self._add(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the schedule, or go on with it; add the noise where the Trainer was there before."""
+        model: nn.Module = kwargs["model"]
+        if self._add(model) and wn.learned_strengths(model):
+            wn.remove_weight_noise(model)
+            self._added = False
+            raise ValueError(
+                "The optimizer does not know the strengths that the noise learns. Give a new WeightNoiseCallback "
+                "to Trainer(callbacks=[...]) for every training, rather than add_callback or a second train()."
+            )
+        if self.fn is not None:
+            self.schedule = wn.NoiseScheduler(model, self.fn)
+            self.schedule.load_state_dict({"steps": state.global_step})
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count an optimizer step."""
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate, and take the noise off."""
+        model: nn.Module = kwargs["model"]
+        if self.metric is not None:
+            self.report = wn.evaluate_robustness(
+                model, self.metric, levels=self.levels, draws=self.draws, progress=False
+            )
+        if self._added and self.remove:
+            wn.remove_weight_noise(model)
+            self._added = False
+
+    def _add(self, model: nn.Module) -> bool:
+        """Whether there is noise now where there was none."""
+        if wn.has_weight_noise(model) and (self._added or self.spec is None):
+            return False
+        if self.spec is None:
+            raise wn.NotNoisyError("WeightNoiseCallback has no spec, and the model carries no weight noise.")
+        wn.add_weight_noise(model, self.spec, when=self.when)
+        self._added = True
+        return True
