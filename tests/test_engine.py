@@ -217,13 +217,13 @@ def layer(law: wn.Noise | None = None, **options: Any) -> Any:
 
 @pytest.mark.parametrize("law", FUSED.values(), ids=FUSED)
 def test_a_fused_law_is_the_law_of_its_draw(law: wn.Gaussian) -> None:
-    assert law.fused is not None
+    assert law.takes_keys
     weight = torch.randn(128, 128, requires_grad=True)
     assert _engine.fuses(weight)
     noise = _engine.filled(key(1), weight.shape)
     for factor in (1.0, -0.5):
         assert_close(
-            law.fused(weight, int(key(1)), factor), law.apply(weight, noise, factor), rtol=1e-6, atol=1e-6
+            law.apply_key(weight, int(key(1)), factor), law.apply(weight, noise, factor), rtol=1e-6, atol=1e-6
         )
 
 
@@ -237,7 +237,7 @@ def test_a_fused_law_is_the_law_of_its_draw(law: wn.Gaussian) -> None:
     ids=str,
 )
 def test_what_one_pass_cannot_do_is_not_fused(law: wn.Gaussian) -> None:
-    assert law.fused is None
+    assert not law.takes_keys
 
 
 @pytest.mark.parametrize("law", FUSED.values(), ids=FUSED)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise._private import in_transform, sees_operations
+
 LEAST = 2048  # Numbers for which a call pays.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -75,21 +77,14 @@ def serves(like: Tensor, count: int) -> bool:
         and count >= LEAST
         and like.is_cpu
         and like.dtype in _DTYPES
-        and (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None)
+        and (torch.compiler.is_compiling() or not in_transform())
     )
-
-
-def _watched() -> bool:
-    """Whether a mode sees every operation: tensors may be fake, and each operation has to go through torch.
-
-    The numbers stay those of the engine: a checkpointed forward may be in a mode, and its recomputation not.
-    """
-    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tensor:
     """Standard normal float32 numbers of the given shape, or uniform ones on [0, 1), that belong to ``key``."""
-    if torch.compiler.is_compiling() or _watched():
+    if torch.compiler.is_compiling() or sees_operations():
+        # An operation of torch's. The numbers are the same: a forward may be in a mode, its recomputation not.
         numbers: Tensor = torch.ops.weightnoise.filled(key, shape, uniform)
         return numbers
     return _filled(key, shape, uniform)
@@ -126,7 +121,7 @@ def fuses(weight: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and weight.dtype == torch.float32
         and weight.is_contiguous()
-        and not _watched()
+        and not sees_operations()
         and serves(weight, weight.numel())
     )
 

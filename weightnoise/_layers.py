@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from weightnoise._private import convolve
+
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -16,5 +18,4 @@ def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(inputs, weight)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    product: Tensor = layer._conv_forward(inputs, weight, None)
-    return product
+    return convolve(layer, inputs, weight)

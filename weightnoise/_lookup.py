@@ -19,7 +19,7 @@ _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     """What the layer puts out with the noise of a fresh draw; None where the whole weight has to be drawn."""
-    if noise is None or noise.fused is None or noise.frozen is not None or noise.switch.held is not None:
+    if noise is None or not noise.takes_keys or noise.frozen is not None or noise.switch.held is not None:
         return None
     weight = layer._parameters.get("weight")
     tokens = args[0] if args else kwargs.get("input")
@@ -29,7 +29,7 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     key = Key(_random.key())
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
-    table = noise.law.fused_rows(weight.detach(), rows, index, key, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
+    table = noise.law.apply_key_to_rows(weight.detach(), rows, index, key, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
     return _bag(

@@ -53,7 +53,7 @@ class WeightNoise(nn.Module):
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
-        self.fused: Any = getattr(law, "fused", None)
+        self.takes_keys: bool = getattr(law, "takes_keys", False)
         self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
     def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
@@ -119,7 +119,7 @@ class WeightNoise(nn.Module):
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
-            noisy: Tensor = self.fused(weight, noise, factor)
+            noisy: Tensor = self.law.apply_key(weight, noise, factor)  # type: ignore[attr-defined]
         elif self.strength_names:
             noisy = apply_law(self.law, weight, noise, factor, self.strengths())
         else:
@@ -181,7 +181,7 @@ class WeightNoise(nn.Module):
             return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def _fuses(self, weight: Tensor) -> bool:
-        return self.fused is not None and self.frozen is None and _engine.fuses(weight)
+        return self.takes_keys and self.frozen is None and _engine.fuses(weight)
 
     def _redraw(self, weight: Tensor) -> Any:
         if isinstance(self.frozen, str):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from weightnoise._private import saved_tensors_hooks_around
+
 
 @dataclass(eq=False)
 class Recipe:
@@ -92,7 +94,7 @@ class Recomputed(dict[str, Any]):
 def recomputing(recipes: Mapping[int, tuple[Recipe, Tensor]]) -> saved_tensors_hooks:
     """A context in which autograd saves recipes in place of noisy weights and of their views."""
     # Hooks do not nest: those of a checkpoint around this are asked for all other tensors.
-    around = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    around = saved_tensors_hooks_around()
 
     def pack(tensor: Tensor) -> Any:
         found = recipes.get(tensor.untyped_storage().data_ptr())

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from weightnoise._errors import SpecError, WeightNoiseError, raise_problems
 from weightnoise._patterns import Key, is_key, matches, matches_name, no_match
+from weightnoise._private import in_backward
 from weightnoise._tree import Node, unwrap, walk
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
@@ -72,7 +73,7 @@ def record_activations(model: nn.Module, which: Key | Sequence[Key]) -> Iterator
         if name is None:
             return None  # A copy of the module, which took the hook with it.
         activation, passed_on = _uncompiled(_branch_off)(output, name)
-        if not _in_backward():
+        if not in_backward():
             recorded[name].append(activation)
         return passed_on
 
@@ -92,11 +93,6 @@ def _uncompiled(call: CallT) -> CallT:
         return call
     left_alone: CallT = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
     return left_alone
-
-
-def _in_backward() -> bool:
-    """Whether autograd is running a backward: a forward in it is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _branch_off(output: Any, name: str) -> tuple[Tensor, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -76,19 +76,20 @@ class Gaussian:
         return add_scaled(weight, noise, factor * self.std, scale)
 
     @property
-    def fused(self) -> Callable[[Tensor, int, float], Tensor] | None:
-        """`apply` to the normals of a key, in one pass; None where the gradient goes elsewhere too."""
+    def takes_keys(self) -> bool:
+        """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
-        return self._fused if constant and self.relative_to != "value" and self.per in ("tensor", 0) else None
+        return constant and self.relative_to != "value" and self.per in ("tensor", 0)
 
-    def _fused(self, weight: Tensor, key: int, factor: float) -> Tensor:
+    def apply_key(self, weight: Tensor, key: int, factor: float) -> Tensor:
+        """`apply` to the normals that belong to a key, in one pass."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale)
 
-    def fused_rows(
+    def apply_key_to_rows(
         self, weight: Tensor, rows: Tensor, index: Tensor, key: int, factor: float, clean: int | None
     ) -> Tensor:
-        """Some rows of what `fused` makes of ``weight``."""
+        """Some rows of what `apply_key` makes of ``weight``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         if scale is not None and self.per == 0:
             scale = scale[index]

@@ -1,0 +1,79 @@
+"""The names that torch does not publish and that the package uses are there; and they are all in one list."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import weightnoise
+from weightnoise import _private
+
+ROOT = Path(weightnoise.__file__).parent
+
+# Attributes of torch's modules and tensors, with something that has to have them.
+ATTRIBUTES: dict[str, Any] = {
+    "_modules": nn.Linear(1, 1),
+    "_parameters": nn.Linear(1, 1),
+    "_forward_hooks": nn.Linear(1, 1),
+    "_forward_pre_hooks": nn.Linear(1, 1),
+    "_compiled_call_impl": nn.Linear(1, 1),
+    "_load_from_state_dict": nn.Linear(1, 1),
+    "_apply": nn.Linear(1, 1),
+    "_conv_forward": nn.Conv2d(1, 1, 1),
+    "_flat_weights": nn.LSTM(1, 1),
+    "_flat_weights_names": nn.LSTM(1, 1),
+    "_version": torch.zeros(1),
+    "_top_saved_tensors_default_hooks": torch._C._autograd,
+    "_len_torch_dispatch_stack": torch._C,
+    "_current_graph_task_id": torch._C,
+    "peek_interpreter_stack": torch._C._functorch,
+    "NonDynamicallyQuantizableLinear": nn.modules.linear,
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_torch_still_has_it(name: str) -> None:
+    assert hasattr(ATTRIBUTES[name], name), f"torch {torch.__version__} has no {name} any more: see _private.py"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_compiled_module_still_names_the_one_inside() -> None:
+    assert "_orig_mod" in torch.compile(nn.Linear(1, 1))._modules  # type: ignore[attr-defined]
+
+
+def test_what_they_say() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.autograd.graph import saved_tensors_hooks
+
+    assert not _private.sees_operations()
+    with FakeTensorMode():
+        assert _private.sees_operations()
+    assert not _private.in_transform()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(_private.in_transform()) or x)(torch.zeros(2))  # type: ignore[func-returns-value]
+    assert seen == [True]
+    assert _private.saved_tensors_hooks_around() is None
+
+    def unpack(packed: Tensor) -> Tensor:
+        return packed
+
+    with saved_tensors_hooks(lambda tensor: tensor, unpack):
+        around = _private.saved_tensors_hooks_around()
+        assert around is not None
+        assert around[1] is unpack
+    assert not _private.in_backward()
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda grad: seen.append(_private.in_backward()))
+    x.sum().backward()
+    assert seen == [True, True]
+
+
+def test_they_are_used_in_one_file() -> None:
+    for path in ROOT.rglob("*.py"):
+        if path.name != "_private.py":
+            assert not re.search(r"torch\._C\b|_conv_forward\(", path.read_text()), path.name
