@@ -312,7 +312,11 @@ def test_it_goes_on_after_a_signal(number: signal.Signals, subject: Path) -> Non
     sweep = [*SWEEP, "--metric", "subject:waits"]
     command = [sys.executable, "-m", "weightnoise", *sweep, "--out", "report.json"]
     (subject / "wait").touch()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Which what runs in the background of a script ignores.
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         until((subject / "report.json").exists)
         time.sleep(0.2)
         process.send_signal(number)

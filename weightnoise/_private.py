@@ -25,9 +25,9 @@ def in_backward() -> bool:
 
 
 def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
-    """The innermost saved-tensor hooks that are open; None where there are none."""
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks  # type: ignore[no-any-return]
+    """The innermost saved-tensor hooks that are open; None where there are none, and where torch does not tell."""
+    ask: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # Not in torch 2.6.
+    return None if ask is None else ask(True)
 
 
 def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: Tensor) -> Tensor:

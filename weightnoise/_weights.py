@@ -60,7 +60,8 @@ def add_weight_noise(
         memory: ``"keep"``: autograd keeps the noisy weights until the backward, as it keeps activations:
             as much memory again as the weights. ``"recompute"``: the backward makes them again, one layer
             at a time, from a 64-bit key; the same numbers, and a second draw. Compiled code and dtypes
-            that autocast casts to decide for themselves. Not with an ``estimator``.
+            that autocast casts to decide for themselves. Saved-tensor hooks around it see no tensors of these
+            layers before torch 2.7. Not with an ``estimator``.
 
     Returns:
         The same model.
