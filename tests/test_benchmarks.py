@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.benchmarks import draws, memory
+from tests.benchmarks import draws, embeddings, memory
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.workloads import (
@@ -141,3 +141,12 @@ def test_recomputed_weights_take_the_memory_of_one(capsys: pytest.CaptureFixture
     matrices = {name: float(extra) for name, _, extra in rows}
     assert matrices["Gaussian(0.01), keep"] > 9
     assert matrices["Gaussian(0.01), recompute"] < 2
+
+
+def test_the_embeddings_are_timed_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert embeddings.main(vocabulary=5000, width=16, rounds=2) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "no noise",
+        "rows",
+        "whole draw",
+    ]

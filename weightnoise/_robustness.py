@@ -84,8 +84,9 @@ def evaluate_robustness(
         threshold: what the metric must reach, for the yield.
         higher_is_better: which way the metric is good.
         until_sem: go on to the next level once the standard error of the mean is below this.
-        vectorize: evaluate the draws of a level together by `torch.vmap`: a few times faster for small models
-            and many draws, and equal up to rounding. ``metric`` must return tensors, without ``.item()``.
+        vectorize: evaluate the draws of a level together by `torch.vmap`: up to twice as fast for small models
+            on little data, slower where one draw fills the processor; equal up to rounding. ``metric``
+            must return tensors, without ``.item()``.
 
     Returns:
         A report with a curve for each law, parameter and entry of the metric.
