@@ -287,7 +287,7 @@ def test_the_gradient_goes_to_the_clean_weight(law: wn.Gaussian) -> None:
     check_gradients(layer(law), lambda model, x: model(x).square().mean(), x, max_entries=4)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_double_backward_and_forward_mode() -> None:
     weight, direction = torch.randn(128, 128, requires_grad=True), torch.randn(128, 128)
     noisy = _engine.add_normal(weight, 5, 0.1, None)

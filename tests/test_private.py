@@ -41,7 +41,7 @@ def test_torch_still_has_it(name: str) -> None:
     assert hasattr(ATTRIBUTES[name], name), f"torch {torch.__version__} has no {name} any more: see _private.py"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_compiled_module_still_names_the_one_inside() -> None:
     assert "_orig_mod" in torch.compile(nn.Linear(1, 1))._modules  # type: ignore[attr-defined]
 

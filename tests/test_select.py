@@ -218,7 +218,7 @@ def test_dtypes_that_cannot_carry_noise(dtype: torch.dtype) -> None:
     assert str(error).startswith(f"Parameter '0.weight' has dtype {dtype}, which cannot carry noise.")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_lazy_scripted_and_renormalised_parameters() -> None:
     assert "is not initialised yet (lazy)" in str(problems(0.1, nn.Sequential(nn.LazyLinear(2))))
     scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))

@@ -19,7 +19,7 @@ from tests.cases import CASES
 from tests.reference import held_weights, plain_copy_with
 
 # torch's own, at the first use of forward mode.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 X = torch.linspace(-1.0, 1.0, 20).reshape(5, 4)
 
