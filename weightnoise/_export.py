@@ -8,18 +8,18 @@ import torch
 from torch.fx import _symbolic_trace
 
 from weightnoise._errors import ExportError
+from weightnoise._private import is_exporting
 
-# torch.compiler.is_exporting is newer than the oldest torch that we support.
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_is_fx_tracing: Callable[[], bool] = getattr(
-    _symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing
-)
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def _is_fx_tracing() -> bool:
+    return _symbolic_trace.is_fx_tracing() and not torch.compiler.is_compiling()
 
 
 def refuse_export(kind: str, name: str) -> None:
     """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation"."""
-    if _is_tracing() or _is_exporting() or _is_fx_tracing():
+    if _is_tracing() or is_exporting() or _is_fx_tracing():
         raise ExportError(_EXPORT.format(name=name, kind=kind, title=kind.capitalize()))
 
 

@@ -34,3 +34,8 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: T
     """The convolution of a layer, its padding included, with another weight and no bias."""
     product: Tensor = layer._conv_forward(inputs, weight, None)
     return product
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is running: torch 2.6 does not tell, and in 2.7 and 2.8 Dynamo takes compiling for it."""
+    return getattr(torch.compiler, "_is_exporting_flag", False)
