@@ -37,5 +37,5 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: T
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is running: torch 2.6 does not tell, and in 2.7 and 2.8 Dynamo takes compiling for it."""
+    """Whether `torch.export` is running. torch 2.6 does not tell; in 2.7 and 2.8 Dynamo takes compiling for it."""
     return getattr(torch.compiler, "_is_exporting_flag", False)

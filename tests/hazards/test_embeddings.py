@@ -63,9 +63,7 @@ def test_sparse_gradients_pass_and_are_the_dense_ones(law: wn.Noise, make: Any) 
     assert_close(found.to_dense(), dense._parameters["weight"].grad)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated"
-)  # torch.func.jvp uses it.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.jvp uses it.
 def test_padded_embeddings_under_the_transforms_of_torch_func() -> None:
     model, weights = wn.add_weight_noise(nn.Embedding(5, 3, padding_idx=1), 0.1), torch.randn(4, 5, 3)
 
