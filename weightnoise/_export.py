@@ -17,9 +17,13 @@ def _is_fx_tracing() -> bool:
     return _symbolic_trace.is_fx_tracing() and not torch.compiler.is_compiling()
 
 
+# In newer versions of torch the old function logs a warning, and the same is there as one.
+_is_tracing_symbols: Callable[[], bool] = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _is_fx_tracing)
+
+
 def refuse_export(kind: str, name: str) -> None:
     """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation"."""
-    if _is_tracing() or is_exporting() or _is_fx_tracing():
+    if _is_tracing() or is_exporting() or _is_tracing_symbols():
         raise ExportError(_EXPORT.format(name=name, kind=kind, title=kind.capitalize()))
 
 
