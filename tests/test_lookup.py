@@ -143,3 +143,23 @@ def test_beside_another_parametrization() -> None:
     nn.utils.parametrize.register_parametrization(layer, "weight", Double())
     clean = 2 * layer._parameters["weight"].detach()[TOKENS]
     assert (layer(TOKENS) - clean).std().item() == pytest.approx(0.2, rel=0.3)
+
+
+class Scaled(nn.Embedding):
+    """An embedding with a tensor of its own beside the weight, which its forward leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__(500, 40)
+        self.extra = nn.Parameter(torch.ones(2, 2))
+
+
+def test_noise_on_another_tensor_alone() -> None:
+    layer = wn.add_weight_noise(Scaled(), {"extra": 0.1})
+    assert torch.equal(layer(TOKENS), layer._parameters["weight"][TOKENS])
+
+
+def test_noise_that_is_off_beside_noise_that_is_on() -> None:
+    layer = wn.add_weight_noise(Scaled(), {"weight": 0.1}, when="training")
+    wn.add_weight_noise(layer, {"extra": 0.1})
+    assert torch.equal(layer.eval()(TOKENS), layer._parameters["weight"][TOKENS])
+    assert not torch.equal(layer.train()(TOKENS), layer._parameters["weight"][TOKENS])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from weightnoise import _engine, _random
+from weightnoise import _random
 from weightnoise._export import refuse_export
 from weightnoise._noise_module import WeightNoise
 from weightnoise._scope import Key
@@ -19,11 +19,11 @@ _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     """What the layer puts out with the noise of a fresh draw; None where the whole weight has to be drawn."""
-    if noise is None or not noise.takes_keys or noise.frozen is not None or noise.switch.held is not None:
+    if noise is None or not noise.live() or noise.switch.held is not None:
         return None
     weight = layer._parameters.get("weight")
     tokens = args[0] if args else kwargs.get("input")
-    if not _fits(layer, weight, tokens):
+    if not _fits(noise, layer, weight, tokens):
         return None
     refuse_export("weight", noise.name)
     key = Key(_random.key())
@@ -32,18 +32,17 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     table = noise.law.apply_key_to_rows(weight.detach(), rows, index, key, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
-    return _bag(
-        layer, table, index, places, *args[1:], **{name: kwargs[name] for name in kwargs if name != "input"}
-    )
+    kwargs.pop("input", None)
+    return _bag(layer, table, index, places, *args[1:], **kwargs)
 
 
-def _fits(layer: Any, weight: Any, tokens: Any) -> bool:
+def _fits(noise: WeightNoise, layer: Any, weight: Any, tokens: Any) -> bool:
     return (
         type(weight) is nn.Parameter
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and _engine.fuses(weight)
+        and noise.fuses(weight)
     )
 
 

@@ -115,7 +115,7 @@ class WeightNoise(nn.Module):
     def make_noisy(self, weight: Tensor, noise: Any, factor: float | None = None) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
         if factor is None:
-            factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+            factor = self.factor()
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
@@ -168,9 +168,9 @@ class WeightNoise(nn.Module):
             return held.take(self.law, weight)
         if self.memory == "recompute" and not torch.compiler.is_compiling():
             seed = int(_random.key())
-            return Key(seed) if self._fuses(weight) else Seed(seed)
+            return Key(seed) if self.fuses(weight) else Seed(seed)
         if self.frozen is None:
-            if self._fuses(weight):
+            if self.fuses(weight):
                 return Key(_random.key())
             return self.law.draw(weight)
         return self._redraw(weight)
@@ -180,7 +180,8 @@ class WeightNoise(nn.Module):
         with _random.seeded(seed, weight.device), torch.no_grad():
             return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
 
-    def _fuses(self, weight: Tensor) -> bool:
+    def fuses(self, weight: Tensor) -> bool:
+        """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
         return self.takes_keys and self.frozen is None and _engine.fuses(weight)
 
     def _redraw(self, weight: Tensor) -> Any:

@@ -162,7 +162,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         if noise is not None and noise.live():
             return forward_per_example(noise, base.forward, self, *args, **kwargs)
         if base.forward in LOOKUPS:
-            found = forward_looked_up(getattr(holder.weight, "alone", None), self, *args, **kwargs)
+            found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
             if found is not None:
                 return found
         return in_scope(holder.attachment, base.forward, self, *args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace
 
 
 def sees_operations() -> bool:
@@ -36,6 +37,20 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: T
     return product
 
 
+def is_traced() -> bool:
+    """Whether an export or a tracer records what runs; `torch.compile` does not count."""
+    return _is_jit_tracing() or is_exporting() or _is_fx_tracing()
+
+
 def is_exporting() -> bool:
     """Whether `torch.export` is running. torch 2.6 does not tell; in 2.7 and 2.8 Dynamo takes compiling for it."""
     return getattr(torch.compiler, "_is_exporting_flag", False)
+
+
+def _is_symbolic() -> bool:
+    return _symbolic_trace.is_fx_tracing() and not torch.compiler.is_compiling()
+
+
+_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+# In newer versions of torch the old function logs a warning, and the same is there as one.
+_is_fx_tracing: Callable[[], bool] = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _is_symbolic)

@@ -96,8 +96,28 @@ class LearnedGaussian:
         return None if self.factorised else (strengths or self.strengths(weight))["std"]
 
 
+class LearnedDeviation:
+    """Independent Gaussian noise on each weight, whose standard deviation has something learned in it."""
+
+    sign_symmetric: ClassVar[bool] = True
+
+    def draw(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in the weight's shape."""
+        return _random.normal(weight)
+
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """``weight + factor * deviation(weight) * noise``."""
+        return weight + self.deviation(weight, strengths) * noise * factor
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The standard deviation, of either sign."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Variational:
+class Variational(LearnedDeviation):
     r"""Gaussian noise of a learned strength, for variational inference: ``w + softplus(rho) e``.
 
     ``e`` is standard normal per element; the weight is the mean of the approximate posterior and
@@ -126,7 +146,6 @@ class Variational:
     _: KW_ONLY
     prior_std: float = 1.0
 
-    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -141,16 +160,6 @@ class Variational:
         """``rho`` for each weight."""
         return {"rho": _filled(weight, self.init_rho)}
 
-    def draw(self, weight: Tensor) -> Tensor:
-        """Standard normal numbers in the weight's shape."""
-        return _random.normal(weight)
-
-    def apply(
-        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """``weight + factor * softplus(rho) * noise``."""
-        return weight + self.deviation(weight, strengths) * noise * factor
-
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``softplus(rho)``."""
         return softplus((strengths or self.strengths(weight))["rho"])
@@ -163,7 +172,7 @@ class Variational:
 
 
 @dataclass(frozen=True)
-class ParametricNoise:
+class ParametricNoise(LearnedDeviation):
     r"""Parametric noise injection: ``w + strength * std(w) * e``, the strength learned, on top of std(w).
 
     ``e`` is standard normal per element, std(w) the standard deviation of the whole tensor, and
@@ -193,7 +202,6 @@ class ParametricNoise:
     per: Per | Literal["element"] = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -205,16 +213,6 @@ class ParametricNoise:
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``strength``, shaped to broadcast against the weight."""
         return {"strength": filled_per(weight, self.per, self.init)}
-
-    def draw(self, weight: Tensor) -> Tensor:
-        """Standard normal numbers in the weight's shape."""
-        return _random.normal(weight)
-
-    def apply(
-        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """``weight + factor * strength * std(weight) * noise``."""
-        return weight + self.deviation(weight, strengths) * noise * factor
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``strength * std(weight)``."""

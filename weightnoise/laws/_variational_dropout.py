@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weightnoise import _random
 from weightnoise._scale import Per, check_choice, check_per, check_strength, per_problem
-from weightnoise.laws._learned import filled_per
+from weightnoise.laws._learned import LearnedDeviation, filled_per
 from weightnoise.laws._protocol import law_repr, straight_through
 
 _FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
@@ -21,7 +20,7 @@ _SIGMOID = (0.63576, 1.87320, 1.48695)
 
 
 @dataclass(frozen=True)
-class VariationalDropout:
+class VariationalDropout(LearnedDeviation):
     r"""Multiplicative Gaussian noise of a learned strength: ``w (1 + sqrt(alpha) e)``, e standard normal.
 
     Gaussian dropout whose rate is learned: ``alpha = p / (1 - p)``. The Parameter ``log_alpha`` has one
@@ -63,7 +62,6 @@ class VariationalDropout:
     per: Per | Literal["element"] = "element"
     approximation: Literal["molchanov", "kingma"] = "molchanov"
 
-    sign_symmetric: ClassVar[bool] = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -78,16 +76,6 @@ class VariationalDropout:
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``log_alpha``, shaped to broadcast against the weight."""
         return {"log_alpha": filled_per(weight, self.per, math.log(self.init))}
-
-    def draw(self, weight: Tensor) -> Tensor:
-        """Standard normal numbers in the weight's shape."""
-        return _random.normal(weight)
-
-    def apply(
-        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """``weight + factor * sqrt(alpha) * weight * noise``."""
-        return weight + self.deviation(weight, strengths) * noise * factor
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``sqrt(alpha) * weight``."""
