@@ -117,12 +117,14 @@ if _LIBRARY is not None:
 
 def fuses(weight: Tensor) -> bool:
     """Whether `add_normal` is right for this weight and worth its call, here and now."""
+    count = weight.numel()
     return (
-        not torch.compiler.is_compiling()
+        count >= LEAST  # First: for a small weight it is all that is looked at.
+        and not torch.compiler.is_compiling()
         and weight.dtype == torch.float32
         and weight.is_contiguous()
         and not sees_operations()
-        and serves(weight, weight.numel())
+        and serves(weight, count)
     )
 
 
@@ -136,13 +138,13 @@ def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) 
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
     assert _LIBRARY is not None
-    scales = torch.ones(1) if scale is None else scale.to(torch.float32).contiguous()
     out, count = _writable(weight), weight.numel()
+    scales = None if scale is None else scale.to(torch.float32).contiguous()
     _LIBRARY.weightnoise_add(
         out.data_ptr(),
         weight.data_ptr(),
-        scales.data_ptr(),
-        count // scales.numel(),
+        None if scales is None else scales.data_ptr(),
+        count if scales is None else count // scales.numel(),
         strength,
         count,
         key,

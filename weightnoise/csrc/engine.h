@@ -8,7 +8,7 @@
 typedef struct {
     float *out;
     const float *weight;
-    const float *scale; /* one for each row */
+    const float *scale; /* one for each row; NULL: 1 */
     int64_t row_size;
     float strength;
 } sum_t;

@@ -165,14 +165,14 @@ static void fill_uniform(float *out, int64_t start, int64_t end, uint64_t key) {
     FOR_GROUPS(uniform_group, memcpy(out + place, piece, (size_t)count * sizeof(float));)
 }
 
-/* out = weight + strength * scale * normals, with one scale for each row. */
+/* out = weight + strength * scale * normals, with one scale for each row; NULL is 1. */
 static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
     float *out = sum->out;
     const float *weight = sum->weight;
     int64_t row = start / sum->row_size, left = sum->row_size - start % sum->row_size;
     FOR_GROUPS(normal_group, {
         for (int64_t done = 0; done < count;) {
-            float scale = sum->strength * sum->scale[row];
+            float scale = sum->scale == NULL ? sum->strength : sum->strength * sum->scale[row];
             int64_t run = left < count - done ? left : count - done;
             const float *from = weight + place + done;
             float *to = out + place + done;
