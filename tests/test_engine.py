@@ -273,6 +273,9 @@ def test_reads_of_one_forward_see_one_draw_also_after_an_edit() -> None:
     before, after, again = noisy(torch.ones(1, 128))
     assert_close(after, before + 1.0)
     assert again is after
+    (before + 2 * after).sum().backward()
+    gradient: Any = noisy._parameters["weight"]
+    assert torch.equal(gradient.grad, torch.full((128, 128), 3.0))
 
 
 @pytest.mark.parametrize("law", FUSED.values(), ids=FUSED)
@@ -285,6 +288,29 @@ def test_the_gradient_goes_to_the_clean_weight(law: wn.Gaussian) -> None:
     (x @ weight.T).square().sum().backward()
     assert torch.equal(noisy._parameters["weight"].grad, weight.grad)
     check_gradients(layer(law), lambda model, x: model(x).square().mean(), x, max_entries=4)
+
+
+def test_the_gradient_is_handed_over_and_not_copied() -> None:
+    weight = nn.Parameter(torch.randn(128, 128))
+    noisy, seen = _engine.add_normal(weight, 5, 0.1, None), []
+    noisy.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    (noisy * 2).sum().backward()
+    assert weight.grad is not None
+    assert seen == [weight.grad.data_ptr()]
+
+
+def test_a_noisy_weight_has_memory_of_its_own_and_is_checked_as_the_weight_would_be() -> None:
+    weight, x = nn.Parameter(torch.randn(128, 128)), torch.randn(2, 128, requires_grad=True)
+    before = weight.detach().clone()
+    noisy = _engine.add_normal(weight, 5, 0.1, None)
+    value = noisy.detach().clone()
+    assert torch.equal(weight, before)
+    output = nn.functional.linear(x, noisy)
+    with torch.no_grad():
+        weight.zero_()
+    assert torch.equal(noisy, value)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

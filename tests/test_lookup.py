@@ -74,6 +74,40 @@ def test_rows_are_those_of_the_whole_draw(name: str, law: Any, monkeypatch: pyte
     assert_close(grad.to_dense(), expected_grad.to_dense())
 
 
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("name", layers())
+def test_rows_of_a_held_draw_are_those_of_the_whole(
+    name: str, law: wn.Gaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, inputs = layers()[name]
+    wn.add_weight_noise(layer, law)
+    whole, plain = [], wn.Gaussian.apply
+    monkeypatch.setattr(wn.Gaussian, "apply", lambda *args: whole.append(1) or plain(*args))  # type: ignore[func-returns-value]
+    for sign in (1, -1):
+        with wn.hold_noise(layer, seed=3, sign=sign), wn.scale_noise(layer, 0.5):
+            monkeypatch.setattr(_lookup, "_SHARE", 4)
+            output, grad = run(layer, inputs)
+            assert not whole
+            monkeypatch.setattr(_lookup, "_SHARE", 10**9)
+            expected, expected_grad = run(layer, inputs)
+            assert whole.pop()
+        assert torch.equal(output, expected)
+        assert grad.layout == expected_grad.layout
+        assert_close(grad.to_dense(), expected_grad.to_dense())
+
+
+@pytest.mark.parametrize("width", [1, 3, 17, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_rows_of_a_held_draw_in_any_width_and_dtype(
+    width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = wn.add_weight_noise(nn.Embedding(500, width, padding_idx=7, dtype=dtype), 0.1)
+    with wn.hold_noise(layer):
+        output = layer(TOKENS)
+        monkeypatch.setattr(_lookup, "_SHARE", 10**9)
+        assert torch.equal(output, layer(TOKENS))
+
+
 def test_the_same_token_has_the_same_noise_and_padding_none() -> None:
     layer = nn.Embedding(500, 40, padding_idx=7)
     with torch.no_grad():

@@ -188,7 +188,13 @@ def add_normal_rows(
 def _writable(weight: Tensor) -> Tensor:
     """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
 
-    As that of a sum, which torch passes on without a copy: a Function in Python would hold on to it. The sum costs
-    next to nothing; a clone would cost as much as the noise.
+    It is a view of the weight that is given memory of its own, and so counts in-place changes with the weight, as
+    the weight itself would in its place. A sum, only to be overwritten, is one more pass over a large weight, and a
+    Function in Python holds on to the gradient, so that torch copies it.
     """
-    return weight + 0.0 if torch.is_grad_enabled() and weight.requires_grad else torch.empty_like(weight)
+    memory = torch.empty_like(weight)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return memory
+    out = weight[...]
+    out.data = memory  # Nothing else puts other memory under a result of autograd's.
+    return out

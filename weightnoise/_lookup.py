@@ -1,4 +1,4 @@
-"""Embeddings that draw noise for the rows that are looked up, and not for the whole vocabulary."""
+"""Embeddings whose noise costs what the rows cost that are looked up, and not the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from weightnoise import _random
 from weightnoise._export import refuse_export
 from weightnoise._noise_module import WeightNoise
-from weightnoise._scope import Key
+from weightnoise._private import in_transform, sees_operations
 
 LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
 _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-    """What the layer puts out with the noise of a fresh draw; None where the whole weight has to be drawn."""
-    if noise is None or not noise.live() or noise.switch.held is not None:
+    """What the layer puts out with noise; None where the whole weight has to be made noisy."""
+    if noise is None or not noise.live():
         return None
     weight = layer._parameters.get("weight")
     tokens = args[0] if args else kwargs.get("input")
     if not _fits(noise, layer, weight, tokens):
         return None
     refuse_export("weight", noise.name)
-    key = Key(_random.key())
+    draw = noise.draw(weight)
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
-    table = noise.law.apply_key_to_rows(weight.detach(), rows, index, key, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
+    table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
     kwargs.pop("input", None)
@@ -42,7 +41,17 @@ def _fits(noise: WeightNoise, layer: Any, weight: Any, tokens: Any) -> bool:
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and noise.fuses(weight)
+        and (noise.fuses(weight) if noise.switch.held is None else _takes_rows_of_held(noise, weight))
+    )
+
+
+def _takes_rows_of_held(noise: WeightNoise, weight: Tensor) -> bool:
+    # How many rows a batch looks up is not known to a compiler or a transformation. In shorter dtypes torch rounds
+    # a number by its place in memory: once in the middle of an array, and twice at its end.
+    return (
+        noise.takes_keys
+        and weight.dtype in (torch.float32, torch.float64)
+        and not (torch.compiler.is_compiling() or sees_operations() or in_transform())
     )
 
 

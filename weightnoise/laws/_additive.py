@@ -86,14 +86,17 @@ class Gaussian:
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale)
 
-    def apply_key_to_rows(
-        self, weight: Tensor, rows: Tensor, index: Tensor, key: int, factor: float, clean: int | None
+    def apply_to_rows(
+        self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float, clean: int | None
     ) -> Tensor:
-        """Some rows of what `apply_key` makes of ``weight``."""
+        """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``; ``clean`` gets no noise."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         if scale is not None and self.per == 0:
             scale = scale[index]
-        return _engine.add_normal_rows(rows, index, key, factor * self.std, scale, clean)
+        if not isinstance(noise, Tensor):
+            return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, clean)
+        noisy = add_scaled(rows, noise[index], factor * self.std, scale)
+        return noisy if clean is None else torch.where((index == clean).unsqueeze(-1), rows, noisy)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
