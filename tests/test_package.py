@@ -21,6 +21,7 @@ ROOT = Path(wn.__file__).parent
 ORDER = [
     "_errors",
     "_private",
+    "_gradients",
     "_engine",
     "_random",
     "_scale",
@@ -29,7 +30,6 @@ ORDER = [
     "_switch",
     "_export",
     "_scope",
-    "_gradients",
     "_recompute",
     "_noise_module",
     "_patterns",
@@ -146,5 +146,6 @@ def test_it_ships_its_types() -> None:
 
 
 def test_no_gradient_free_escape_hatches() -> None:
-    for path in sources():
-        assert not re.search(r"\.data\b", path.read_text()), path.name
+    found = {str(path.relative_to(ROOT)): len(re.findall(r"\.data\b", path.read_text())) for path in sources()}
+    # Where a result of autograd's is given other memory, of which no tensor that anybody has is a part.
+    assert {name: count for name, count in found.items() if count} == {"_gradients.py": 1}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise._gradients import memory_beside
 from weightnoise._private import in_transform, sees_operations
 
 LEAST = 2048  # Numbers for which a call pays.
@@ -138,7 +139,7 @@ def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) 
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
     assert _LIBRARY is not None
-    out, count = _writable(weight), weight.numel()
+    out, count = memory_beside(weight), weight.numel()
     scales = None if scale is None else scale.to(torch.float32).contiguous()
     _LIBRARY.weightnoise_add(
         out.data_ptr(),
@@ -169,7 +170,7 @@ def add_normal_rows(
     """
     assert _LIBRARY is not None
     scales = torch.ones(len(rows)) if scale is None else scale.to(torch.float32).reshape(-1).expand(len(rows))
-    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), _writable(rows)
+    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), memory_beside(rows)
     _LIBRARY.weightnoise_add_rows(
         out.data_ptr(),
         rows.data_ptr(),
@@ -182,19 +183,4 @@ def add_normal_rows(
         key,
         _LEVEL,
     )
-    return out
-
-
-def _writable(weight: Tensor) -> Tensor:
-    """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
-
-    It is a view of the weight that is given memory of its own, and so counts in-place changes with the weight, as
-    the weight itself would in its place. A sum, only to be overwritten, is one more pass over a large weight, and a
-    Function in Python holds on to the gradient, so that torch copies it.
-    """
-    memory = torch.empty_like(weight)
-    if not (torch.is_grad_enabled() and weight.requires_grad):
-        return memory
-    out = weight[...]
-    out.data = memory  # Nothing else puts other memory under a result of autograd's.
     return out

@@ -8,6 +8,21 @@ import torch
 from torch import Tensor
 
 
+def memory_beside(weight: Tensor) -> Tensor:
+    """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
+
+    It is a view of the weight that is given memory of its own, and so counts in-place changes with the weight, as
+    the weight itself would in its place. A sum, only to be overwritten, is one more pass over a large weight; a
+    Function in Python holds on to the gradient, so that torch copies it.
+    """
+    memory = torch.empty_like(weight)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return memory
+    out = weight[...]
+    out.data = memory  # Nothing else puts other memory under a result of autograd's.
+    return out
+
+
 class CleanRow(torch.autograd.Function):
     """A noisy embedding with one row of the clean one, whose gradient is zero anyway.
 

@@ -152,7 +152,6 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
 
 def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """A new class of noisy modules of class ``base`` whose tensors ``names`` are parametrized."""
-    looks_up = issubclass(base, (nn.Embedding, nn.EmbeddingBag))
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +161,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         noise = holder.attachment.per_example
         if noise is not None and noise.live():
             return forward_per_example(noise, base.forward, self, *args, **kwargs)
-        if looks_up and base.forward in LOOKUPS:
+        if base.forward in LOOKUPS:
             found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
             if found is not None:
                 return found

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations
 
@@ -21,11 +20,13 @@ import weightnoise as wn
 from tests.ecosystem.distributed_worker_common import (
     GAUSSIAN,
     RANKS,
+    MixedPrecisionPolicy,
     assert_all_close,
     assert_ranks_agree,
     assert_ranks_differ,
     batch,
     expected_gradients,
+    fully_shard,
     gradients,
     loss_of,
     make,
@@ -134,6 +135,35 @@ def check_reshard_after_forward() -> None:
                 model.zero_grad()
                 step(model, seeds)
                 assert_all_close(gradients(model), expected_gradients(GAUSSIAN, seeds))
+
+
+def check_recompute() -> None:
+    for law in LAWS:
+        for before in (True, False):
+            for reshard in (True, False):
+                model = make()
+                if before:
+                    wn.add_weight_noise(model, law, memory="recompute")
+                shard(model, reshard_after_forward=reshard)
+                if not before:
+                    wn.add_weight_noise(model, law, memory="recompute")
+                for seeds in (DIFFERENT, [7, 8]):
+                    model.zero_grad()
+                    step(model, seeds)
+                    assert_all_close(gradients(model), expected_gradients(law, seeds, memory="recompute"))
+
+
+def check_recompute_with_the_numbers_of_the_engine() -> None:
+    found = []
+    for memory in ("keep", "recompute"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 64))
+        shard(wn.add_weight_noise(model, GAUSSIAN, memory=memory), reshard_after_forward=True)
+        torch.manual_seed(DIFFERENT[dist.get_rank()])
+        model(torch.ones(2, 64)).square().mean().backward()
+        found.append(gradients(model))
+    for keep, recompute in zip(*found, strict=True):
+        assert torch.equal(keep, recompute)
 
 
 def check_mixed_precision() -> None:

@@ -10,6 +10,7 @@ import weightnoise as wn
 from weightnoise._metric import Metric
 from weightnoise._select import Spec
 from weightnoise._switch import When
+from weightnoise.integrations._training import NoisyTraining
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -58,28 +59,18 @@ class WeightNoiseCallback(pl.Callback):
         levels: Sequence[float] = (),
         draws: int = 20,
     ) -> None:
-        if metric is not None and not levels:
-            raise ValueError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
-        self.spec, self.fn, self.when = spec, fn, when
-        self.in_validation, self.remove = in_validation, remove
-        self.metric, self.levels, self.draws = metric, levels, draws
+        self._training = NoisyTraining(spec, fn, when, remove, metric, levels, draws)
+        self.in_validation = in_validation
         self.schedule: wn.NoiseScheduler | None = None
         self.report: wn.RobustnessReport | None = None
-        self._added = False
         self._global_step = 0
         self._quiet = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Add the noise."""
-        if stage != "fit":
-            return
-        kept = self._added and wn.has_weight_noise(pl_module)
-        if self.spec is not None and not kept:
-            wn.add_weight_noise(pl_module, self.spec, when=self.when)
-            self._added = True
-        elif not wn.has_weight_noise(pl_module):
-            raise wn.NotNoisyError("WeightNoiseCallback has no spec, and the model carries no weight noise.")
-        self.schedule = None if self.fn is None else wn.NoiseScheduler(pl_module, self.fn)
+        if stage == "fit":
+            self._training.add(pl_module)
+            self.schedule = self._training.schedule(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps of the schedule."""
@@ -104,13 +95,7 @@ class WeightNoiseCallback(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate, and take the noise off."""
-        if self.metric is not None:
-            self.report = wn.evaluate_robustness(
-                pl_module, self.metric, levels=self.levels, draws=self.draws, progress=False
-            )
-        if self._added and self.remove:
-            wn.remove_weight_noise(pl_module)
-            self._added = False
+        self.report = self._training.end(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the quiet of a validation that was broken off."""

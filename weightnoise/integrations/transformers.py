@@ -12,6 +12,7 @@ import weightnoise as wn
 from weightnoise._metric import Metric
 from weightnoise._select import Spec
 from weightnoise._switch import When
+from weightnoise.integrations._training import NoisyTraining
 
 
 class WeightNoiseCallback(TrainerCallback):
@@ -52,34 +53,29 @@ class WeightNoiseCallback(TrainerCallback):
         levels: Sequence[float] = (),
         draws: int = 20,
     ) -> None:
-        if metric is not None and not levels:
-            raise ValueError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
-        self.spec, self.fn, self.when, self.remove = spec, fn, when, remove
-        self.metric, self.levels, self.draws = metric, levels, draws
+        self._training = NoisyTraining(spec, fn, when, remove, metric, levels, draws)
         self.schedule: wn.NoiseScheduler | None = None
         self.report: wn.RobustnessReport | None = None
-        self._added = False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Add the noise."""
-        self._add(kwargs["model"])
+        self._training.add(kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin the schedule, or go on with it; add the noise where the Trainer was there before."""
         model: nn.Module = kwargs["model"]
-        if self._add(model) and wn.learned_strengths(model):
-            wn.remove_weight_noise(model)
-            self._added = False
+        if self._training.add(model) and wn.learned_strengths(model):
+            self._training.take_off(model)
             raise ValueError(
                 "The optimizer does not know the strengths that the noise learns. Give a new WeightNoiseCallback "
                 "to Trainer(callbacks=[...]) for every training, rather than add_callback or a second train()."
             )
-        if self.fn is not None:
-            self.schedule = wn.NoiseScheduler(model, self.fn)
+        self.schedule = self._training.schedule(model)
+        if self.schedule is not None:
             self.schedule.load_state_dict({"steps": state.global_step})
 
     def on_step_end(
@@ -93,21 +89,4 @@ class WeightNoiseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Evaluate, and take the noise off."""
-        model: nn.Module = kwargs["model"]
-        if self.metric is not None:
-            self.report = wn.evaluate_robustness(
-                model, self.metric, levels=self.levels, draws=self.draws, progress=False
-            )
-        if self._added and self.remove:
-            wn.remove_weight_noise(model)
-            self._added = False
-
-    def _add(self, model: nn.Module) -> bool:
-        """Whether there is noise now where there was none."""
-        if wn.has_weight_noise(model) and (self._added or self.spec is None):
-            return False
-        if self.spec is None:
-            raise wn.NotNoisyError("WeightNoiseCallback has no spec, and the model carries no weight noise.")
-        wn.add_weight_noise(model, self.spec, when=self.when)
-        self._added = True
-        return True
+        self.report = self._training.end(kwargs["model"])
