@@ -22,6 +22,7 @@ ORDER = [
     "_errors",
     "_private",
     "_gradients",
+    "_triton",
     "_engine",
     "_random",
     "_scale",
@@ -71,8 +72,9 @@ ORDER = [
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages([str(ROOT)], "weightnoise.")
-    # The second is a C library, and the third needs packages that are not always there.
-    if name not in ("weightnoise.__main__", "weightnoise._philox") and ".integrations." not in name
+    # The second is a C library, and the others need packages that are not always there.
+    if name not in ("weightnoise.__main__", "weightnoise._philox", "weightnoise._triton")
+    and ".integrations." not in name
 ]
 
 

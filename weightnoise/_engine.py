@@ -50,6 +50,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
+_TRITON = os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
 _LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
 
 
@@ -61,6 +62,10 @@ def engine() -> str:
     other devices, and in transformations of `torch.func`; and for all where the package was installed
     without a C compiler, or with the environment variable ``WEIGHTNOISE_ENGINE=torch``.
 
+    ``WEIGHTNOISE_ENGINE=triton`` adds the same numbers to float32 weights on CUDA devices in one pass. It is off
+    by default because it has been tested in Triton's interpreter and compiled for sm_80 and sm_90, and not yet
+    run on a GPU.
+
     Example:
         >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
         True
@@ -68,7 +73,8 @@ def engine() -> str:
     Source:
         Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
     """
-    return "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
+    cpu = "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
+    return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
 
 
 def serves(like: Tensor, count: int) -> bool:
@@ -125,22 +131,32 @@ def fuses(weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and weight.is_contiguous()
         and not sees_operations()
-        and serves(weight, count)
+        and (serves(weight, count) or by_triton(weight))
     )
 
 
-def add_normal(weight: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
+def by_triton(weight: Tensor) -> bool:
+    """Whether `add_normal` takes a key on the device of this weight."""
+    return _TRITON and weight.is_cuda and not in_transform()
+
+
+def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None) -> Tensor:
     """``weight + strength * scale * e``, in one pass, with the gradient going to ``weight`` unchanged.
 
     Args:
         weight: what `fuses` has agreed to.
-        key: of the standard normal numbers e.
+        key: of the standard normal numbers e; a tensor on the device of the weight, where that is a GPU.
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
-    assert _LIBRARY is not None
     out, count = memory_beside(weight), weight.numel()
     scales = None if scale is None else scale.to(torch.float32).contiguous()
+    if isinstance(key, Tensor):
+        from weightnoise import _triton  # Triton takes long to import, and most never need it.
+
+        _triton.add_normal(out, weight, key, strength, scales)
+        return out
+    assert _LIBRARY is not None
     _LIBRARY.weightnoise_add(
         out.data_ptr(),
         weight.data_ptr(),

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from weightnoise._export import refuse_export
 from weightnoise._noise_module import WeightNoise
 from weightnoise._private import in_transform, sees_operations
+from weightnoise._scope import Key
 
 LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
 _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
@@ -26,6 +27,8 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
         return None
     refuse_export("weight", noise.name)
     draw = noise.draw(weight)
+    if type(draw) is Key:
+        draw = draw.number
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
     table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(), noise.clean_row)  # type: ignore[attr-defined]
@@ -38,6 +41,7 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
 def _fits(noise: WeightNoise, layer: Any, weight: Any, tokens: Any) -> bool:
     return (
         type(weight) is nn.Parameter
+        and weight.is_cpu
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)

@@ -119,7 +119,7 @@ class WeightNoise(nn.Module):
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
-            noisy: Tensor = self.law.apply_key(weight, noise, factor)  # type: ignore[attr-defined]
+            noisy: Tensor = self.law.apply_key(weight, noise.number, factor)  # type: ignore[attr-defined]
         elif self.strength_names:
             noisy = apply_law(self.law, weight, noise, factor, self.strengths())
         else:
@@ -167,11 +167,10 @@ class WeightNoise(nn.Module):
         if held is not None:
             return held.take(self.law, weight)
         if self.memory == "recompute" and not torch.compiler.is_compiling():
-            seed = int(_random.key())
-            return Key(seed) if self.fuses(weight) else Seed(seed)
+            return _key(weight) if self.fuses(weight) else Seed(_random.key())
         if self.frozen is None:
             if self.fuses(weight):
-                return Key(_random.key())
+                return _key(weight)
             return self.law.draw(weight)
         return self._redraw(weight)
 
@@ -241,6 +240,10 @@ _DTENSOR = (
 def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
     # Inference tensors count no versions.
     return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
+
+
+def _key(weight: Tensor) -> Key:
+    return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
 
 
 def _moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:

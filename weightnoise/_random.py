@@ -93,9 +93,9 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 15)
 
 
-def key() -> Tensor:
-    """One int64 number from torch's CPU generator: all it takes to run a random function again."""
-    return torch.randint(2**63 - 1, (), dtype=torch.int64)
+def key(device: torch.device | None = None) -> Tensor:
+    """One int64 number from torch's generator of the CPU or of a device: all it takes to draw the same again."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def derive_seed(seed: int, name: str) -> int:

@@ -30,8 +30,17 @@ class Scope(threading.local):
         return Scope, ()
 
 
-class Key(int):
-    """In place of a draw: what its numbers are a function of, where they are made and added in one pass."""
+class Key:
+    """In place of a draw: what its numbers are a function of, where they are made and added in one pass.
+
+    Attributes:
+        number: 64 bits; on a GPU a tensor there, which a CUDA graph draws anew at every replay.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int | Tensor) -> None:
+        self.number = number
 
 
 class Seed(int):

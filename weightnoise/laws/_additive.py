@@ -81,7 +81,7 @@ class Gaussian:
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
 
-    def apply_key(self, weight: Tensor, key: int, factor: float) -> Tensor:
+    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float) -> Tensor:
         """`apply` to the normals that belong to a key, in one pass."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale)
