@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.benchmarks import draws, embeddings, memory
-from tests.benchmarks.__main__ import main
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.workloads import (
     WORKLOADS,
@@ -109,44 +105,3 @@ def test_every_contender_runs_a_forward_alone(contender: str) -> None:
     for p, value in parameters:
         assert torch.equal(p, value)
         assert p.grad is None
-
-
-def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = ["--markdown", str(tmp_path / "table.md"), "--json", str(tmp_path / "table.json")]
-    arguments = ["--seconds", "0.05", "--threads", "1", "--workloads", READS]
-    assert main([*arguments, "--contenders", "weightnoise on", *files]) == 0
-    out, err = capsys.readouterr()
-    assert f"| {READS} |" in out
-    assert err == f"{READS}\n"
-    assert (tmp_path / "table.md").read_text() == out
-    found = json.loads((tmp_path / "table.json").read_text())
-    assert found["machine"]["torch"] == torch.__version__
-    assert [row["contender"] for row in found["results"]] == ["plain", "weightnoise on"]
-    assert found["results"][0]["ratio"] == 1.0
-    assert all(len(row["times"]) >= 5 for row in found["results"])
-
-
-def test_the_comparison_of_draws_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert draws.main(["--rounds", "1", "--draws", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 + len(draws.models())
-    assert all(line.count("|") == 4 for line in lines[2:])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
-def test_recomputed_weights_take_the_memory_of_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert memory.main(["--layers", "12", "--width", "1500"]) == 0
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    matrices = {name: float(extra) for name, _, extra in rows}
-    assert matrices["Gaussian(0.01), keep"] > 9
-    assert matrices["Gaussian(0.01), recompute"] < 2
-
-
-def test_the_embeddings_are_timed_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert embeddings.main(vocabulary=5000, width=16, rounds=2) == 0
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "no noise",
-        "rows",
-        "whole draw",
-    ]

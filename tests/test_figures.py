@@ -53,7 +53,8 @@ def test_all_figures_are_drawn(figures: ModuleType, tmp_path: Path, monkeypatch:
 
 
 def test_the_folder_holds_the_figures_and_nothing_else(figures: ModuleType) -> None:
-    assert {path.name for path in (DOCS / "images").iterdir()} == {f"{name}.png" for name in figures.FIGURES}
+    found = {path.name for path in (DOCS / "images").iterdir() if not path.name.startswith("benchmark-")}
+    assert found == {f"{name}.png" for name in figures.FIGURES}
 
 
 def test_pages_show_the_figures_that_are_drawn(figures: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -16,8 +17,19 @@ from torch import Tensor, nn
 import weightnoise as wn
 from weightnoise import _engine
 
+# Up to 3.4, functions cannot be compiled in a process in which some were interpreted.
+LEAST = (3, 5)
+
+
+def triton_version() -> tuple[int, ...]:
+    """Nothing where it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return ()
+    return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+
+
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(triton_version() < LEAST, reason="Triton is not installed, or old"),
     pytest.mark.skipif(_engine.engine() == "torch", reason="built without a C compiler, or switched off"),
 ]
 

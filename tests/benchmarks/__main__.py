@@ -1,86 +1,86 @@
-"""``python -m tests.benchmarks``: run, print a Markdown table, and write it and JSON on request."""
+"""``python -m tests.benchmarks``: run, print Markdown tables, and write them, JSON and figures on request."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tests.benchmarks import record as records
 from tests.benchmarks.contenders import CONTENDERS
-from tests.benchmarks.measure import Result, measure
+from tests.benchmarks.options import Options
+from tests.benchmarks.peers.environments import REQUIREMENTS
+from tests.benchmarks.record import Record
+from tests.benchmarks.sections import SECTIONS
 from tests.benchmarks.workloads import WORKLOADS
 
 
-def processor() -> str:
-    """The processor's name, as well as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def table(results: Sequence[Result]) -> str:
-    """A row a workload, a column a contender, ratios to the plain step."""
-    workloads = list(dict.fromkeys(result.workload for result in results))
-    contenders = [name for name in dict.fromkeys(result.contender for result in results) if name != "plain"]
-    found = {(result.workload, result.contender): result for result in results}
-    lines = ["| workload | plain, ms | " + " | ".join(contenders) + " |", "|---|" + "---|" * (len(contenders) + 1)]
-    for workload in workloads:
-        cells = [f"{found[workload, 'plain'].milliseconds:.2f}"]
-        cells += [f"{found[workload, name].ratio:.2f}" for name in contenders]
-        lines.append(f"| {workload} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, str | int]:
-    """What the figures are measured on."""
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def heading(on: dict[str, str | int]) -> str:
-    """What the figures are."""
-    return (
-        f"Step time divided by that of the plain step, in one interleaved run; medians. {on['processor']}, "
-        f"{on['threads']} threads, torch {on['torch']}, Python {on['python']}."
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    many: dict[str, Any] = {"nargs": "*", "metavar": "NAME"}
+    made.add_argument(
+        "--sections", **many, default=list(SECTIONS), choices=list(SECTIONS), help=f"of {', '.join(SECTIONS)}"
     )
+    made.add_argument("--seconds", type=float, default=10.0, help="time for each comparison (default: 10)")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--workloads", **many, default=list(WORKLOADS), choices=list(WORKLOADS))
+    made.add_argument("--contenders", **many, default=list(CONTENDERS), choices=list(CONTENDERS))
+    made.add_argument("--peers", type=Path, default=Options.peers, help="the folder of the peers' environments")
+    made.add_argument("--names", **many, default=list(REQUIREMENTS), choices=list(REQUIREMENTS), help="of peers")
+    made.add_argument("--json", type=Path, help="write results to this file; those of other sections in it stay")
+    made.add_argument("--markdown", type=Path, help="write tables between the marks of this page, or make it")
+    made.add_argument("--plots", type=Path, help="draw figures into this folder")
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for each workload (default: 20)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
-    parser.add_argument(
-        "--contenders", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME"
+    given = parser().parse_args(argv)
+    torch.set_num_threads(given.threads)
+    options = Options(
+        seconds=given.seconds,
+        threads=given.threads,
+        workloads=given.workloads,
+        contenders=given.contenders,
+        peers=given.peers.resolve(),
+        names=given.names,
+        progress=_progress,
     )
-    parser.add_argument("--json", type=Path, help="write all results to this file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    results: list[Result] = []
-    for workload in options.workloads:
-        _progress(workload, lasting=True)
-        results += measure(workload, options.contenders, options.seconds, _progress)
+    record = records.read(given.json)
+    failed = [name for name in given.sections if not _run(name, options, record, given.json)]
     _progress("")
-    text = f"{heading(machine())}\n\n{table(results)}\n"
-    sys.stdout.write(text)
-    if options.markdown:
-        options.markdown.write_text(text)
-    if options.json:
-        everything = {"machine": machine(), "results": [result.to_dict() for result in results]}
-        options.json.write_text(json.dumps(everything) + "\n")
-    return 0
+    texts = records.blocks(record)
+    sys.stdout.write(records.fill(records.blank(texts), texts))
+    if given.markdown:
+        page = given.markdown.read_text() if given.markdown.exists() else records.blank(texts)
+        given.markdown.write_text(records.fill(page, texts))
+    if given.plots:
+        from tests.benchmarks.plots import draw_all  # Only a run that draws needs matplotlib.
+
+        draw_all(record, given.plots)
+    return 1 if failed else 0
+
+
+def _run(name: str, options: Options, record: Record, path: Path | None) -> bool:
+    """Run a section and write what it found at once; its failure is told and takes nothing from the others."""
+    _progress(name, lasting=True)
+    try:
+        start = time.monotonic()
+        rows = SECTIONS[name].run(options)
+        record[name] = records.entry(rows, options.seconds, time.monotonic() - start)
+    except Exception:  # Whatever it is, the other sections go on.
+        sys.stderr.write(f"{name} failed:\n{traceback.format_exc()}")
+        return False
+    if path:
+        records.write(record, path)
+    return True
 
 
 def _progress(text: str, *, lasting: bool = False) -> None:

@@ -20,10 +20,10 @@ Contender: TypeAlias = Callable[[Workload, nn.Module, float], Step]
 
 
 def plain_step(workload: Workload, model: nn.Module, forward: Callable[[Tensor], Tensor] | None = None) -> Step:
-    """Forward, backward, Adam, zero_grad; or a forward alone."""
+    """Forward, backward, optimizer, zero_grad; or a forward alone."""
     x, y = workload.batch()
-    call = forward or model
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    call = model if forward is None else forward
+    optimizer = workload.optimizer(model.parameters())
 
     def train() -> None:
         F.cross_entropy(call(x), y).backward()
@@ -47,6 +47,11 @@ def ours_on(workload: Workload, model: nn.Module, std: float) -> Step:
     return plain_step(workload, wn.add_weight_noise(model, std))
 
 
+def ours_recomputed(workload: Workload, model: nn.Module, std: float) -> Step:
+    """weightnoise, with the noisy weights made again in the backward."""
+    return plain_step(workload, wn.add_weight_noise(model, std, memory="recompute"))
+
+
 def ours_off(workload: Workload, model: nn.Module, std: float) -> Step:
     """weightnoise, switched off for all steps."""
     wn.no_noise(wn.add_weight_noise(model, std)).__enter__()
@@ -61,7 +66,7 @@ def ours_removed(workload: Workload, model: nn.Module, std: float) -> Step:
 def copy_and_restore(workload: Workload, model: nn.Module, std: float) -> Step:
     """Load a noisy state_dict, run forward and backward, load the clean one, step."""
     x, y = workload.batch()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = workload.optimizer(model.parameters())
 
     def step() -> None:
         clean = copy.deepcopy(model.state_dict())
@@ -86,7 +91,7 @@ def copy_and_restore(workload: Workload, model: nn.Module, std: float) -> Step:
 def data_add_and_restore(workload: Workload, model: nn.Module, std: float) -> Step:
     """Add noise to ``.data``, run forward and backward, copy the clean values back, step."""
     x, y = workload.batch()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = workload.optimizer(model.parameters())
     matrices = [p for p in model.parameters() if p.ndim >= 2]
 
     def step() -> None:
@@ -136,10 +141,15 @@ def _register(model: nn.Module, make: Callable[[], nn.Module]) -> None:
                 parametrize.register_parametrization(module, name, make())
 
 
+def naive(model: nn.Module, std: float) -> nn.Module:
+    """The model, with what one writes by hand on every matrix."""
+    _register(model, lambda: NaiveNoise(std))
+    return model
+
+
 def naive_parametrization(workload: Workload, model: nn.Module, std: float) -> Step:
     """A dozen lines on torch's parametrize."""
-    _register(model, lambda: NaiveNoise(std))
-    return plain_step(workload, model)
+    return plain_step(workload, naive(model, std))
 
 
 def free_random_numbers(workload: Workload, model: nn.Module, std: float) -> Step:
@@ -164,6 +174,7 @@ def functional(workload: Workload, model: nn.Module, std: float) -> Step:
 CONTENDERS: dict[str, Contender] = {
     "plain": plain,
     "weightnoise on": ours_on,
+    "weightnoise, recompute": ours_recomputed,
     "weightnoise off": ours_off,
     "weightnoise removed": ours_removed,
     "copy and restore": copy_and_restore,

@@ -1,86 +1,123 @@
-"""``python -m tests.benchmarks.draws``: many draws of small models, one by one and together, as a table."""
+"""Monte Carlo evaluation: the time of one draw, a noisy forward without gradients included."""
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from tests.benchmarks.__main__ import machine
+from tests.benchmarks.contenders import Step, naive
+from tests.benchmarks.measure import Row, against, interleave, short
+from tests.benchmarks.options import Options, grid
+from tests.benchmarks.workloads import WORKLOADS, Workload
 
-DRAWS = (8, 32, 100)
+DRAWS = 20  # As many as `evaluate_robustness` makes unless told.
 
-
-def models() -> dict[str, tuple[nn.Module, Tensor]]:
-    """Small models, each with its evaluation data."""
-    mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
-    large = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
-    conv = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
-    return {
-        "MLP 64-128-64-10, 64 examples": (mlp, torch.randn(64, 64)),
-        "MLP 64-128-64-10, 1000 examples": (mlp, torch.randn(1000, 64)),
-        "MLP 784-100-100-10, 128 examples": (large, torch.randn(128, 784)),
-        "2 convolutions, 8 x 8, 64 examples": (conv, torch.randn(64, 1, 8, 8)),
-        "24 x Linear(8, 8), 64 examples": (
-            nn.Sequential(*(nn.Linear(8, 8) for _ in range(24))),
-            torch.randn(64, 8),
-        ),
-    }
+Evaluate: TypeAlias = Callable[[nn.Module, Tensor, float], Step]
 
 
-def evaluation(model: nn.Module, x: Tensor, draws: int, *, together: bool) -> Callable[[], object]:
-    """An evaluation at one level."""
-
-    @torch.no_grad()
-    def metric(model: nn.Module) -> Tensor:
-        return model(x).square().mean()
-
-    return lambda: wn.evaluate_robustness(
-        model, metric, levels=[0.1], law=wn.Gaussian(1.0), draws=draws, progress=False, vectorize=together
-    )
+def plain(model: nn.Module, x: Tensor, std: float) -> Step:
+    """As many forwards without noise."""
+    return lambda: _repeat(model, x)
 
 
-def compare(one_by_one: Callable[[], object], together: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median milliseconds one by one, and the median ratio of the two, in turns."""
-    times: list[list[float]] = [[], []]
-    for number in range(rounds + 1):
-        for place, run in enumerate((one_by_one, together)):
-            start = time.perf_counter()
-            run()
-            if number:
-                times[place].append(1e3 * (time.perf_counter() - start))
-    ratios = [slow / fast for slow, fast in zip(*times, strict=True)]
-    return statistics.median(times[0]), statistics.median(ratios)
+def ours(model: nn.Module, x: Tensor, std: float) -> Step:
+    """Forwards of a model with weightnoise on it."""
+    return plain(wn.add_weight_noise(model, std), x, std)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.draws", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--draws", type=int, nargs="+", default=list(DRAWS))
-    options = parser.parse_args(argv)
-    torch.set_num_threads(2)
+def robustness(model: nn.Module, x: Tensor, std: float) -> Step:
+    """`evaluate_robustness`, which adds the noise, holds each draw for its metric and removes the noise."""
+
+    def metric(model: nn.Module) -> float:
+        return float(model(x).sum())
+
+    def evaluate() -> None:
+        wn.evaluate_robustness(model, metric, levels=[1.0], law=wn.Gaussian(std), draws=DRAWS, progress=False)
+
+    return evaluate
+
+
+def load_noisy(model: nn.Module, x: Tensor, std: float) -> Step:
+    """Load a noisy `state_dict` for each draw, and the clean one at the end."""
+
+    def evaluate() -> None:
+        clean = copy.deepcopy(model.state_dict())
+        for _ in range(DRAWS):
+            noisy = {
+                name: value + std * torch.randn_like(value) if value.ndim >= 2 else value
+                for name, value in clean.items()
+            }
+            model.load_state_dict(noisy)
+            model(x)
+        model.load_state_dict(clean)
+
+    return evaluate
+
+
+def add_to_data(model: nn.Module, x: Tensor, std: float) -> Step:
+    """Add noise to ``.data`` and copy the clean values back, tensor by tensor."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+
+    def evaluate() -> None:
+        clean = [p.data.clone() for p in matrices]
+        for _ in range(DRAWS):
+            for p in matrices:
+                p.data.add_(torch.randn_like(p), alpha=std)
+            model(x)
+            for p, value in zip(matrices, clean, strict=True):
+                p.data.copy_(value)
+
+    return evaluate
+
+
+def parametrization(model: nn.Module, x: Tensor, std: float) -> Step:
+    """Forwards under a dozen lines on torch's parametrize."""
+    return plain(naive(model, std), x, std)
+
+
+CONTENDERS: dict[str, Evaluate] = {
+    "plain": plain,
+    "weightnoise on": ours,
+    "evaluate_robustness": robustness,
+    "copy and restore": load_noisy,
+    ".data add and restore": add_to_data,
+    "naive parametrization": parametrization,
+}
+
+
+def evaluations(workload: Workload, contenders: Mapping[str, Evaluate], std: float = 0.01) -> dict[str, Step]:
+    """One evaluation for each contender, on copies of one model in evaluation mode."""
     torch.manual_seed(0)
-    on = machine()
-    heads = " | ".join(f"{draws} draws: ms a draw | together, times faster" for draws in options.draws)
-    lines = [f"{on['processor']}, 2 threads, torch {on['torch']}, {wn.engine()}.", "", f"| model | {heads} |"]
-    lines.append("|---" * (2 * len(options.draws) + 1) + "|")
-    for name, (model, x) in models().items():
-        cells = []
-        for draws in options.draws:
-            pair = [evaluation(model, x, draws, together=together) for together in (False, True)]
-            milliseconds, ratio = compare(pair[0], pair[1], options.rounds)
-            cells.append(f"{milliseconds / draws:.2f} | {ratio:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    model, (x, _) = workload.model().eval(), workload.batch()
+    made = {name: make(copy.deepcopy(model), x, std) for name, make in contenders.items()}
+    return {name: torch.no_grad()(step) for name, step in made.items()}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: Options) -> list[Row]:
+    """A row for each workload and contender."""
+    rows = []
+    for name in options.trained:
+        steps = evaluations(WORKLOADS[name], CONTENDERS)
+        times = interleave(steps, options.seconds, options.about(name))
+        rows += [{"workload": name, **per_draw(against(times, each))} for each in steps]
+    return rows
+
+
+def per_draw(row: Row, draws: int = DRAWS) -> Row:
+    """The numbers of one draw from those of an evaluation."""
+    return row | {key: short(row[key] / draws) for key in ("milliseconds", "extra")}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Milliseconds of a draw."""
+    return grid(rows, "workload", lambda row: f"{row['milliseconds']:.2f}")
+
+
+def _repeat(model: nn.Module, x: Tensor) -> None:
+    for _ in range(DRAWS):
+        model(x)

@@ -1,18 +1,18 @@
-"""``python -m tests.benchmarks.embeddings``: a lookup in a large vocabulary, forward and backward."""
+"""A lookup in a large vocabulary, forward and backward: the rows that are looked up, and the whole draw."""
 
 from __future__ import annotations
 
 import copy
-import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
+from tests.benchmarks.contenders import Step, naive
+from tests.benchmarks.measure import Row, against, interleave
+from tests.benchmarks.options import Options, markdown
 from weightnoise import _lookup
 
 
@@ -22,32 +22,29 @@ def step(layer: nn.Module, tokens: Tensor) -> None:
     layer(tokens).sum().backward()
 
 
-def main(vocabulary: int = 50_000, width: int = 512, rounds: int = 15) -> int:
-    """Time the plain layer, the rows that are looked up, and the whole draw, in turns."""
-    torch.set_num_threads(2)
+def run(options: Options, vocabulary: int = 50_000, width: int = 512) -> list[Row]:
+    """The plain layer, the rows that are looked up, the whole draw, and that of torch's generator, in turns."""
+    torch.manual_seed(0)
     tokens = torch.randint(vocabulary, (8, 128))
     plain = nn.Embedding(vocabulary, width, sparse=True)
     noisy = wn.add_weight_noise(copy.deepcopy(plain), 0.01)
+    by_hand = naive(copy.deepcopy(plain), 0.01)
 
     def whole() -> None:
         with mock.patch.object(_lookup, "_SHARE", vocabulary):
             step(noisy, tokens)
 
-    ways: dict[str, Callable[[], None]] = {
-        "no noise": lambda: step(plain, tokens),
-        "rows": lambda: step(noisy, tokens),
-        "whole draw": whole,
+    ways: dict[str, Step] = {
+        "plain": lambda: step(plain, tokens),
+        "weightnoise on": lambda: step(noisy, tokens),
+        "weightnoise, whole matrix drawn": whole,
+        "naive parametrization": lambda: step(by_hand, tokens),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    for name, found in times.items():
-        sys.stdout.write(f"{name}: {statistics.median(found):.2f} ms\n")
-    return 0
+    times = interleave(ways, options.seconds, options.about("embedding"))
+    return [{"vocabulary": vocabulary, "width": width, **against(times, name)} for name in ways]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def table(rows: Sequence[Row]) -> str:
+    """Milliseconds."""
+    head = f"{rows[0]['vocabulary']:,} x {rows[0]['width']}, 8 x 128 tokens"
+    return markdown([head, "ms"], [[row["contender"], f"{row['milliseconds']:.2f}"] for row in rows])

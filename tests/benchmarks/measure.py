@@ -7,72 +7,77 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 
 from tests.benchmarks.contenders import CONTENDERS, Step
-from tests.benchmarks.workloads import WORKLOADS
+from tests.benchmarks.workloads import Workload
+
+Row: TypeAlias = dict[str, Any]
+Progress: TypeAlias = Callable[[str], None]
+Times: TypeAlias = dict[str, list[float]]
+
+_LEAST_ROUNDS = 5
+_ROUND = 0.002  # Seconds: a round of a short step is several steps, as the clock and the change cost too.
 
 
-@dataclass(frozen=True)
-class Result:
-    """One contender on one workload.
-
-    Attributes:
-        milliseconds: median time of a step.
-        ratio: median over rounds of its time over that of the plain step in the same round.
-        quartiles: of these ratios: how far to trust their median.
-        times: milliseconds of a step, round by round.
-    """
-
-    workload: str
-    contender: str
-    milliseconds: float
-    ratio: float
-    quartiles: tuple[float, float]
-    times: list[float]
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
-
-def steps_for(workload: str, contenders: Sequence[str], std: float) -> dict[str, Step]:
-    """One step for each contender, on copies of one model and with one batch."""
-    torch.manual_seed(0)
-    model = WORKLOADS[workload].model()
-    return {name: CONTENDERS[name](WORKLOADS[workload], copy.deepcopy(model), std) for name in contenders}
-
-
-def measure(
-    workload: str, contenders: Sequence[str], seconds: float, progress: Callable[[str], None]
-) -> list[Result]:
-    """Time the contenders for about ``seconds``; the plain step is always among them."""
-    names = list(dict.fromkeys(["plain", *contenders]))
-    steps = steps_for(workload, names, std=0.01)
+def interleave(steps: Mapping[str, Step], seconds: float, progress: Progress, first: str = "plain") -> Times:
+    """Seconds of a step in every round, for about ``seconds`` after warming up."""
     for step in steps.values():
-        for _ in range(3):
+        for _ in range(2):
             step()
-    # A round of a short step is several steps: the clock and the change of contender cost too.
-    repeat = max(1, int(0.002 / statistics.median(_time(steps["plain"], 1) for _ in range(5))))
-    times: dict[str, list[float]] = {name: [] for name in names}
-    order, shuffled = names.copy(), random.Random(0)
+    repeat = max(1, int(_ROUND / statistics.median(_time(steps[first], 1) for _ in range(3))))
+    times: Times = {name: [] for name in steps}
+    order, shuffled = list(steps), random.Random(0)
     end = time.perf_counter() + seconds
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        while time.perf_counter() < end or len(times["plain"]) < 5:
+    with _no_collection():
+        while time.perf_counter() < end or len(times[first]) < _LEAST_ROUNDS:
             shuffled.shuffle(order)
             for name in order:
                 times[name].append(_time(steps[name], repeat))
-            progress(f"{workload}: {len(times['plain'])} rounds")
-    finally:
-        if collecting:
-            gc.enable()
-    return [_result(workload, name, times[name], times["plain"]) for name in names]
+            progress(f"{len(times[first])} rounds")
+    return times
+
+
+def against(times: Times, name: str, base: str = "plain") -> Row:
+    """One contender in numbers.
+
+    ``milliseconds`` is the median time of a step. ``ratio`` is the median over rounds of its time over that of
+    ``base`` in the same round, ``quartiles`` tell how far to trust it, and ``extra`` is the median difference in
+    milliseconds.
+    """
+    pairs = list(zip(times[name], times[base], strict=True))
+    low, middle, high = statistics.quantiles([mine / other for mine, other in pairs], n=4)
+    return {
+        "contender": name,
+        "milliseconds": short(1e3 * statistics.median(times[name])),
+        "ratio": short(middle),
+        "quartiles": [short(low), short(high)],
+        "extra": short(1e3 * statistics.median(mine - other for mine, other in pairs)),
+        "rounds": len(pairs),
+    }
+
+
+def short(number: float) -> float:
+    """Five digits: more than the clock is good for."""
+    return float(f"{number:.5g}")
+
+
+def steps_for(workload: Workload, contenders: Sequence[str], std: float = 0.01) -> dict[str, Step]:
+    """One step for each contender, on copies of one model and with one batch; the plain step comes first."""
+    torch.manual_seed(0)
+    model = workload.model()
+    names = dict.fromkeys(["plain", *contenders])
+    return {name: CONTENDERS[name](workload, copy.deepcopy(model), std) for name in names}
+
+
+def compare(workload: Workload, contenders: Sequence[str], seconds: float, progress: Progress) -> list[Row]:
+    """The contenders on a workload, a row each."""
+    times = interleave(steps_for(workload, contenders), seconds, progress)
+    return [against(times, name) for name in times]
 
 
 def _time(step: Step, repeat: int) -> float:
@@ -82,8 +87,13 @@ def _time(step: Step, repeat: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def _result(workload: str, name: str, times: Sequence[float], plain: Sequence[float]) -> Result:
-    ratios = [mine / base for mine, base in zip(times, plain, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    milliseconds = [1e3 * each for each in times]
-    return Result(workload, name, statistics.median(milliseconds), middle, (low, high), milliseconds)
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam with small steps."""
+    return torch.optim.Adam(parameters, lr=1e-4)
 
 
 @dataclass(frozen=True)
@@ -18,12 +23,14 @@ class Workload:
     Attributes:
         model: makes the model.
         draw_batch: makes inputs and class labels.
-        trains: whether a step is forward, backward and Adam, or a forward without gradients.
+        trains: whether a step is forward, backward and optimizer, or a forward without gradients.
+        optimizer: makes the optimizer.
     """
 
     model: Callable[[], nn.Module]
     draw_batch: Callable[[], tuple[Tensor, Tensor]]
     trains: bool = True
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The same batch for every contender, whatever it has drawn before."""
@@ -119,3 +126,4 @@ WORKLOADS = {
         trains=False,
     ),
 }
+TRAINED = tuple(name for name, workload in WORKLOADS.items() if workload.trains)

@@ -1,0 +1,20 @@
+"""All sections, by the names that the command line and the page know."""
+
+from __future__ import annotations
+
+from tests.benchmarks import compiled, draws, embeddings, growth, memory, numbers, steps, tensors, together
+from tests.benchmarks.options import Section
+from tests.benchmarks.peers import section as peers
+
+SECTIONS: dict[str, Section] = {
+    "steps": Section(steps.run, steps.table),
+    "compiled": Section(compiled.run, compiled.table),
+    "growth": Section(growth.run, growth.table),
+    "tensors": Section(tensors.run, tensors.table),
+    "memory": Section(memory.run, memory.table),
+    "draws": Section(draws.run, draws.table),
+    "together": Section(together.run, together.table),
+    "embeddings": Section(embeddings.run, embeddings.table),
+    "numbers": Section(numbers.run, numbers.table),
+    "peers": Section(peers.measure, peers.table),
+}

@@ -1,0 +1,235 @@
+"""Each section of the benchmark at a small size: what it measures, and what its table says."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks import compiled, draws, embeddings, growth, memory, numbers, processes, tensors, together
+from tests.benchmarks.measure import Row, against, interleave
+from tests.benchmarks.options import Options
+from tests.benchmarks.workloads import WORKLOADS, Workload, labels, mlp
+
+FAST = Options(seconds=0.0, threads=1)
+NAME = next(iter(WORKLOADS))
+SMALL = Workload(lambda: mlp(6, 5, 4), lambda: (torch.randn(8, 6), labels(8, 4)))
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line]
+
+
+def columns(table: str) -> set[int]:
+    return {len(line) for line in cells(table)}
+
+
+def test_a_contender_is_compared_round_by_round() -> None:
+    row = against({"plain": [1.0, 2.0, 4.0], "slow": [2.0, 4.0, 12.0]}, "slow")
+    assert (row["ratio"], row["milliseconds"], row["extra"], row["rounds"]) == (2.0, 4000.0, 2000.0, 3)
+    assert row["quartiles"] == [2.0, 3.0]
+
+
+def test_every_round_has_every_contender_in_changing_order() -> None:
+    calls: list[str] = []
+    steps = {name: functools.partial(calls.append, name) for name in ("plain", "a", "b")}
+    times = interleave(steps, 0.0, lambda text: None)
+    assert {name: len(found) for name, found in times.items()} == {"plain": 5, "a": 5, "b": 5}
+    timed = "".join(name[0] for name in calls).lstrip("p")
+    assert len({timed.count(name) for name in "ab"}) == 1
+    runs = [name for name, last in zip(calls[9:], calls[8:], strict=False) if name != last]
+    assert len({tuple(runs[start : start + 3]) for start in range(0, 15, 3)}) > 1
+
+
+def test_compiled_models_are_compared_with_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setitem(WORKLOADS, NAME, SMALL)
+    rows = compiled.run(Options(seconds=0.0, workloads=[NAME]))
+    assert [row["contender"] for row in rows] == ["plain", "weightnoise on", "naive parametrization"]
+    assert rows[0]["compiled"] == rows[0]["ratio"] == 1.0
+    assert all(row["graphs"] == 1 and row["compiled"] > 0 for row in rows)
+    found = cells(compiled.table(rows))
+    assert [line[1] for line in found[2:]] == ["weightnoise on", "naive parametrization"]
+    difference = rows[1]["compiled"] - rows[1]["ratio"]
+    assert float(found[2][4]) == pytest.approx(difference, abs=0.0051)
+
+
+def test_a_model_that_does_not_compile_is_told_and_takes_nothing_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Any) -> list[Row]:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(compiled, "compare_compiled", fail)
+    table = compiled.table(compiled.run(Options(workloads=list(WORKLOADS)[:2])))
+    assert columns(table) == {7}
+    assert table.count("RuntimeError: no such operator") == 4
+
+
+@pytest.mark.parametrize("size", growth.SIZES[:-1])
+def test_the_family_has_the_size_it_says(size: int) -> None:
+    with torch.device("meta"):
+        model = growth.family(size).model()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.1)
+
+
+def test_growth_is_per_parameter() -> None:
+    rows = growth.run(FAST, sizes=(30, 300))
+    assert [row["parameters"] for row in rows] == [30] * 5 + [300] * 5
+    assert all(row["ns"] == pytest.approx(1e6 * row["extra"] / row["parameters"]) for row in rows)
+    ratios, added = growth.table(rows).split("\n\n")
+    assert columns(ratios) == {6}
+    assert columns(added) == {5}
+
+
+def test_tensors_share_out_a_million_parameters() -> None:
+    for layers, width in tensors.SHAPES[:4]:
+        with torch.device("meta"):
+            sizes = [p.numel() for p in tensors.family(layers, width).model().parameters()]
+        assert len(sizes) == layers
+        assert sum(sizes) == pytest.approx(1e6, rel=0.03)
+
+
+def test_tensors_are_told_per_tensor() -> None:
+    rows = tensors.run(FAST, shapes=((2, 4), (1, 32), (3, 32)))
+    assert all(row["us"] == pytest.approx(1e3 * row["extra"] / row["tensors"]) for row in rows)
+    ratios, added = tensors.table(rows).split("\n\n")
+    assert [line[0] for line in cells(ratios)[2:]] == ["2 of 4 x 4"]
+    assert [line[0] for line in cells(added)[2:]] == ["1 of 32 x 32", "3 of 32 x 32"]
+
+
+class Kept(nn.Linear):
+    """Keeps what it puts out."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.seen: list[tuple[float, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.seen.append(tuple(y.flatten().tolist()))
+        return y
+
+
+@pytest.mark.parametrize("contender", draws.CONTENDERS)
+def test_an_evaluation_draws_as_often_as_it_says(contender: str) -> None:
+    torch.manual_seed(0)
+    model = Kept()
+    parameter, before = model.weight, model.weight.detach().clone()
+    with torch.no_grad():
+        x = torch.randn(1, 3)
+        clean = tuple(nn.functional.linear(x, model.weight, model.bias).flatten().tolist())
+        draws.CONTENDERS[contender](model, x, 0.5)()
+    # Also without noise: evaluate_robustness asks whether the metric gives the same twice.
+    assert len({*model.seen, clean}) == (1 if contender == "plain" else 1 + draws.DRAWS)
+    assert torch.equal(parameter, before)
+
+
+def test_draws_are_told_per_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORKLOADS, NAME, SMALL)
+    rows = draws.run(Options(seconds=0.0, workloads=[NAME]))
+    assert [row["contender"] for row in rows] == list(draws.CONTENDERS)
+    assert columns(draws.table(rows)) == {len(draws.CONTENDERS) + 1}
+    assert draws.per_draw({"milliseconds": 40.0, "extra": 20.0}, 20) == {"milliseconds": 2.0, "extra": 1.0}
+
+
+def test_draws_together_are_compared_with_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = dict(list(together.models().items())[:2])
+    monkeypatch.setattr(together, "models", lambda: some)
+    rows = together.run(FAST, draws=(2,))
+    assert [row["model"] for row in rows] == list(some)
+    assert columns(together.table(rows)) == {3}
+
+
+def test_the_embeddings_are_timed_four_ways() -> None:
+    rows = embeddings.run(FAST, vocabulary=5000, width=16)
+    assert [row["contender"] for row in rows] == [
+        "plain",
+        "weightnoise on",
+        "weightnoise, whole matrix drawn",
+        "naive parametrization",
+    ]
+    assert len(cells(embeddings.table(rows))) == 6
+
+
+def test_numbers_are_told_per_number() -> None:
+    rows = numbers.run(Options(seconds=0.0, threads=2))
+    assert {row["threads"] for row in rows} == {1, 2}
+    assert all(row["ns"] == pytest.approx(row["milliseconds"], rel=1e-3) for row in rows)
+    assert columns(numbers.table(rows)) == {3}
+
+
+def fake_peaks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    commands: list[list[str]] = []
+
+    def run(command: Sequence[str], *rest: Any) -> str:
+        commands.append(list(command))
+        return "100.0\n" if "plain" in command else "130.517578125\n"
+
+    monkeypatch.setattr(processes, "run", run)
+    return commands
+
+
+def test_memory_is_what_a_way_takes_on_top_of_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = fake_peaks(monkeypatch)
+    rows = memory.run(FAST, layers=3, width=2000, ways=["Gaussian, keep"])
+    assert [command[:5] for command in commands] == [
+        [sys.executable, "-m", "tests.benchmarks.memory", "--way", way] for way in ("plain", "Gaussian, keep")
+    ]
+    assert cells(memory.table(rows))[2] == ["Gaussian, keep", "31", "2.0", "0.67"]
+
+
+def test_gradients_are_kept_while_memory_is_measured() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = memory.sgd([parameter])
+    parameter.sum().backward()
+    gradient = parameter.grad
+    optimizer.zero_grad()
+    assert parameter.grad is gradient
+    assert gradient is not None
+    assert torch.equal(gradient, torch.zeros(2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_recomputed_weights_take_the_memory_of_one() -> None:
+    ways = ["Gaussian, keep", "Gaussian, recompute"]
+    found = {row["contender"]: row["matrices"] for row in memory.run(FAST, layers=12, width=1500, ways=ways)}
+    assert found["Gaussian, keep"] > 9
+    assert found["Gaussian, recompute"] < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("WARNING: old\nERROR: no matching version\nnote: more", "ERROR: no matching version"),
+        ("Traceback:\n  File\nImportError: no module\n", "ImportError: no module"),
+        ("", ""),
+    ],
+)
+def test_a_failure_is_told_in_a_line(text: str, reason: str) -> None:
+    assert processes.reason(text) == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ValueError('this way')", "ValueError: this way"),
+        ("raise SystemExit(3)", "exit status 3"),
+        ("import time; time.sleep(20)", "took longer than 1 seconds"),
+    ],
+)
+def test_a_process_that_fails_says_why(code: str, message: str) -> None:
+    with pytest.raises(processes.ProcessError, match=f"^{message}$"):
+        processes.run([sys.executable, "-c", code], 1)
+
+
+def test_a_process_runs_in_the_repository_with_its_variables() -> None:
+    code = "import os; print(os.path.exists('pyproject.toml'), os.environ['ONE'])"
+    assert processes.run([sys.executable, "-c", code], 20, {"ONE": "two"}) == "True two\n"
