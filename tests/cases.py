@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -28,7 +29,23 @@ from weightnoise import (
     Uniform,
     Variational,
     VariationalDropout,
+    add_activation_noise,
+    add_weight_noise,
 )
+
+
+def torch_before(version: str) -> bool:
+    """Whether torch is older; the one place where tests ask."""
+    return torch.__version__ < version  # Not as text: torch's own class compares.
+
+
+def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
+    """Skip a test where torch is older: ``why`` says what it does there."""
+    return pytest.mark.skipif(torch_before(version), reason=f"torch before {version}: {why}")
+
+
+# Why tests of contexts inside compiled code need a newer torch.
+NO_CONTEXTS = "its Dynamo cannot enter the package's contexts"
 
 
 class ReadsTwice(nn.Module):
@@ -252,3 +269,14 @@ LINEAR = {
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
 } | {"protect"}
+
+
+def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Each way in which noise gets into a forward, as a function that puts it on a model."""
+    return {
+        "weights": lambda model: add_weight_noise(model, std),
+        "weights made again": lambda model: add_weight_noise(model, std, memory="recompute"),
+        "flipout": lambda model: add_weight_noise(model, std, estimator="flipout"),
+        "local": lambda model: add_weight_noise(model, std, estimator="local"),
+        "activations": lambda model: add_activation_noise(model, std),
+    }

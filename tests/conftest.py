@@ -19,3 +19,5 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    # What the inductor of torch 2.5 compiles switches subnormal numbers off for the whole process, once loaded.
+    torch.set_flush_denormal(False)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
-from tests.cases import CASES
+from tests.cases import CASES, torch_before
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -366,6 +366,8 @@ def test_gradients_are_those_at_the_noisy_activations() -> None:
 def test_compiled_in_one_graph(law: Any, at: Any) -> None:
     if isinstance(law, wn.CurrentNoise) and at == "input":
         pytest.skip("current noise is on outputs alone")
+    if isinstance(law, wn.CurrentNoise) and torch_before("2.7"):
+        pytest.skip("torch before 2.7: its Dynamo breaks the graph at contexts made from generators")
     torch._dynamo.reset()
     counters.clear()
     model, clean = noisy(law, at=at), plain()(X)

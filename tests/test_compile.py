@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.cases import LAWS, STILL
+from tests.cases import LAWS, NO_CONTEXTS, STILL, needs_torch
 
 # torch's own, while it compiles: with noise and without.
 pytestmark = [
@@ -78,6 +78,7 @@ def test_equal_shapes_get_two_draws_in_one_graph() -> None:
     assert not torch.equal(both[0], both[1])  # Equal shapes, two draws.
 
 
+@needs_torch("2.9", "its Dynamo makes constants of the factors, each of which is a compile")
 def test_nothing_recompiles_from_step_to_step_or_with_the_factor() -> None:
     model, x = make(0.1), torch.randn(3, 4)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -104,6 +105,7 @@ def test_toggling_costs_one_compile_each_way() -> None:
     assert graphs() == 2
 
 
+@needs_torch("2.9", NO_CONTEXTS)
 def test_contexts_inside_the_compiled_function() -> None:
     model, x = make(0.1), torch.randn(3, 4)
 

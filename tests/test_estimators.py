@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
-from tests.cases import single_loss
+from tests.cases import NO_CONTEXTS, needs_torch, single_loss
 from tests.test_identities import DRAWS, assert_mean
 from weightnoise import _random
 from weightnoise._noise_module import Estimator
@@ -488,6 +488,7 @@ def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimato
             assert_close(mine, expected)
 
 
+@needs_torch("2.9", NO_CONTEXTS)
 @COMPILING
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_new_holds_recompile_nothing_and_a_compiled_step_may_hold(estimator: Estimator) -> None:

@@ -20,6 +20,7 @@ import weightnoise.testing
 ROOT = Path(wn.__file__).parent
 ORDER = [
     "_errors",
+    "_legacy",
     "_private",
     "_gradients",
     "_triton",

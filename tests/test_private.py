@@ -29,6 +29,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_flat_weights": nn.LSTM(1, 1),
     "_flat_weights_names": nn.LSTM(1, 1),
     "_version": torch.zeros(1),
+    "_cdata": torch.zeros(1).untyped_storage(),
     "_len_torch_dispatch_stack": torch._C,
     "_current_graph_task_id": torch._C,
     "peek_interpreter_stack": torch._C._functorch,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from weightnoise._errors import ExportError
+from weightnoise._legacy import run_by_dynamo
 from weightnoise._private import is_traced
 
 
 def refuse_export(kind: str, name: str) -> None:
     """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation"."""
     if is_traced():
-        raise ExportError(_EXPORT.format(name=name, kind=kind, title=kind.capitalize()))
+        _refuse(kind, name)
+
+
+@run_by_dynamo
+def _refuse(kind: str, name: str) -> None:
+    raise ExportError(_EXPORT.format(name=name, kind=kind, title=kind.capitalize()))
 
 
 _EXPORT = (

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
+from weightnoise import _legacy
+
 
 def sees_operations() -> bool:
     """Whether a dispatch mode sees every operation: fake tensors, tracing, counters, selective checkpoints."""
@@ -31,20 +33,23 @@ def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any
     return None if ask is None else ask(True)
 
 
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
+    number: int = tensor.untyped_storage()._cdata
+    return number
+
+
 def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: Tensor) -> Tensor:
     """The convolution of a layer, its padding included, with another weight and no bias."""
     product: Tensor = layer._conv_forward(inputs, weight, None)
     return product
 
 
-def is_traced() -> bool:
-    """Whether an export or a tracer records what runs; `torch.compile` does not count."""
-    return _is_jit_tracing() or is_exporting() or _is_fx_tracing()
+def _is_exporting() -> bool:
+    return torch.compiler._is_exporting_flag
 
 
-def is_exporting() -> bool:
-    """Whether `torch.export` is running. torch 2.6 does not tell; in 2.7 and 2.8 Dynamo takes compiling for it."""
-    return getattr(torch.compiler, "_is_exporting_flag", False)
+is_exporting: Callable[[], bool] = _legacy.is_exporting if _legacy.NEEDED else _is_exporting
 
 
 def _is_symbolic() -> bool:
@@ -54,3 +59,8 @@ def _is_symbolic() -> bool:
 _is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 # In newer versions of torch the old function logs a warning, and the same is there as one.
 _is_fx_tracing: Callable[[], bool] = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _is_symbolic)
+
+
+def is_traced() -> bool:
+    """Whether an export or a tracer records what runs; `torch.compile` does not count."""
+    return _is_jit_tracing() or is_exporting() or _is_fx_tracing()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from weightnoise._private import saved_tensors_hooks_around
+from weightnoise._private import saved_tensors_hooks_around, storage_of
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Recomputed(dict[str, Any]):
     """What was drawn in a running forward, and the recipes of its noisy weights.
 
     Attributes:
-        recipes: by the address of the noisy weight's storage, with the noisy weight, which keeps the address its.
+        recipes: by the storage of the noisy weight, with the noisy weight, which keeps it alive.
     """
 
     def __init__(self) -> None:
@@ -86,9 +86,9 @@ class Recomputed(dict[str, Any]):
 
     def add(self, recipe: Recipe, noisy: Tensor) -> None:
         """From now on, save the recipe in place of the noisy weight."""
-        address = noisy.untyped_storage().data_ptr()
-        if address != recipe.weight.untyped_storage().data_ptr():  # A law may return the weight itself.
-            self.recipes[address] = recipe, noisy
+        storage = storage_of(noisy)
+        if storage != storage_of(recipe.weight):  # A law may return the weight itself.
+            self.recipes[storage] = recipe, noisy
 
 
 def recomputing(recipes: Mapping[int, tuple[Recipe, Tensor]]) -> saved_tensors_hooks:
@@ -97,7 +97,7 @@ def recomputing(recipes: Mapping[int, tuple[Recipe, Tensor]]) -> saved_tensors_h
     around = saved_tensors_hooks_around()
 
     def pack(tensor: Tensor) -> Any:
-        found = recipes.get(tensor.untyped_storage().data_ptr())
+        found = recipes.get(storage_of(tensor))
         if found is not None:
             recipe, _ = found
             recipe.uses += 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weightnoise._errors import SpecError, WeightNoiseError, raise_problems
+from weightnoise._legacy import leave_to_python
 from weightnoise._patterns import Key, is_key, matches, matches_name, no_match
 from weightnoise._private import in_backward
 from weightnoise._tree import Node, unwrap, walk
@@ -68,7 +69,9 @@ def record_activations(model: nn.Module, which: Key | Sequence[Key]) -> Iterator
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if torch.compiler.is_compiling():
-            raise WeightNoiseError(_FULLGRAPH)  # Dynamo leaves this forward to Python then.
+            # Dynamo leaves this forward to Python then.
+            leave_to_python(_FULLGRAPH)
+            raise WeightNoiseError(_FULLGRAPH)
         name = chosen.get(module)
         if name is None:
             return None  # A copy of the module, which took the hook with it.

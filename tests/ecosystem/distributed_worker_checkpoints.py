@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -27,6 +26,7 @@ from tests.ecosystem.distributed_worker_common import (
     RANKS,
     assert_all_close,
     batch,
+    fully_shard,
     loss_of,
     make,
     own,
@@ -154,7 +154,7 @@ def run(folder: str, kind: str, until: int, resume: bool) -> list[torch.Tensor]:
     done = 0
     if resume:
         load(model, optimizer, f"{folder}/3")
-        saved = torch.load(mine)
+        saved = torch.load(mine, weights_only=True)
         rate.load_state_dict(saved["rate"])
         noise.load_state_dict(saved["noise"])
         torch.set_rng_state(saved["random"])

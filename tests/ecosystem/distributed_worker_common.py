@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 import weightnoise as wn
 
+try:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+except ImportError:  # torch 2.5
+    from torch.distributed._composable.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: F401
+
 RANKS = 2
 GAUSSIAN = wn.Gaussian(0.3, relative_to="absmax", per=0)
 
@@ -57,13 +62,15 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [whole(parameter) for parameter in model.parameters()]
 
 
-def expected_gradients(spec: Any, seeds: list[int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def expected_gradients(
+    spec: Any, seeds: list[int], dtype: torch.dtype = torch.float32, **options: Any
+) -> list[Tensor]:
     """The mean over the ranks of what one process computes by itself."""
     found: list[list[Tensor]] = []
     for rank in range(RANKS):
         model = make().to(dtype)
         if spec is not None:
-            wn.add_weight_noise(model, spec)
+            wn.add_weight_noise(model, spec, **options)
         torch.manual_seed(seeds[rank])
         loss_of(model, batch(rank).to(dtype)).backward()
         found.append(gradients(model))

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 import weightnoise as wn
-from tests.cases import CASES
+from tests.cases import CASES, kinds_of_noise
 from tests.hazards.helpers import Counting
 
 Run = Callable[..., Any]
@@ -63,11 +63,7 @@ WAYS: dict[str, Run] = {
 ways = pytest.mark.parametrize("way", WAYS)
 
 KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "weights": lambda model: wn.add_weight_noise(model, 0.3),
-    "weights made again": lambda model: wn.add_weight_noise(model, 0.3, memory="recompute"),
-    "flipout": lambda model: wn.add_weight_noise(model, 0.3, estimator="flipout"),
-    "local": lambda model: wn.add_weight_noise(model, 0.3, estimator="local"),
-    "activations": lambda model: wn.add_activation_noise(model, 0.3),
+    **kinds_of_noise(0.3),
     "learned": lambda model: wn.add_weight_noise(model, [wn.DropConnect(0.3), wn.LearnedGaussian(0.3)]),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)

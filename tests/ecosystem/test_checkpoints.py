@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import weightnoise as wn
+from tests.cases import needs_torch
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
 SPEC = wn.Gaussian(0.3, relative_to="absmax", per=0)
@@ -42,14 +43,17 @@ def through_safetensors(state: State, path: Path) -> State:
 
 
 def through_dcp(state: State, path: Path) -> State:
-    save(state, checkpoint_id=path / "dcp", no_dist=True)
+    save(state, checkpoint_id=path / "dcp")
     loaded = {name: torch.zeros_like(value) for name, value in state.items()}
-    load(loaded, checkpoint_id=path / "dcp", no_dist=True)
+    load(loaded, checkpoint_id=path / "dcp")
     return loaded
 
 
 FORMATS = (through_torch, through_safetensors, through_dcp)
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),  # torch 2.5, of its own code.
+]
 
 
 @pytest.mark.parametrize("through", FORMATS)
@@ -110,6 +114,7 @@ def test_a_whole_module_is_saved_with_its_noise(tmp_path: Path) -> None:
         assert torch.equal(model(X), loaded(X))
 
 
+@needs_torch("2.6", "its get_model_state_dict does not read the weights")
 def test_get_model_state_dict_looks_at_the_weights() -> None:
     model = wn.add_weight_noise(make(), SPEC)
     for inside in (True, False):
@@ -264,5 +269,6 @@ def test_a_model_is_quantised_after_removal() -> None:
     assert torch.equal(quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)(X), plain(X))
     noisy = wn.add_weight_noise(make().eval(), SPEC)
     for inside in (True, False):  # Never silently: torch.ao wants the class of the layer to be nn.Linear itself.
-        with wn.no_noise(*([noisy] if inside else [])), pytest.raises(AssertionError, match="ParametrizedLinear"):
+        refused = pytest.raises(AssertionError, match="from_float only works for")
+        with wn.no_noise(*([noisy] if inside else [])), refused:
             quantize_dynamic(noisy, {nn.Linear}, dtype=torch.qint8)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.ecosystem.distributed_worker import checks_of
+from tests.ecosystem.distributed_worker import checks_of, why_skipped
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ("ddp", "fsdp", "parallel", "checkpoints")
@@ -38,6 +38,8 @@ def results(group: str) -> tuple[list[dict[str, str]], str]:
 
 @pytest.mark.parametrize(("group", "check"), [(group, name) for group in GROUPS for name in checks_of(group)])
 def test_in_two_processes(group: str, check: str) -> None:
+    if why := why_skipped(group, check):
+        pytest.skip(why)
     found, said = results(group)
     wrong = [ran.get(check, "It was not run.") for ran in found]
     assert wrong == ["", ""], "\n".join([*wrong, said])
@@ -51,6 +53,8 @@ def scripts() -> list[str]:
 
 @pytest.mark.parametrize("script", scripts(), ids=["ddp", "fsdp"])
 def test_the_scripts_in_the_docs(script: str, tmp_path: Path) -> None:
+    if "fully_shard" in script and (why := why_skipped("fsdp", "")):
+        pytest.skip(why)
     # Each says what it found in a file of its rank, where the docs print it.
     to_file = "open(str(dist.get_rank()), 'w').write("
     (tmp_path / "train.py").write_text(script.replace("print(", to_file))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from tests.cases import CASES
+from tests.cases import CASES, needs_torch
 
 # torch's own deprecations of the tracing exporter, and what its ONNX exporter meets in the packages it uses.
 pytestmark = [
@@ -44,7 +44,7 @@ def remove(model: nn.Module) -> nn.Module:
 def exported(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Through a file, with a batch of any size."""
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},), strict=False)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -145,20 +145,23 @@ def test_learned_strengths_are_in_the_file_until_they_are_removed() -> None:
 @pytest.mark.filterwarnings("ignore")  # Deprecated by torch, which says so at every call.
 def test_torchs_dynamic_quantisation_refuses_a_noisy_layer_and_takes_it_after_removal() -> None:
     model, plain = make(), CASES["mlp"].model()
-    with pytest.raises(AssertionError, match="ParametrizedLinear"):
+    with pytest.raises(AssertionError, match="from_float only works for"):
         torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    with wn.no_noise(model), pytest.raises(AssertionError, match="ParametrizedLinear"):
+    with wn.no_noise(model), pytest.raises(AssertionError, match="from_float only works for"):
         torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
     quantised = torch.ao.quantization.quantize_dynamic(wn.remove_weight_noise(model), {nn.Linear})
     expected = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
     assert torch.equal(quantised(X), expected(X))
 
 
+BATCH_NORM = needs_torch("2.6", "its ONNX exporter cannot translate a batch normalisation")
+
+
 @pytest.mark.filterwarnings(
     "ignore"
 )  # The exporter and its packages warn about themselves, differently by version.
 @pytest.mark.parametrize("way", ["no_noise", "removed"])
-@pytest.mark.parametrize("case", ["mlp", "conv", "transformer", "lstm"])
+@pytest.mark.parametrize("case", ["mlp", pytest.param("conv", marks=BATCH_NORM), "transformer", "lstm"])
 def test_onnxruntime_puts_out_what_torch_does(case: str, way: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
-from tests.cases import CASES
+from tests.cases import CASES, kinds_of_noise
 from weightnoise._parametrize import attachment, every_noise
 
 X = torch.linspace(-1.0, 1.0, 20).reshape(5, 4)
@@ -85,13 +85,7 @@ class FragileToAdd(Fragile):
         self._maybe("freeze")
 
 
-KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "weights": lambda model: wn.add_weight_noise(model, 0.2),
-    "weights made again": lambda model: wn.add_weight_noise(model, 0.2, memory="recompute"),
-    "flipout": lambda model: wn.add_weight_noise(model, 0.2, estimator="flipout"),
-    "local": lambda model: wn.add_weight_noise(model, 0.2, estimator="local"),
-    "activations": lambda model: wn.add_activation_noise(model, 0.2),
-}
+KINDS = kinds_of_noise(0.2)
 kinds = pytest.mark.parametrize("kind", KINDS)
 ERRORS = [RuntimeError, MemoryError, KeyboardInterrupt, SystemExit]
 errors = pytest.mark.parametrize("error", ERRORS)

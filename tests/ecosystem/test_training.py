@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,19 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.cases import CASES
+from tests.cases import CASES, kinds_of_noise
 from tests.reference import held_weights, plain_copy_with
 
 X = torch.linspace(-1.0, 1.0, 32).reshape(8, 4)
 Y = torch.linspace(1.0, -1.0, 24).reshape(8, 3)
 
-KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "weights": lambda model: wn.add_weight_noise(model, 0.2),
-    "weights made again": lambda model: wn.add_weight_noise(model, 0.2, memory="recompute"),
-    "flipout": lambda model: wn.add_weight_noise(model, 0.2, estimator="flipout"),
-    "local": lambda model: wn.add_weight_noise(model, 0.2, estimator="local"),
-    "activations": lambda model: wn.add_activation_noise(model, 0.2),
-}
+KINDS = kinds_of_noise(0.2)
 
 
 def make(kind: str = "weights") -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
+from tests.cases import needs_torch
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
 pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
@@ -84,6 +85,7 @@ def test_noise_in_evaluation_is_an_option(tmp_path: Path) -> None:
     assert set(watch.seen["predict"]) == {True}
 
 
+@needs_torch("2.6", "Transformers refuses to load an optimizer's state with it")
 def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
     def run(folder: str, stop: int | None = None, resume: bool = False) -> Any:
         callback = WeightNoiseCallback(SPEC, fn=wn.linear_ramp(6))
@@ -233,10 +235,13 @@ def test_tying_inside_no_noise_keeps_names_and_noise() -> None:
     assert model.lm_head._parameters["weight"] is model.transformer.wte._parameters["weight"]
 
 
+NO_PARAMETER = r"wte\.weight. is neither a parameter, buffer|cannot assign .* as parameter 'weight'"
+
+
 def test_tied_models_refuse_tying_and_resizing_while_noise_is_on() -> None:
     model = wn.add_weight_noise(make(), SPEC)
     for call in (model.tie_weights, lambda: model.resize_token_embeddings(40, mean_resizing=False)):
-        with pytest.raises(AttributeError, match=r"wte\.weight. is neither a parameter, buffer"):
+        with pytest.raises((AttributeError, TypeError), match=NO_PARAMETER):
             call()
 
 

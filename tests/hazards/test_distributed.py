@@ -54,7 +54,7 @@ def train_on_a_rank(rank: int, before: bool, same_seed: bool, law: Any, folder: 
 )
 def test_gradients_are_averaged_over_the_ranks(before: bool, same_seed: bool, law: Any, tmp_path: Path) -> None:
     mp.spawn(train_on_a_rank, args=(before, same_seed, law, str(tmp_path)), nprocs=WORLD)  # type: ignore[attr-defined]
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
     assert torch.equal(found[0][0], found[1][0]) is same_seed  # Equal seeds draw equal noise.
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
     expected = []

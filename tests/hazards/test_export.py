@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import weightnoise as wn
+from tests.cases import ReadsTwice, torch_before
 
 # torch's own deprecations of the tracing exporter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit")
@@ -84,6 +85,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "embedding": (lambda: nn.Embedding(4, 3, padding_idx=0), torch.tensor([0, 1])),
     "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), torch.ones(1, 3, 4)),
     "normed": (lambda: parametrizations.weight_norm(nn.Linear(3, 2)), torch.ones(1, 3)),
+    "of one's own": (ReadsTwice, torch.ones(2, 4)),
 }
 
 
@@ -91,6 +93,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 @pytest.mark.parametrize("is_strict", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_kind_of_layer_is_refused_with_noise_and_exports_clean_without(kind: str, is_strict: bool) -> None:
+    if kind == "lstm" and torch_before("2.9"):
+        pytest.skip("torch before 2.9: its export fails at the list of weights of an nn.LSTM or of its subclass")
+    if kind in ("embedding", "of one's own") and is_strict and torch_before("2.8"):
+        pytest.skip("torch before 2.8: its strict export reads the Parameter, and exports the clean model")
     make_layer, x = LAYERS[kind]
     model = wn.add_weight_noise(make_layer(), 0.1)
     with pytest.raises(RuntimeError, match=r"with weightnoise\.no_noise\(model\)"):

@@ -51,7 +51,11 @@ EXPECTED = {
 }
 
 # torch says so of a plain GRU as well, whose list of weights its exporter replaces for a while.
-EXPORTS = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
+EXPORTS = pytest.mark.filterwarnings(
+    "ignore:The tensor attributes self:UserWarning",
+    # torch 2.5.
+    "ignore:(Attempted to insert a get_attr Node|Node .* does not reference an nn.Module):UserWarning",
+)
 
 
 @functools.cache
@@ -162,13 +166,13 @@ def test_removal_leaves_no_trace(task: Task) -> None:
 def test_noise_ends_up_in_no_exported_program(task: Task) -> None:
     inputs = few(task)
     clean = output(task.model, inputs)
-    plain = torch.export.export(task.model, inputs)
+    plain = torch.export.export(task.model, inputs, strict=False)
     noisy = wn.add_weight_noise(task.model, LAW)
     with pytest.raises(wn.ExportError):
-        torch.export.export(noisy, inputs)
+        torch.export.export(noisy, inputs, strict=False)
     with wn.no_noise(noisy):
-        switched_off = torch.export.export(noisy, inputs)
-    removed = torch.export.export(wn.remove_weight_noise(noisy), inputs)
+        switched_off = torch.export.export(noisy, inputs, strict=False)
+    removed = torch.export.export(wn.remove_weight_noise(noisy), inputs, strict=False)
     for program in (plain, switched_off, removed):
         assert_close(output(program.module(), inputs), clean)
 
@@ -181,7 +185,7 @@ def test_one_chip_is_exported_with_its_noise(task: Task) -> None:
     with wn.hold_noise(noisy, seed=3):
         chip = output(noisy, inputs)
         wn.remove_weight_noise(noisy, bake=True)
-    program = torch.export.export(noisy, inputs)
+    program = torch.export.export(noisy, inputs, strict=False)
     assert_close(output(program.module(), inputs), chip)
     assert not torch.equal(chip, clean)
 
