@@ -41,6 +41,7 @@ ORDER = [
     "_estimators",
     "_lookup",
     "_recurrent",
+    "_in_place_list",
     "_noisy_class",
     "_parametrize",
     "_slots",
@@ -111,7 +112,7 @@ def test_every_file_has_its_place_and_imports_only_from_above() -> None:
 
 def test_two_files_alone_know_torchs_parametrize() -> None:
     knowing = {path.name for path in sources() if "nn.utils import parametrize" in path.read_text()}
-    assert knowing == {"_noisy_class.py", "_parametrize.py"}
+    assert knowing == {"_in_place_list.py", "_parametrize.py"}
 
 
 def test_files_and_functions_stay_small() -> None:

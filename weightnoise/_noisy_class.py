@@ -1,4 +1,4 @@
-"""What a noisy module is: its class, its properties, and the parametrization lists that read them."""
+"""What a noisy module is: its class, and the properties that read its noisy tensors."""
 
 from __future__ import annotations
 
@@ -6,92 +6,25 @@ import copy
 import functools
 import types
 import weakref
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from weightnoise._attachment import in_scope, quiet
-from weightnoise._errors import ExportError, UnsupportedParameterError
+from weightnoise._attachment import Attachment, in_scope, quiet
+from weightnoise._errors import ExportError
 from weightnoise._estimators import forward_per_example
+from weightnoise._in_place_list import InPlaceList
 from weightnoise._lookup import LOOKUPS, forward_looked_up
-from weightnoise._noise_module import WeightNoise, is_dtensor
+from weightnoise._noise_module import WeightNoise
 from weightnoise._recurrent import recurrent_overrides
-from weightnoise._tree import children, is_fully_sharded, parametrizations
+from weightnoise._tree import children, parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
     "`weightnoise.remove_weight_noise(model)` first."
 )
-
-TENSOR_PARALLEL = (
-    "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "
-    "Leave it clean with None, or use fully_shard, whose weights are whole inside the forward."
-)
-
-
-class InPlaceList(parametrize.ParametrizationList):
-    """A parametrization list whose original stays a Parameter of the owner."""
-
-    tensor_name: str
-    owner: weakref.ref[nn.Module]  # Weak: a cycle would keep a model's memory until the next collection.
-    alone: WeightNoise | None  # The noise, while nothing is stacked on it.
-
-    @property
-    def original(self) -> Tensor | None:  # type: ignore[override]
-        """The clean Parameter, wherever it was replaced or moved to."""
-        owner = self.owner()
-        return None if owner is None else owner._parameters[self.tensor_name]
-
-    def forward(self) -> Tensor | None:  # type: ignore[override]
-        """The noisy weight."""
-        return self.read(self.original)
-
-    def read(self, weight: Tensor | None) -> Tensor | None:
-        """The noisy weight for a clean one."""
-        alone = self.alone
-        if alone is not None:
-            # Past Module.__call__ and the loop: a read has to cost next to nothing.
-            if weight is None or alone.switch.off:
-                return weight
-            noisy = alone.forward(weight)
-            if noisy is weight and type(weight) is not nn.Parameter:
-                self._check_managed(weight)
-            return noisy
-        if weight is not None:
-            part: Any
-            for part in self._modules.values():
-                weight = part(weight)
-        return weight
-
-    def _check_managed(self, weight: Tensor) -> None:
-        """`fully_shard` looks at a clean weight between forwards; with tensor parallelism another module may."""
-        alone, owner = self.alone, self.owner()
-        if alone is None or owner is None or not alone.live() or alone.scope.running:
-            return
-        if is_dtensor(weight) and not is_fully_sharded(owner):
-            raise UnsupportedParameterError(f"Parameter '{alone.name}' {TENSOR_PARALLEL}")
-
-    def append(self, module: nn.Module) -> Self:
-        """Stack another parametrization on the noise; torch calls this on registration."""
-        if self.alone is not None and self.alone.estimator != "shared":
-            raise RuntimeError(
-                f"{type(module).__name__} cannot come after noise with estimator={self.alone.estimator!r}, which "
-                "goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, and "
-                "add the noise again."
-            )
-        if hasattr(module, "right_inverse"):
-            raise RuntimeError(
-                f"{type(module).__name__} sets itself up from the clean weight, so it has to come before the "
-                "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
-            )
-        super().append(module)
-        self.alone = None
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "owner"}
 
 
 class NoisyMeta(type):
@@ -119,7 +52,10 @@ def noisy_property(name: str) -> property:
             # Python goes on to nn.Module.__getattr__, which finds a plain Parameter or says what is missing.
             raise AttributeError(name) from None
         try:
-            return stack.read(weight) if in_place else stack()
+            if not in_place:
+                return stack()
+            alone = stack.alone
+            return weight if alone is not None and alone.switch.off else stack.read(weight)
         except AttributeError as error:
             # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
             raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
@@ -140,6 +76,35 @@ def noisy_property(name: str) -> property:
     return property(read, write)
 
 
+def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
+    """The forward of a noisy module of class ``base``: all its reads see one draw."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        holder: Any = self._modules.get("parametrizations")
+        if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
+            return base.forward(self, *args, **kwargs)
+        attachment: Attachment = holder.attachment
+        noise = attachment.per_example
+        if noise is not None and noise.live():
+            return forward_per_example(noise, base.forward, self, *args, **kwargs)
+        if base.forward in LOOKUPS:
+            found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
+            if found is not None:
+                return found
+        if attachment.recomputes:
+            return in_scope(attachment, base.forward, self, *args, **kwargs)
+        # Spelt out, as a forward of a small layer takes no longer than a few calls.
+        running = attachment.scope.running
+        running.append({})
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            running.pop()
+
+    return forward
+
+
 @functools.cache
 def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """The class of a noisy module of class ``base``, shared by all of the same names.
@@ -152,20 +117,6 @@ def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module
 
 def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """A new class of noisy modules of class ``base`` whose tensors ``names`` are parametrized."""
-
-    @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        holder: Any = self._modules.get("parametrizations")
-        if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
-            return base.forward(self, *args, **kwargs)
-        noise = holder.attachment.per_example
-        if noise is not None and noise.live():
-            return forward_per_example(noise, base.forward, self, *args, **kwargs)
-        if base.forward in LOOKUPS:
-            found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
-            if found is not None:
-                return found
-        return in_scope(holder.attachment, base.forward, self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
@@ -191,7 +142,12 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         base.__delattr__(self, name)
 
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
-    body |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state, "__delattr__": delete}
+    body |= {
+        "forward": noisy_forward(base),
+        "__reduce_ex__": reduce,
+        "__setstate__": set_state,
+        "__delattr__": delete,
+    }
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):

@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 
 from weightnoise._activation_noise import ActivationNoise, own_activation_noises
 from weightnoise._attachment import Attachment, InstanceForward
+from weightnoise._in_place_list import InPlaceList
 from weightnoise._noise_module import WeightNoise
-from weightnoise._noisy_class import InPlaceList, clean_class, noisy_class, own_noises, set_class
+from weightnoise._noisy_class import clean_class, noisy_class, own_noises, set_class
 from weightnoise._tree import children, parametrizations, unwrap, walk
 
 
