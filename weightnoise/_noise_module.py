@@ -166,13 +166,13 @@ class WeightNoise(nn.Module):
         held = self.switch.held
         if held is not None:
             return held.take(self.law, weight)
+        if self.fuses(weight):
+            return _key(weight)
         if self.memory == "recompute" and not torch.compiler.is_compiling():
-            return _key(weight) if self.fuses(weight) else Seed(_random.key())
-        if self.frozen is None:
-            if self.fuses(weight):
-                return _key(weight)
-            return self.law.draw(weight)
-        return self._redraw(weight)
+            key = _random.key()
+            if type(key) is Tensor:  # A fake one has no number.
+                return Seed(key)
+        return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""

@@ -80,7 +80,8 @@ def lines(axes: Axes, rows: Sequence[Row], across: str, up: str) -> None:
         if up == "ratio":
             low, high = zip(*(row["quartiles"] for row in mine), strict=True)
             axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
-    axes.axhline(1.0 if up == "ratio" else 0.0, color=GREY, linewidth=0.8)
+    if up == "ratio":
+        axes.axhline(1.0, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
 
 

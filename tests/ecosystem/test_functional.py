@@ -229,11 +229,12 @@ def test_a_draw_that_was_made_in_inference_mode_is_refused_by_torch_where_a_grad
     model(X).sum().backward()
 
 
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
 @pytest.mark.parametrize("size", [4, 100])  # Large weights have their noise from another generator.
 @pytest.mark.parametrize("law", [wn.Gaussian(0.1), wn.Uniform(0.1), wn.DropConnect(0.1)], ids=str)
-def test_fake_tensors_have_the_shapes_of_real_ones(law: wn.Noise, size: int) -> None:
+def test_fake_tensors_have_the_shapes_of_real_ones(law: wn.Noise, size: int, memory: Any) -> None:
     with FakeTensorMode():
-        model = wn.add_weight_noise(nn.Linear(size, size), law)
+        model = wn.add_weight_noise(nn.Linear(size, size), law, memory=memory)
         output = model(torch.ones(2, size))
         output.sum().backward()
     assert isinstance(output, FakeTensor)
