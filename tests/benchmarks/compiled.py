@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 import time
@@ -67,7 +66,7 @@ def compare_compiled(workload: Workload, seconds: float, progress: Progress) -> 
 def compiled_step(workload: Workload, name: str) -> Step:
     """The contender's step with its model compiled, after the steps that compile it."""
     torch.manual_seed(0)
-    model = copy.deepcopy(workload.model())
+    model = workload.model()
     CONTENDERS[name](workload, model, 0.01)  # For what it does to the model; its step is not compiled.
     step = plain_step(workload, model, torch.compile(model, dynamic=False))
     for _ in range(3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -63,6 +63,13 @@ def ours_removed(workload: Workload, model: nn.Module, std: float) -> Step:
     return plain_step(workload, wn.remove_weight_noise(wn.add_weight_noise(model, std)))
 
 
+def with_noise(state: Mapping[str, Tensor], std: float) -> dict[str, Tensor]:
+    """A state_dict with noise on every matrix."""
+    return {
+        name: value + std * torch.randn_like(value) if value.ndim >= 2 else value for name, value in state.items()
+    }
+
+
 def copy_and_restore(workload: Workload, model: nn.Module, std: float) -> Step:
     """Load a noisy state_dict, run forward and backward, load the clean one, step."""
     x, y = workload.batch()
@@ -70,11 +77,7 @@ def copy_and_restore(workload: Workload, model: nn.Module, std: float) -> Step:
 
     def step() -> None:
         clean = copy.deepcopy(model.state_dict())
-        noisy = {
-            name: value + std * torch.randn_like(value) if value.ndim >= 2 else value
-            for name, value in clean.items()
-        }
-        model.load_state_dict(noisy)
+        model.load_state_dict(with_noise(clean, std))
         if workload.trains:
             F.cross_entropy(model(x), y).backward()
         else:

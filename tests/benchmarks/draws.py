@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from tests.benchmarks.contenders import Step, naive
+from tests.benchmarks.contenders import Step, naive, with_noise
 from tests.benchmarks.measure import Row, against, interleave, short
 from tests.benchmarks.options import Options, grid
 from tests.benchmarks.workloads import WORKLOADS, Workload
@@ -48,11 +48,7 @@ def load_noisy(model: nn.Module, x: Tensor, std: float) -> Step:
     def evaluate() -> None:
         clean = copy.deepcopy(model.state_dict())
         for _ in range(DRAWS):
-            noisy = {
-                name: value + std * torch.randn_like(value) if value.ndim >= 2 else value
-                for name, value in clean.items()
-            }
-            model.load_state_dict(noisy)
+            model.load_state_dict(with_noise(clean, std))
             model(x)
         model.load_state_dict(clean)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from tests.benchmarks.measure import Row, compare
-from tests.benchmarks.options import Options, grid, markdown, ratio
+from tests.benchmarks.options import Options, grid, ratio
 from tests.benchmarks.workloads import Workload, labels, mlp
 
 CONTENDERS = ("weightnoise on", "weightnoise off", "naive parametrization", "copy and restore")
@@ -37,12 +37,5 @@ def run(options: Options, sizes: Sequence[int] = SIZES) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """Ratios to the plain step, then nanoseconds per parameter on top of it."""
-    added = [row for row in rows if row["contender"] != "plain"]
-    names = list(dict.fromkeys(row["contender"] for row in added))
-    found = {(row["parameters"], row["contender"]): f"{row['ns']:.2f}" for row in added}
-    lines = [
-        [f"{size:,}", *(found[size, name] for name in names)]
-        for size in dict.fromkeys(row["parameters"] for row in added)
-    ]
-    second = markdown(["parameters", *(f"{name}, ns each" for name in names)], lines)
+    second = grid(rows, "parameters", lambda row: f"{row['ns']:.2f}", unit="ns each")
     return f"{grid(rows, 'parameters', ratio)}\n\n{second}"

@@ -59,15 +59,20 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def grid(rows: Sequence[Row], down: str, cell: Callable[[Row], str], base: str = "plain") -> str:
-    """A row for each value of ``down`` with the milliseconds of the base, and a column for each contender."""
+def grid(rows: Sequence[Row], down: str, cell: Callable[[Row], str], unit: str = "", base: str = "plain") -> str:
+    """A row for each value of ``down``, and a column for each contender.
+
+    Cells with a unit stand by themselves; those without are relative to the base, whose milliseconds come first.
+    """
     found = {(row[down], row["contender"]): row for row in rows}
     contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != base]
     lines = []
     for place in dict.fromkeys(row[down] for row in rows):
         cells = [cell(found[place, name]) if (place, name) in found else "" for name in contenders]
-        lines.append([f"{place:,}" if isinstance(place, int) else place, _ms(found[place, base]), *cells])
-    return markdown([down, f"{base}, ms", *contenders], lines)
+        first = [] if unit else [_ms(found[place, base])]
+        lines.append([f"{place:,}" if isinstance(place, int) else place, *first, *cells])
+    heads = [f"{name}, {unit}" for name in contenders] if unit else [f"{base}, ms", *contenders]
+    return markdown([down, *heads], lines)
 
 
 def ratio(row: Row) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.growth import BATCH, CONTENDERS
 from tests.benchmarks.measure import Row, compare
-from tests.benchmarks.options import Options, grid, markdown, ratio
+from tests.benchmarks.options import Options, grid, ratio
 from tests.benchmarks.workloads import Workload, labels
 
 SMALL = 32
@@ -49,10 +49,6 @@ def table(rows: Sequence[Row]) -> str:
     """Ratios for one number of parameters, then microseconds per tensor for small ones."""
     million = [row | {"tensors": row["name"]} for row in rows if row["width"] != SMALL or row["tensors"] == 1000]
     small = sorted((row for row in rows if row["width"] == SMALL), key=lambda row: row["tensors"])
-    found = {(row["tensors"], row["contender"]): f"{row['us']:.1f}" for row in small}
-    lines = [
-        [f"{count:,} of {SMALL} x {SMALL}", *(found[count, name] for name in CONTENDERS)]
-        for count in dict.fromkeys(row["tensors"] for row in small)
-    ]
-    second = markdown(["tensors", *(f"{name}, µs each" for name in CONTENDERS)], lines)
+    small = [row | {"tensors": f"{row['tensors']:,} of {SMALL} x {SMALL}"} for row in small]
+    second = grid(small, "tensors", lambda row: f"{row['us']:.1f}", unit="µs each")
     return "\n\n".join([*([grid(million, "tensors", ratio)] if million else []), second])

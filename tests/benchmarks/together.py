@@ -11,18 +11,18 @@ import weightnoise as wn
 from tests.benchmarks.contenders import Step
 from tests.benchmarks.measure import Row, against, interleave
 from tests.benchmarks.options import Options, markdown
+from tests.benchmarks.workloads import mlp
 
 DRAWS = (8, 32, 100)
 
 
 def models() -> dict[str, tuple[nn.Module, Tensor]]:
     """Small models, each with its evaluation data."""
-    mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
-    large = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+    small, large = mlp(64, 128, 64, 10), mlp(784, 100, 100, 10)
     conv = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
     return {
-        "MLP 64-128-64-10, 64 examples": (mlp, torch.randn(64, 64)),
-        "MLP 64-128-64-10, 1000 examples": (mlp, torch.randn(1000, 64)),
+        "MLP 64-128-64-10, 64 examples": (small, torch.randn(64, 64)),
+        "MLP 64-128-64-10, 1000 examples": (small, torch.randn(1000, 64)),
         "MLP 784-100-100-10, 128 examples": (large, torch.randn(128, 784)),
         "2 convolutions, 8 x 8, 64 examples": (conv, torch.randn(64, 1, 8, 8)),
         "24 x Linear(8, 8), 64 examples": (

@@ -235,13 +235,13 @@ def test_tying_inside_no_noise_keeps_names_and_noise() -> None:
     assert model.lm_head._parameters["weight"] is model.transformer.wte._parameters["weight"]
 
 
-NO_PARAMETER = r"wte\.weight. is neither a parameter, buffer|cannot assign .* as parameter 'weight'"
-
-
 def test_tied_models_refuse_tying_and_resizing_while_noise_is_on() -> None:
     model = wn.add_weight_noise(make(), SPEC)
+    error: tuple[type[Exception], str] = AttributeError, r"wte\.weight. is neither a parameter, buffer"
+    if int(transformers.__version__.split(".")[0]) < 5:
+        error = TypeError, "cannot assign .* as parameter 'weight'"
     for call in (model.tie_weights, lambda: model.resize_token_embeddings(40, mean_resizing=False)):
-        with pytest.raises((AttributeError, TypeError), match=NO_PARAMETER):
+        with pytest.raises(error[0], match=error[1]):
             call()
 
 

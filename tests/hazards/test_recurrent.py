@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.testing import assert_close
 
 import weightnoise as wn
+from tests.cases import torch_before
 from tests.hazards.helpers import Counting
 from tests.reference import held_weights, plain_copy_with
 
@@ -76,7 +77,7 @@ def test_at_rest_the_flat_weights_are_the_parameters(kind: str) -> None:
     layer(torch.randn(5, 2, 4))[0].sum().backward()
     assert at_rest(layer)
     assert at_rest(layer.double())
-    with pytest.raises(ValueError, match=r"dtype|input must have the type"):
+    with pytest.raises(ValueError, match="input must have the type" if torch_before("2.9") else "dtype"):
         layer(torch.randn(5, 2, 4))
     assert at_rest(layer)
     with pytest.raises(RuntimeError, match=r"input\.size"):

@@ -49,12 +49,6 @@ class NoisyTraining:
         """From its first step on; None without a function."""
         return None if self.fn is None else wn.NoiseScheduler(model, self.fn)
 
-    def evaluate(self, model: nn.Module) -> wn.RobustnessReport | None:
-        """How the model holds up; None without a metric."""
-        if self.metric is None:
-            return None
-        return wn.evaluate_robustness(model, self.metric, levels=self.levels, draws=self.draws, progress=False)
-
     def take_off(self, model: nn.Module) -> None:
         """Remove what was added here."""
         if self.added:
@@ -62,8 +56,12 @@ class NoisyTraining:
             self.added = False
 
     def end(self, model: nn.Module) -> wn.RobustnessReport | None:
-        """Evaluate, and remove the noise unless it is to stay."""
-        report = self.evaluate(model)
+        """How the model holds up, where there is a metric; then remove the noise unless it is to stay."""
+        report = None
+        if self.metric is not None:
+            report = wn.evaluate_robustness(
+                model, self.metric, levels=self.levels, draws=self.draws, progress=False
+            )
         if self.remove:
             self.take_off(model)
         return report

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -78,14 +79,18 @@ def means(layer: nn.Module, of: nn.Linear, weight: str = "weight_mu", bias: str 
     return layer
 
 
-def torchbnn(model: nn.Module, std: float) -> Noisy:
-    """BayesLinear: weight and bias with a learned standard deviation, a fresh draw per forward."""
-    bayes = load("torchbnn").BayesLinear
+def with_layers(model: nn.Module, layer: Callable[..., nn.Module]) -> Noisy:
+    """The model with a layer of a peer, made of the two sizes and ``bias``, in the place of each Linear."""
 
     def make(old: nn.Linear) -> nn.Module:
-        return means(bayes(0.0, std, old.in_features, old.out_features, bias=old.bias is not None), old)
+        return means(layer(old.in_features, old.out_features, bias=old.bias is not None), old)
 
     return Noisy(replace_linear(model, make))
+
+
+def torchbnn(model: nn.Module, std: float) -> Noisy:
+    """BayesLinear: weight and bias with a learned standard deviation, a fresh draw per forward."""
+    return with_layers(model, partial(load("torchbnn").BayesLinear, 0.0, std))
 
 
 def bayesian_torch(model: nn.Module, std: float) -> Noisy:
@@ -108,25 +113,14 @@ def bayesian_torch(model: nn.Module, std: float) -> Noisy:
 
 def blitz(model: nn.Module, std: float) -> Noisy:
     """BayesianLinear: learned standard deviations; each forward also sums the log-densities of its draw."""
-    bayes = load("blitz.modules").BayesianLinear
-
-    def make(old: nn.Linear) -> nn.Module:
-        bias = old.bias is not None
-        return means(bayes(old.in_features, old.out_features, bias=bias, posterior_rho_init=rho(std)), old)
-
-    return Noisy(replace_linear(model, make))
+    return with_layers(model, partial(load("blitz.modules").BayesianLinear, posterior_rho_init=rho(std)))
 
 
 def torch_uncertainty(model: nn.Module, std: float) -> Noisy:
     """BayesLinear: learned standard deviations; each forward also sums the log-densities of its draw."""
     ensure_torchvision()
     bayes = load("torch_uncertainty.layers.bayesian").BayesLinear
-
-    def make(old: nn.Linear) -> nn.Module:
-        bias = old.bias is not None
-        return means(bayes(old.in_features, old.out_features, bias=bias, sigma_init=rho(std)), old)
-
-    return Noisy(replace_linear(model, make))
+    return with_layers(model, partial(bayes, sigma_init=rho(std)))
 
 
 def torchbayesian(model: nn.Module, std: float) -> Noisy:
