@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attachment import quiet
+from weightnoise._checkpoints import Control, control_in_region, fresh
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
 from weightnoise._export import refuse_export
+from weightnoise._private import may_be_in_checkpoint
 from weightnoise._switch import Switch, When
 from weightnoise._tree import walk
 from weightnoise.laws import Noise, law_at
@@ -30,18 +32,29 @@ class ActivationNoise:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
         """The noisy output; as a pre-hook, which gets none, the noisy inputs."""
-        switch = self.switch
-        if switch.off or (switch.gated and not module.training):
+        control = self._control(module)
+        if control is None:
             return None
         refuse_export("activation", self.name)
         if output:
-            return self._replace(output[0], lambda value: self._noisy(value, module, _first(args, kwargs)))
-        if args:
-            return (self._replace(args[0], lambda value: self._noisy(value, module, value)), *args[1:]), kwargs
-        name = self._only_one(kwargs)
-        return args, {**kwargs, name: self._replace(kwargs[name], lambda value: self._noisy(value, module, value))}
+            first = _first(args, kwargs)
+            return self._replace(output[0], lambda value: self._noisy(value, control, module, first))
 
-    def _noisy(self, value: Tensor, module: nn.Module, inputs: Any) -> Tensor:
+        def noisy(value: Tensor) -> Tensor:
+            return self._noisy(value, control, module, value)
+
+        if args:
+            return (self._replace(args[0], noisy), *args[1:]), kwargs
+        name = self._only_one(kwargs)
+        return args, {**kwargs, name: self._replace(kwargs[name], noisy)}
+
+    def _control(self, module: nn.Module) -> Control | None:
+        """What holds for this call; None while noise is off."""
+        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+            return control_in_region(self, module.training)
+        return self.switch if self.switch.live(module.training) else None
+
+    def _noisy(self, value: Tensor, control: Control, module: nn.Module, inputs: Any) -> Tensor:
         if not value.is_floating_point():
             raise UnsupportedActivationError(
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
@@ -51,15 +64,14 @@ class ActivationNoise:
         if hasattr(law, "at"):
             with quiet(module):
                 law = law_at(law, module, inputs)
-        noise = self._draw(law, value)
-        switch = self.switch
-        factor = switch.compiled_factor() if torch.compiler.is_compiling() else switch.factor
+        noise = self._draw(law, value, control)
+        factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
         return law.apply(value, noise, factor)
 
-    def _draw(self, law: Noise, value: Tensor) -> Any:
-        held = self.switch.held
+    def _draw(self, law: Noise, value: Tensor, control: Control) -> Any:
+        held = control.held
         if held is None:
-            return law.draw(value)
+            return fresh(control, self, lambda: law.draw(value))
         if held.shape is not None and held.shape != value.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
@@ -120,7 +132,7 @@ def unregister(module: nn.Module) -> None:
     for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
         hooks = getattr(module, dictionary)
         for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
-            del hooks[key]
+            hooks.pop(key).switch.removed = True
             getattr(module, f"{dictionary}_with_kwargs").pop(key, None)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from weightnoise._noise_module import WeightNoise
 from weightnoise._recompute import Recomputed, recomputing
-from weightnoise._scope import Scope
+from weightnoise._scope import Scope, opens_scope
 
 
 class Attachment:
@@ -62,6 +62,7 @@ class Attachment:
         return Attachment, (self.scope, self.noises)
 
 
+@opens_scope
 def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a forward so that all its reads see one draw."""
     if attachment.recomputes and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -74,6 +75,7 @@ def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwa
         running.pop()
 
 
+@opens_scope
 def _in_recomputing_scope(
     running: list[dict[str, Any] | None], call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:

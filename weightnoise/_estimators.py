@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise import _random
+from weightnoise._checkpoints import Control, fresh
 from weightnoise._layers import PRODUCTS, layer_product
 from weightnoise._noise_module import Estimator, WeightNoise
-from weightnoise._scope import PER_EXAMPLE
+from weightnoise._scope import PER_EXAMPLE, opens_scope
 from weightnoise.laws import Noise, deviation_of, is_straight_through
 
 _FORWARDS = {kind.forward for kind in PRODUCTS}
 
 
+@opens_scope
 def forward_per_example(
-    noise: WeightNoise, forward: Callable[..., Any], layer: nn.Module, *args: Any, **kwargs: Any
+    noise: WeightNoise,
+    control: Control,
+    forward: Callable[..., Any],
+    layer: nn.Module,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """The clean forward of a layer, plus what the noise of its weight adds to each example."""
     running = noise.scope.running
@@ -37,29 +44,35 @@ def forward_per_example(
     if is_straight_through(noise.law):
         weight = weight.detach()
     add = _add_flipout if noise.estimator == "flipout" else _add_local
-    return add(noise, layer, inputs, weight, output)
+    return add(noise, control, layer, inputs, weight, output)
 
 
-def _add_flipout(noise: WeightNoise, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor) -> Tensor:
+def _add_flipout(
+    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+) -> Tensor:
     """``output + r * layer(s * inputs; dw)``: an example with signs r and s has the weight ``w + dw * r s^T``."""
-    factor = noise.factor()
+    factor = noise.factor(control)
     if isinstance(factor, Tensor):
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = noise.make_noisy(weight, noise.draw(weight), size) - weight
-    held = noise.switch.held
+    moved = noise.make_noisy(weight, noise.draw(weight, control), size) - weight
+    held = control.held
     key = None if held is None else held.key
 
     def signs(like: Tensor, stream: int) -> Tensor:
         shape = _per_channel(layer, like)
-        return _random.signs(like, shape) if key is None else _random.keyed_signs(key, like, shape, stream)
+        if key is None:
+            return fresh(control, noise, lambda: _random.signs(like, shape))
+        return _random.keyed_signs(key, like, shape, stream)
 
     added = layer_product(layer, inputs * signs(inputs, 0), moved)
     return output + added * (signs(added, 1) * mirrored)
 
 
-def _add_local(noise: WeightNoise, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor) -> Tensor:
+def _add_local(
+    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+) -> Tensor:
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
     deviation = deviation_of(noise.law, weight, noise.strengths())
     assert deviation is not None
@@ -67,9 +80,12 @@ def _add_local(noise: WeightNoise, layer: nn.Module, inputs: Tensor, weight: Ten
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
     there = variance > 0
     std = torch.where(there, variance, 1.0).sqrt() * there
-    held = noise.switch.held
-    normal = _random.normal(output) if held is None or held.key is None else _random.keyed_normal(held.key, output)
-    return output + (std * normal * noise.factor()).to(output.dtype)  # As autocast has it.
+    held = control.held
+    if held is None or held.key is None:
+        normal = fresh(control, noise, lambda: _random.normal(output))
+    else:
+        normal = _random.keyed_normal(held.key, output)
+    return output + (std * normal * noise.factor(control)).to(output.dtype)  # As autocast has it.
 
 
 def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weightnoise import _engine, _random
+from weightnoise._checkpoints import Control, Recalled, control_in_region
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._export import refuse_export
 from weightnoise._gradients import CleanRow, Identity
+from weightnoise._private import may_be_in_checkpoint
 from weightnoise._recompute import Recipe, Recomputed
 from weightnoise._scope import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._switch import Switch, When
@@ -66,9 +68,14 @@ class WeightNoise(nn.Module):
             self.made_for = weight.shape
 
     def live(self) -> bool:
-        """Whether a read is noisy now."""
-        switch = self.switch
-        return not switch.off and (self.training or not switch.gated)
+        """Whether the open contexts leave reads noisy."""
+        return self.switch.live(self.training)
+
+    def control(self) -> Control | None:
+        """What holds for a read here and now; None while noise is off."""
+        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+            return control_in_region(self, self.training, self.scope)
+        return self.switch if self.live() else None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off."""
@@ -81,19 +88,25 @@ class WeightNoise(nn.Module):
             kept = running[-1]
             if kept is None:
                 return weight
+        control: Control = switch
+        compiling = torch.compiler.is_compiling()
+        if compiling or switch.recomputing or may_be_in_checkpoint():
+            found = self.control()
+            if found is None:
+                return weight
+            control = found
         if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
         refuse_export("weight", self.name)
         if kept is None:
-            return self.make_noisy(weight, self.draw(weight))
+            return self.make_noisy(weight, self.draw(weight, control), self.factor(control))
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        compiling = torch.compiler.is_compiling()
-        state = None if compiling else _state(weight, switch.factor)
+        state = None if compiling else _state(weight, control.factor)
         last: Kept | None = kept.get(self.tensor_name)
         if last is None:
-            noise = self.draw(weight)
+            noise = self.draw(weight, control)
         else:
             noise, noisy, of, before = last
             if noise is PER_EXAMPLE:
@@ -102,20 +115,18 @@ class WeightNoise(nn.Module):
             if of is weight and before == state and not compiling:
                 return noisy
         if type(kept) is Recomputed and self.memory == "recompute":
-            noisy = self.make_recomputable(weight, noise, kept)
+            noisy = self.make_recomputable(weight, noise, self.factor(control), kept)
         else:
-            noisy = self.make_noisy(weight, noise)
+            noisy = self.make_noisy(weight, noise, self.factor(control))
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
-    def factor(self) -> float:
+    def factor(self, control: Control) -> float:
         """What multiplies the strength now; negative for the mirrored draw."""
-        return self.switch.compiled_factor() if torch.compiler.is_compiling() else self.switch.factor
+        return self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
 
-    def make_noisy(self, weight: Tensor, noise: Any, factor: float | None = None) -> Tensor:
+    def make_noisy(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
-        if factor is None:
-            factor = self.factor()
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
@@ -129,9 +140,8 @@ class WeightNoise(nn.Module):
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
         return padded
 
-    def make_recomputable(self, weight: Tensor, noise: Any, kept: Recomputed) -> Tensor:
+    def make_recomputable(self, weight: Tensor, noise: Any, factor: float, kept: Recomputed) -> Tensor:
         """As `make_noisy`, leaving a recipe and no tensors for the backward."""
-        factor = self.factor()
 
         def make(weight: Tensor) -> Tensor:
             return self.make_noisy(weight, noise, factor)
@@ -150,22 +160,27 @@ class WeightNoise(nn.Module):
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
-            return self.make_noisy(weight, self.draw(weight))
+            return self.make_noisy(weight, self.draw(weight, self.switch), self.factor(self.switch))
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
 
-    def draw(self, weight: Tensor) -> Any:
+    def draw(self, weight: Tensor, control: Control) -> Any:
         """The held draw, the frozen one, or a fresh one."""
         if self.made_for is not None and self.made_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
                 _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.made_for))
             )
-        held = self.switch.held
+        held = control.held
         if held is not None:
             return held.take(self.law, weight)
+        if isinstance(control, Recalled):
+            return control.fresh(self, lambda: self._fresh(weight))
+        return self._fresh(weight)
+
+    def _fresh(self, weight: Tensor) -> Any:
         if self.fuses(weight):
             return _key(weight)
         if self.memory == "recompute" and not torch.compiler.is_compiling():

@@ -19,6 +19,7 @@ from weightnoise._in_place_list import InPlaceList
 from weightnoise._lookup import LOOKUPS, forward_looked_up
 from weightnoise._noise_module import WeightNoise
 from weightnoise._recurrent import recurrent_overrides
+from weightnoise._scope import opens_scope
 from weightnoise._tree import children, parametrizations
 
 SCRIPT_MESSAGE = (
@@ -86,8 +87,9 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             return base.forward(self, *args, **kwargs)
         attachment: Attachment = holder.attachment
         noise = attachment.per_example
-        if noise is not None and noise.live():
-            return forward_per_example(noise, base.forward, self, *args, **kwargs)
+        control = None if noise is None else noise.control()
+        if noise is not None and control is not None:
+            return forward_per_example(noise, control, base.forward, self, *args, **kwargs)
         if base.forward in LOOKUPS:
             found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
             if found is not None:
@@ -102,7 +104,7 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
         finally:
             running.pop()
 
-    return forward
+    return opens_scope(forward)
 
 
 @functools.cache

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
+
+# The code of the functions that open a scope for the length of a call, as their local variable ``running``.
+OPENERS: set[CodeType] = set()
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 # In place of a draw, where the reads of a forward are clean and the noise goes on its output.
 PER_EXAMPLE = "per example"
@@ -14,6 +21,12 @@ PER_EXAMPLE = "per example"
 # from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
 # made at every forward.
 Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
+
+
+def opens_scope(function: FunctionT) -> FunctionT:
+    """Register a function that opens a scope for the length of a call."""
+    OPENERS.add(function.__code__)
+    return function
 
 
 class Scope(threading.local):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightnoise import _random
+from weightnoise._checkpoints import Region, regions_around
 from weightnoise._errors import WeightNoiseError
 from weightnoise.laws import Noise
 
@@ -52,12 +54,28 @@ class HeldDraw:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What one open context says about one noise."""
+    """What one open context says about one noise.
+
+    Attributes:
+        regions: the checkpointed regions in which the context was opened.
+    """
 
     off: bool = False
     forced: bool = False
     scale: float = 1.0
     held: HeldDraw | None = None
+    regions: tuple[Region, ...] = field(
+        default_factory=lambda: () if torch.compiler.is_compiling() else regions_around()
+    )
+
+
+class Resolved(NamedTuple):
+    """What several settings amount to."""
+
+    off: bool
+    gated: bool
+    held: HeldDraw | None
+    factor: float
 
 
 class Switch:
@@ -67,16 +85,20 @@ class Switch:
     has set.
 
     Attributes:
-        off: whether a context has switched the noise off.
-        gated: whether the noise is off in eval mode.
+        off: whether a read can tell at once that a context has switched the noise off.
+        gated: whether a read can tell at once that the noise is off in eval mode.
         held: the draw to use, where one is held.
         factor: multiplies the strength; negative for a mirrored draw.
+        recomputing: how many checkpointed regions are being computed again, in any thread.
+        removed: whether the noise was taken off its module.
     """
 
     def __init__(self, when: When, scheduled: float = 1.0) -> None:
         self.when = when
         self.settings: list[Setting] = []
         self.scheduled = scheduled
+        self.removed = False
+        self.recomputing = 0
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
         self._settle()
@@ -114,18 +136,35 @@ class Switch:
         """Threads that share a model open and close contexts at any time. Dynamo cannot trace a lock."""
         return nullcontext() if torch.compiler.is_compiling() else self._lock
 
-    def _settle(self) -> None:
+    def recall(self, more: int) -> None:
+        """Count the regions that are being computed again: no read can tell at once then that noise is off."""
+        with self._alone():
+            self.recomputing += more
+            self._settle()
+
+    def live(self, training: bool) -> bool:
+        """Whether the open contexts leave the noise on for a module in this mode."""
+        return not self._off and (training or not self._gated)
+
+    def resolved(self, settings: Sequence[Setting], scheduled: float) -> Resolved:
+        """What these settings amount to, with the factor of a schedule."""
         off, forced, factor, held = False, False, 1.0, None
-        for setting in self.settings:
+        for setting in settings:
             off = off or setting.off
             forced = forced or setting.forced
             factor *= setting.scale
             held = setting.held or held
+        if held is not None:
+            factor *= held.sign
+        return Resolved(off, self.when == "training" and not forced, held, factor * scheduled)
+
+    def _settle(self) -> None:
+        off, gated, held, factor = self.resolved(self.settings, 1.0)
         # Only now, since other threads read them meanwhile.
-        self.off, self.held = off, held
-        self.gated = self.when == "training" and not forced
-        self._by_contexts = factor if self.held is None else factor * self.held.sign
-        self.factor = self._by_contexts * self.scheduled
+        self._off, self._gated, self.held = off, gated, held
+        self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
+        self._by_contexts = factor
+        self.factor = factor * self.scheduled
 
     def __reduce__(self) -> tuple[type[Switch], tuple[When, float]]:
         return Switch, (self.when, self.scheduled)

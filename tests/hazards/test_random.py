@@ -95,7 +95,6 @@ def gradients_with_and_without_recomputation(model: nn.Module, x: Tensor) -> lis
     return found
 
 
-@pytest.mark.xfail(reason="known limit: the recomputed part runs outside of the forward that drew; hold the noise")
 def test_a_weight_that_is_read_before_a_checkpoint_and_inside_it() -> None:
     model = wn.add_weight_noise(PartlyCheckpointed(), 0.3)
     plain, recomputed = gradients_with_and_without_recomputation(model, torch.randn(3, 4))
