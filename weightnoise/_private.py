@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -40,7 +40,7 @@ def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any
 
 def may_be_in_checkpoint() -> bool:
     """Whether this thread may be in a checkpointed region; cheap, and yes more often than it is."""
-    # A backward; hooks, as of a checkpoint that is not reentrant; the forward of a Function, as a reentrant one is.
+    # A backward; hooks, as a checkpoint has; the forward of an autograd Function, as a reentrant checkpoint is.
     return _graph_task() != -1 or _top_hooks(True) is not None or not _forward_mode()
 
 
@@ -119,11 +119,11 @@ CHECKPOINT_CODES = {
 _CHECKPOINT, _REENTRANT, _REENTRANT_AGAIN, _PACK, _UNPACK = CHECKPOINT_CODES.values()
 
 
-def running_checkpoints(openers: Set[CodeType]) -> list[Checkpoint]:
+def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
     """The checkpointed regions that this thread is in, innermost first; down to the first recomputation.
 
     Args:
-        openers: the code of the functions whose local variable ``running`` is a scope that they have opened.
+        openers: the identities of the code of functions that open a scope as their local variable ``running``.
     """
     if None in CHECKPOINT_CODES.values() and _graph_task() != -1:
         raise RuntimeError(_UNKNOWN_CHECKPOINTS.format(version=torch.__version__))
@@ -132,7 +132,7 @@ def running_checkpoints(openers: Set[CodeType]) -> list[Checkpoint]:
     frame = sys._getframe(1)
     while frame is not None and not (found and found[-1].again):
         code, one = frame.f_code, None
-        if code in openers:
+        if id(code) in openers:
             opened.append(frame.f_locals.get("running"))
         elif code is _CHECKPOINT:
             one = _started(frame.f_locals.get("gen"))

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 
-# The code of the functions that open a scope for the length of a call, as their local variable ``running``.
-OPENERS: set[CodeType] = set()
+# The code of the functions that open a scope for the length of a call, as their local variable ``running``; by
+# identity, since code that Dynamo has made cannot be hashed.
+OPENERS: dict[int, CodeType] = {}
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -25,7 +26,7 @@ Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
 
 def opens_scope(function: FunctionT) -> FunctionT:
     """Register a function that opens a scope for the length of a call."""
-    OPENERS.add(function.__code__)
+    OPENERS[id(function.__code__)] = function.__code__
     return function
 
 

@@ -116,7 +116,7 @@ EVENTS: dict[str, tuple[Context, Callable[[nn.Module], object], Context]] = {
     "held, then held otherwise": (held, nothing, partial(wn.hold_noise, seed=1)),
     "held, then mirrored": (held, nothing, mirrored),
     "nested, then off": (
-        partial(several, contexts=()) and (lambda m: several(m, half, held)),
+        lambda model: several(model, half, held),
         nothing,
         wn.no_noise,
     ),
