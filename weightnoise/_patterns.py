@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 from weightnoise._errors import NoMatchError, SpecError, WeightNoiseError
 
 Key: TypeAlias = str | type[nn.Module]
+
+_WILD = re.compile(r"[*?[]")
 
 
 class Named(Protocol):
@@ -36,7 +39,8 @@ def choose(
 
     Keys that are none, match nothing or win nothing add to ``problems``.
     """
-    matched = {key: [item for item in items if matches(key, item)] for key in keys if is_key(key, problems)}
+    by_name = _by_name(items)
+    matched = {key: _matched(key, items, by_name) for key in keys if is_key(key, problems)}
     winner: dict[int, Key] = {}
     for key, found in matched.items():
         for item in found:
@@ -56,6 +60,16 @@ def is_key(key: object, problems: list[WeightNoiseError]) -> bool:
         return True
     problems.append(SpecError(f"Key {key!r} must be a pattern of names (str) or a module class."))
     return False
+
+
+def _by_name(items: Iterable[NamedT]) -> dict[str, NamedT]:
+    return {name: item for item in items for name in item.names}
+
+
+def _matched(key: Key, items: Sequence[NamedT], by_name: Mapping[str, NamedT]) -> list[NamedT]:
+    if isinstance(key, type) or _WILD.search(key):
+        return [item for item in items if matches(key, item)]
+    return [by_name[key]] if key in by_name else []  # A thousand exact names do not look at every parameter.
 
 
 def matches(key: Key, item: Named) -> bool:

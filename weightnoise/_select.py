@@ -57,7 +57,8 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
     if not chosen and not problems:
         problems.append(_nothing_covered(slots, min_ndim))
     raise_problems(problems)
-    return [Site(slot, chosen[slot], _tied_with(slot, slots)) for slot in slots if slot in chosen]
+    tied = _by_source(slots)
+    return [Site(slot, chosen[slot], _others(slot, tied)) for slot in slots if slot in chosen]
 
 
 def _choose(
@@ -108,6 +109,7 @@ def _site_problems(
     slots: Sequence[Slot], chosen: Mapping[Slot, Noise], estimator: Estimator
 ) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
+    tied = _by_source(slots)
     for slot, law in chosen.items():
         if slot.noise is not None:
             problems.append(
@@ -133,8 +135,8 @@ def _site_problems(
                 f"Parameter '{slot.name}' is tied to '{other.name}', but the spec covers only "
                 f"'{slot.name}'. Cover both, or leave both clean with None."
             )
-            for other in slots
-            if other.source is slot.source and other not in chosen
+            for other in tied[id(slot.source)]
+            if other not in chosen
         ]
     return problems
 
@@ -152,8 +154,16 @@ def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[We
     ]
 
 
-def _tied_with(slot: Slot, slots: Sequence[Slot]) -> tuple[str, ...]:
-    return tuple(other.name for other in slots if other.source is slot.source and other is not slot)
+def _by_source(slots: Sequence[Slot]) -> dict[int, list[Slot]]:
+    """The uses of each tensor."""
+    found: dict[int, list[Slot]] = {}
+    for slot in slots:
+        found.setdefault(id(slot.source), []).append(slot)
+    return found
+
+
+def _others(slot: Slot, tied: Mapping[int, Sequence[Slot]]) -> tuple[str, ...]:
+    return tuple(other.name for other in tied[id(slot.source)] if other is not slot)
 
 
 def _too_few_dimensions(key: Key, won: Sequence[Slot], min_ndim: int) -> NoMatchError:
