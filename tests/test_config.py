@@ -46,7 +46,7 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize("law", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("law", ACTIVATIONS, ids=["salt and pepper", "embeddings", "currents"])
 def test_laws_of_activations_come_back_too(law: Any) -> None:
     assert as_law(there_and_back(law)) == as_law(law)
 
@@ -60,7 +60,7 @@ def test_laws_of_activations_come_back_too(law: Any) -> None:
         {"*": wn.Custom(shrink)},
         {"*": wn.Protect(wn.Chain((wn.Clip(), wn.Gaussian(0.1))), 0.5)},
     ],
-    ids=repr,
+    ids=["number", "mapping", "lists", "function", "chain"],
 )
 def test_specs_come_back_with_their_order(spec: Any) -> None:
     again = there_and_back(spec)

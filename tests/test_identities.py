@@ -108,7 +108,7 @@ def test_unbiased_laws(name: str) -> None:
         (wn.ParametricNoise(0.3), lambda w: 0.3 * w.std(correction=0)),
         (wn.QuantizationNoise(3), lambda w: w.abs().max() / 3 / math.sqrt(12)),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, wn.Noise) else "",
 )
 def test_standard_deviation_of_the_noise(law: wn.Noise, std: Callable[[Tensor], Tensor]) -> None:
     weight = torch.randn(6, 8, dtype=torch.float64)
