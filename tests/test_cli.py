@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 import weightnoise as wn
-from weightnoise import _cli_parser, _sweep
 from weightnoise.__main__ import main
-from weightnoise._cli_load import CommandError, load_model, read_spec
+from weightnoise._cli import parser as _cli_parser
+from weightnoise._cli import sweep as _sweep
+from weightnoise._cli.load import CommandError, load_model, read_spec
 from weightnoise.laws import as_law
 
 SUBJECT = """

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import weightnoise as wn
-from weightnoise import _demo
+from weightnoise._cli import demo as _demo
 
 pytestmark = pytest.mark.slow  # 20 networks of 60 epochs.
 

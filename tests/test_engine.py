@@ -20,7 +20,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
-from weightnoise import _engine, _random
+from weightnoise._random import draws as _random
+from weightnoise._random import philox as _engine
 from weightnoise.testing import check_gradients
 
 pytestmark = pytest.mark.skipif(_engine.engine() == "torch", reason="built without a C compiler, or switched off")

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import weightnoise as wn
 from tests.cases import NO_CONTEXTS, needs_torch, single_loss
 from tests.test_identities import DRAWS, assert_mean
-from weightnoise import _random
-from weightnoise._noise_module import Estimator
+from weightnoise._noise.weight_noise import Estimator
+from weightnoise._random import draws as _random
 from weightnoise.testing import assert_restores, check_gradients
 
 PER_EXAMPLE: list[Estimator] = ["flipout", "local"]

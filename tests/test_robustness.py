@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import CASES
-from weightnoise._progress import progress_bar
+from weightnoise._robustness.progress import progress_bar
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 LEVELS = [0.0, 0.1, 0.3]
@@ -284,7 +284,7 @@ def test_plots() -> None:
 def test_progress_is_shown_when_it_takes_long(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("weightnoise._progress._QUIET", -1.0)
+    monkeypatch.setattr("weightnoise._robustness.progress._QUIET", -1.0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress_bar(True) as tick:

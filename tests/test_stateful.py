@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import LAWS
-from weightnoise._switch import When
+from weightnoise._noise.control import When
 
 
 class Life(RuleBasedStateMachine):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from weightnoise import _engine
+from weightnoise._random import philox as _engine
 
 # Up to 3.4, functions cannot be compiled in a process in which some were interpreted.
 LEAST = (3, 5)
@@ -37,15 +37,15 @@ pytestmark = [
 def imported(patch: pytest.MonkeyPatch, *, interpret: bool) -> Any:
     """The module, whose functions were made for the interpreter or for a compiler."""
     patch.setenv("TRITON_INTERPRET", "1" if interpret else "0")
-    patch.delitem(sys.modules, "weightnoise._triton", raising=False)
+    patch.delitem(sys.modules, "weightnoise._random.triton", raising=False)
     patch.setattr(wn, "_triton", None, raising=False)  # The import sets it, and the patch takes it away again.
-    return importlib.import_module("weightnoise._triton")
+    return importlib.import_module("weightnoise._random.triton")
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield imported(monkeypatch, interpret=True)
-    sys.modules.pop("weightnoise._triton", None)
+    sys.modules.pop("weightnoise._random.triton", None)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (33, 77), (5, 1000), (3, 4, 5, 7), (2049,)], ids=str)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from weightnoise import _vectorized
+from weightnoise._robustness import vectorized as _vectorized
 
 
 def small() -> tuple[nn.Module, Tensor, Tensor]:

@@ -4,7 +4,6 @@ from weightnoise._activations import add_activation_noise, noisy_activations, re
 from weightnoise._clipping import clip_weights
 from weightnoise._config import spec_from_config, spec_to_config
 from weightnoise._contexts import force_noise, hold_noise, no_noise, scale_noise
-from weightnoise._engine import engine
 from weightnoise._errors import (
     AlreadyNoisyError,
     ExportError,
@@ -23,9 +22,10 @@ from weightnoise._errors import (
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
+from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
-from weightnoise._report import RobustnessReport
-from weightnoise._robustness import evaluate_robustness
+from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.report import RobustnessReport
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (

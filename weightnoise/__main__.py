@@ -18,17 +18,18 @@ import torch
 from torch import nn
 
 import weightnoise
-from weightnoise import _cli_demo, _demo
 from weightnoise._activations import noisy_activations
-from weightnoise._cli_load import CommandError, load_metric, load_model, read_spec
-from weightnoise._cli_parser import make_parser
-from weightnoise._engine import engine
+from weightnoise._cli import demo as _demo
+from weightnoise._cli import demo_output as _cli_demo
+from weightnoise._cli.load import CommandError, load_metric, load_model, read_spec
+from weightnoise._cli.parser import make_parser
+from weightnoise._cli.sweep import Journal
 from weightnoise._errors import WeightNoiseError
-from weightnoise._metric import Metric, fingerprint
 from weightnoise._plan import plan_weight_noise
-from weightnoise._report import RobustnessReport
-from weightnoise._robustness import evaluate_robustness
-from weightnoise._sweep import Journal
+from weightnoise._random.philox import engine
+from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.metric import Metric, fingerprint
+from weightnoise._robustness.report import RobustnessReport
 from weightnoise._weights import noisy_parameters
 
 

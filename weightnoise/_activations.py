@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from weightnoise._activation_noise import (
+from weightnoise._attach.hook import (
     ActivationNoise,
     At,
     activation_noises,
@@ -17,6 +17,7 @@ from weightnoise._activation_noise import (
     register,
     unregister,
 )
+from weightnoise._checks import check_choice
 from weightnoise._errors import (
     AlreadyNoisyError,
     NoMatchError,
@@ -26,11 +27,10 @@ from weightnoise._errors import (
     WeightNoiseError,
     raise_problems,
 )
-from weightnoise._patterns import Key, choose, label, listed
-from weightnoise._scale import check_choice
-from weightnoise._select import Law, law_or_problem
-from weightnoise._switch import When
-from weightnoise._tree import Node, walk
+from weightnoise._noise.control import When
+from weightnoise._select.patterns import Key, choose, label, listed
+from weightnoise._select.resolve import Law, law_or_problem
+from weightnoise._torch.modules import Node, walk
 from weightnoise.laws import Noise, learns_or_freezes
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

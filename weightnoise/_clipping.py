@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from weightnoise._attach.attach import noises
 from weightnoise._contexts import some
 from weightnoise._errors import UnsupportedParameterError
-from weightnoise._parametrize import noises
-from weightnoise._scale import Per
 from weightnoise.laws import Clip
+from weightnoise.laws._scale import Per
 
 
 def clip_weights(

@@ -17,7 +17,7 @@ from torch import nn
 
 from weightnoise import laws
 from weightnoise._errors import SpecError
-from weightnoise._select import Spec
+from weightnoise._select.resolve import Spec
 from weightnoise.laws import ActivationLaw, Chain, Noise
 
 _CLASS = "class:"

@@ -15,13 +15,13 @@ from typing import Self, TypeAlias, TypeVar
 
 from torch import nn
 
-from weightnoise import _random
-from weightnoise._activation_noise import ActivationNoise, activation_noises
+from weightnoise._attach.attach import every_noise, noises
+from weightnoise._attach.hook import ActivationNoise, activation_noises
 from weightnoise._errors import NotNoisyError, SpecError
-from weightnoise._noise_module import WeightNoise
-from weightnoise._parametrize import every_noise, noises
-from weightnoise._slots import clean_tensor
-from weightnoise._switch import HeldDraw, Setting
+from weightnoise._noise.control import HeldDraw, Setting
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._random import draws as _random
+from weightnoise._select.candidates import clean_tensor
 from weightnoise.laws import factor_problem_of
 
 T = TypeVar("T")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from weightnoise._attach.attach import noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
-from weightnoise._parametrize import noises
-from weightnoise._tree import unwrap
+from weightnoise._torch.modules import unwrap
 from weightnoise.laws import Chain, Noise, Protect
 
 

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise import _random
+from weightnoise._checks import check_choice, check_strength
 from weightnoise._errors import WeightNoiseError, raise_problems
-from weightnoise._scale import check_choice, check_strength
+from weightnoise._random import draws as _random
 
 Entry: TypeAlias = Tensor | Sequence[Tensor]
 Tensors: TypeAlias = Tensor | Mapping[str, Entry] | Iterable[Entry]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weightnoise import _random
 from weightnoise._errors import NoiseRoundsAwayWarning
-from weightnoise._select import Site, Spec, resolve
-from weightnoise._slots import find_slots
+from weightnoise._random import draws as _random
+from weightnoise._select.candidates import find_slots
+from weightnoise._select.resolve import Site, Spec, resolve
 from weightnoise.laws import Noise, deviation_of, sample, strengths_of
 
 _SEED = 0

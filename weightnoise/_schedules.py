@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightnoise._attach.attach import every_noise
+from weightnoise._checks import check_strength
 from weightnoise._contexts import some
 from weightnoise._errors import SpecError
-from weightnoise._parametrize import every_noise
-from weightnoise._scale import check_strength
 from weightnoise.laws import factor_problem_of
 
 

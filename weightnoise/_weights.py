@@ -8,14 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from weightnoise._attach.attach import attach, attachment, detach, noises
+from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
-from weightnoise._noise_module import Estimator, Memory, WeightNoise, is_dtensor
-from weightnoise._parametrize import attach, attachment, detach, noises
+from weightnoise._noise.control import When
+from weightnoise._noise.frames import Scope
+from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise, is_dtensor
 from weightnoise._plan import warn_if_rounded_away
-from weightnoise._scale import check_choice
-from weightnoise._scope import Scope
-from weightnoise._select import Site, Spec, resolve
-from weightnoise._switch import When
+from weightnoise._select.resolve import Site, Spec, resolve
 from weightnoise.laws import Noise, strengths_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -13,7 +13,7 @@ import weightnoise as wn
 from tests.benchmarks.contenders import Step, naive
 from tests.benchmarks.measure import Row, against, interleave
 from tests.benchmarks.options import Options, markdown
-from weightnoise import _lookup
+from weightnoise._attach import embedding as _lookup
 
 
 def step(layer: nn.Module, tokens: Tensor) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 import weightnoise as wn
-from weightnoise._metric import Metric
-from weightnoise._select import Spec
-from weightnoise._switch import When
+from weightnoise._noise.control import When
+from weightnoise._robustness.metric import Metric
+from weightnoise._select.resolve import Spec
 
 
 @dataclass(eq=False)

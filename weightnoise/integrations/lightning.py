@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import weightnoise as wn
-from weightnoise._metric import Metric
-from weightnoise._select import Spec
-from weightnoise._switch import When
+from weightnoise._noise.control import When
+from weightnoise._robustness.metric import Metric
+from weightnoise._select.resolve import Spec
 from weightnoise.integrations._training import NoisyTraining
 
 if TYPE_CHECKING:

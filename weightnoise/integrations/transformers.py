@@ -9,9 +9,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import weightnoise as wn
-from weightnoise._metric import Metric
-from weightnoise._select import Spec
-from weightnoise._switch import When
+from weightnoise._noise.control import When
+from weightnoise._robustness.metric import Metric
+from weightnoise._select.resolve import Spec
 from weightnoise.integrations._training import NoisyTraining
 
 

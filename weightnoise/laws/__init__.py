@@ -9,12 +9,7 @@ from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import BitFlip, StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
-from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
-from weightnoise.laws._masks import DropConnect
-from weightnoise.laws._multiplicative import LogNormal
-from weightnoise.laws._programming import ProgrammingNoise
-from weightnoise.laws._protect import Protect
-from weightnoise.laws._protocol import (
+from weightnoise.laws._law import (
     ActivationLaw,
     Noise,
     apply_law,
@@ -29,6 +24,11 @@ from weightnoise.laws._protocol import (
     straight_through,
     strengths_of,
 )
+from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
+from weightnoise.laws._masks import DropConnect
+from weightnoise.laws._multiplicative import LogNormal
+from weightnoise.laws._programming import ProgrammingNoise
+from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
 from weightnoise.laws._spec import Chain, as_law, is_for_activations, learns_or_freezes
 from weightnoise.laws._variational_dropout import VariationalDropout

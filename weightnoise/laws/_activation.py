@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from weightnoise import _random
-from weightnoise._layers import PRODUCTS, layer_product
-from weightnoise._scale import Gradient, check_choice, check_strength, extremes
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_strength
+from weightnoise._random import draws as _random
+from weightnoise._torch.layers import PRODUCTS, layer_product
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._rates import check_rate, happens, rate_problem
+from weightnoise.laws._scale import Gradient, extremes
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weightnoise import _engine, _random
-from weightnoise._scale import (
+from weightnoise._checks import check_strength
+from weightnoise._random import draws as _random
+from weightnoise._random import philox as _engine
+from weightnoise.laws._law import law_repr
+from weightnoise.laws._scale import (
     Gradient,
     Per,
     RelativeTo,
     add_scaled,
     check_scale_options,
-    check_strength,
     per_problem,
     scale_of,
 )
-from weightnoise.laws._protocol import law_repr
 
 
 @dataclass(frozen=True)

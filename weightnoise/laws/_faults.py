@@ -9,11 +9,12 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise import _random
-from weightnoise._scale import Gradient, Per, check_choice, check_per, extremes, per_problem, statistic
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_per
+from weightnoise._random import draws as _random
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._quantize import check_bits, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, happens, rate_problem
+from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
 

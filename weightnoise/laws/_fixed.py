@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, statistic
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._scale import Gradient, Per, per_problem, statistic
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 

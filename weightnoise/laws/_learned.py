@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from weightnoise import _random
-from weightnoise._scale import Gradient, Per, check_choice, check_per, check_strength, per_problem, scale_of
-from weightnoise.laws._protocol import law_repr
+from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise._random import draws as _random
+from weightnoise.laws._law import law_repr
+from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 

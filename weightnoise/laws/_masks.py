@@ -6,9 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from weightnoise._scale import Gradient, check_choice, check_count, check_strength
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_count, check_strength
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._rates import draw_blocks, happens, rate_problem, spread_blocks
+from weightnoise.laws._scale import Gradient
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from weightnoise import _random
-from weightnoise._scale import Gradient, check_choice, check_strength
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_strength
+from weightnoise._random import draws as _random
+from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._scale import Gradient
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise import _random
-from weightnoise._scale import Gradient, check_choice, check_strength, statistic
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_strength
+from weightnoise._random import draws as _random
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import check_chip
+from weightnoise.laws._scale import Gradient, statistic
 
 Draw: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 

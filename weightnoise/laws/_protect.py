@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from weightnoise._scale import check_strength
-from weightnoise.laws._protocol import (
+from weightnoise._checks import check_strength
+from weightnoise.laws._law import (
     Noise,
     apply_law,
     factor_problem_of,

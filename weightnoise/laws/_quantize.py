@@ -8,20 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weightnoise import _random
-from weightnoise._scale import (
-    Gradient,
-    Per,
-    add_scaled,
-    check_choice,
-    check_count,
-    check_per,
-    extremes,
-    per_problem,
-    statistic,
-)
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise._checks import check_choice, check_count, check_per
+from weightnoise._random import draws as _random
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._rates import check_rate, draw_blocks, happens, rate_problem, spread_blocks
+from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic
 
 _MOST_BITS = 16  # A float32 weight still has several values per step.
 

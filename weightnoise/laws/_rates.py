@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightnoise import _random
-from weightnoise._scale import check_count, check_strength
+from weightnoise._checks import check_count, check_strength
+from weightnoise._random import draws as _random
 
 
 def check_rate(law: str, option: str, value: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightnoise._errors import SpecError
 from weightnoise.laws._additive import Gaussian
-from weightnoise.laws._protocol import (
+from weightnoise.laws._law import (
     ActivationLaw,
     Noise,
     apply_law,

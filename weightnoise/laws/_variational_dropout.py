@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightnoise._scale import Per, check_choice, check_per, check_strength, per_problem
+from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
-from weightnoise.laws._protocol import law_repr, straight_through
+from weightnoise.laws._scale import Per, per_problem
 
 _FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
 _CUBIC = (1.16145124, -1.50204118, 0.58629921)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise import _random
+from weightnoise._attach.attach import noises
 from weightnoise._contexts import hold_noise, no_noise
-from weightnoise._noise_module import WeightNoise
-from weightnoise._parametrize import noises
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._random import draws as _random
 from weightnoise._weights import has_weight_noise
 from weightnoise.laws import Chain, Noise, apply_law, deviation_of, is_straight_through, strengths_of
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise import _random
 from weightnoise._contexts import hold_noise
+from weightnoise._random import draws as _random
 from weightnoise._weights import add_weight_noise
 from weightnoise.laws import Noise, sample, strengths_of
 from weightnoise.testing._gradients import check_gradients

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from weightnoise import _random
+from weightnoise._random import draws as _random
 from weightnoise.laws import Noise, sample
 
 

@@ -1,0 +1,195 @@
+"""Putting noise on the parameters of one module, and taking it off again.
+
+torch registers the noise, but the Parameter stays where it is, in ``owner._parameters``: torch
+would move it into the parametrization, which renames it, reorders it, and so breaks checkpoints,
+optimizer states matched by index, and more. This file and `_noisy_class.py` alone know
+`torch.nn.utils.parametrize`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from weightnoise._attach.hook import ActivationNoise, own_activation_noises
+from weightnoise._attach.module_noise import Attachment, InstanceForward
+from weightnoise._attach.noisy_class import clean_class, noisy_class, own_noises, set_class
+from weightnoise._attach.stack import InPlaceList
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.modules import children, parametrizations, unwrap, walk
+
+
+def attachment(owner: nn.Module) -> Attachment | None:
+    """What a noisy module carries beside its noises; None for any other module."""
+    holder = owner.__dict__["_modules"].get("parametrizations")
+    return None if holder is None else holder.__dict__.get("attachment")
+
+
+def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
+    """Register each noise on the tensor of its name; on any failure leave ``owner`` as it was."""
+    stacked = parametrizations(owner)
+    stock_class = type(owner)
+    base: Any = _base(stock_class) if stacked else clean_class(stock_class)
+    parameters, modules = dict(owner._parameters), dict(owner._modules)
+    try:
+        noisy = noisy_class(base, tuple(dict.fromkeys([*stacked, *noises])))
+        if stacked:
+            # torch edits the class of a module that it has parametrized before; give it one to edit.
+            set_class(owner, type(base)("Scratch", (base,), {}))
+        else:
+            # A wrapper with a delegating __getattr__ would show torch the parametrizations of its inner module.
+            owner._modules["parametrizations"] = nn.ModuleDict()
+        for name, noise in noises.items():
+            _register(owner, name, noise)
+        _refill(owner._parameters, parameters)
+        holder = owner.__dict__["_modules"]["parametrizations"].__dict__
+        scope = next(iter(noises.values())).scope
+        if "attachment" not in holder:
+            holder["attachment"] = Attachment(scope, [], stock_class if stacked else None)
+            holder["attachment"].stock_names = set(stacked)
+        found = holder["attachment"]
+        found.owner = weakref.ref(owner)
+        found.noises += noises.values()
+        made_by_torch = type(owner)
+        set_class(owner, noisy)
+        for name in _properties(made_by_torch):
+            # They hold on to the owner, and a class is freed by the cycle collector alone.
+            delattr(made_by_torch, name)
+        forward = vars(owner).get("forward")
+        if forward is not None and not isinstance(forward, InstanceForward):
+            vars(owner)["forward"] = InstanceForward(forward, found)
+    except BaseException:
+        set_class(owner, stock_class)
+        _refill(owner._parameters, parameters)
+        _refill(owner._modules, modules)
+        for name, noise in noises.items():
+            _take_out(owner, name, noise)
+        raise
+
+
+def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
+    """Take these noises off ``owner`` and leave what else is registered on it."""
+    found = attachment(owner)  # None where torch transferred the noise here from another module.
+    noisy = type(owner)
+    try:
+        _detach(owner, noises, found, noisy)
+    except BaseException:
+        # Interrupted half-way: what is half off is neither noisy nor plain. Each step may be done twice.
+        _detach(owner, noises, found, noisy)
+        raise
+
+
+def _detach(
+    owner: nn.Module, noises: Mapping[str, WeightNoise], found: Attachment | None, noisy: type[nn.Module]
+) -> None:
+    for name, noise in noises.items():
+        _take_out(owner, name, noise)
+        noise.switch.removed = True
+    left = [noise for _, noise in own_noises(owner)]
+    rest = parametrizations(owner)
+    base = _base(noisy)
+    if found is not None and left:
+        found.noises = left
+        set_class(owner, noisy_class(base, tuple(rest)))
+        return
+    forward = vars(owner).get("forward")
+    if isinstance(forward, InstanceForward):
+        vars(owner)["forward"] = forward.inner
+    if not rest:
+        owner._modules.pop("parametrizations", None)
+        set_class(owner, base)
+        return
+    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("attachment", None)
+    if (
+        found is not None
+        and found.stock_class is not None
+        and "_clean_class" in vars(noisy)  # Else fully_shard has put a class of its own on top since.
+        and rest.keys() == found.stock_names
+    ):
+        set_class(owner, found.stock_class)
+    else:
+        set_class(owner, base)
+        parametrize._inject_new_class(owner)
+        for name in rest:
+            parametrize._inject_property(owner, name)
+
+
+def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
+    """Each noise on the model: the full clean name of its parameter, the owner, and the noise."""
+    for node in walk(model):
+        for name, noise in own_noises(node.module):
+            yield node.prefixes[0] + name, node.module, noise
+
+
+def every_noise(model: nn.Module) -> list[WeightNoise | ActivationNoise]:
+    """Each noise on weights and activations, in no particular order: what contexts need, without the names."""
+    found: list[WeightNoise | ActivationNoise] = []
+    seen: set[int] = set()
+    waiting = [unwrap(model)]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        own = attachment(module)
+        if own is not None:
+            found += [noise for _, noise in own_noises(module)]
+        found += own_activation_noises(module)
+        waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
+    return found
+
+
+def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
+    if name not in owner._parameters:
+        before: Any = parametrizations(owner)[name]
+        unsafe = before.unsafe
+        parametrize.register_parametrization(owner, name, noise, unsafe=True)
+        before.unsafe = unsafe
+        return
+    # torch takes this placeholder out of the owner, sets it in place, and keeps it as the original.
+    owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
+    parametrize.register_parametrization(owner, name, noise, unsafe=True)
+    stack: Any = parametrizations(owner)[name]
+    del stack._parameters["original"]
+    stack.__class__ = InPlaceList
+    stack.tensor_name = name
+    stack.owner = weakref.ref(owner)
+    stack.__dict__["alone"] = noise  # Past nn.Module.__setattr__, which would make it a submodule twice.
+
+
+def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
+    stack: Any = parametrizations(owner).get(name)
+    if stack is None:
+        return
+    parts = list(children(stack).values())
+    if noise in parts:
+        del stack[parts.index(noise)]
+    if len(stack) == 0:
+        if not isinstance(stack, InPlaceList):
+            owner._parameters[name] = stack.original
+        del owner._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+    elif isinstance(stack, InPlaceList):
+        # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
+        stack.__class__ = parametrize.ParametrizationList  # type: ignore[assignment]
+        del stack.owner, stack.tensor_name, stack.__dict__["alone"]
+        stack.register_parameter("original", owner._parameters.pop(name))
+
+
+def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
+    target.clear()
+    target.update(content)
+
+
+def _base(cls: type[nn.Module]) -> Any:
+    """The class under the one that noise, or torch for other parametrizations, has made."""
+    clean = clean_class(cls)
+    return cls.__bases__[0] if clean is cls and len(cls.__bases__) == 1 else clean
+
+
+def _properties(cls: type) -> set[str]:
+    return {name for name, value in vars(cls).items() if isinstance(value, property)}

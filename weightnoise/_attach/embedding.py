@@ -1,0 +1,84 @@
+"""Embeddings whose noise costs what the rows cost that are looked up, and not the whole vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from weightnoise._noise.checkpoints import Control
+from weightnoise._noise.frames import Key
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.export import refuse_export
+from weightnoise._torch.private import in_transform, sees_operations
+
+LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
+_SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
+
+
+def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """What the layer puts out with noise; None where the whole weight has to be made noisy."""
+    control = None if noise is None else noise.control()
+    if noise is None or control is None:
+        return None
+    weight = layer._parameters.get("weight")
+    tokens = args[0] if args else kwargs.get("input")
+    if not _fits(noise, control, layer, weight, tokens):
+        return None
+    refuse_export("weight", noise.name)
+    draw = noise.draw(weight, control)
+    if type(draw) is Key:
+        draw = draw.number
+    index, places = torch.unique(tokens, return_inverse=True)
+    rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
+    table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(control), noise.clean_row)  # type: ignore[attr-defined]
+    if isinstance(layer, nn.Embedding):
+        return F.embedding(places, table)
+    kwargs.pop("input", None)
+    return _bag(layer, table, index, places, *args[1:], **kwargs)
+
+
+def _fits(noise: WeightNoise, control: Control, layer: Any, weight: Any, tokens: Any) -> bool:
+    return (
+        type(weight) is nn.Parameter
+        and weight.is_cpu
+        and isinstance(tokens, Tensor)
+        and not layer.scale_grad_by_freq
+        and 0 < tokens.numel() * _SHARE <= len(weight)
+        and (noise.fuses(weight) if control.held is None else _takes_rows_of_held(noise, weight))
+    )
+
+
+def _takes_rows_of_held(noise: WeightNoise, weight: Tensor) -> bool:
+    # How many rows a batch looks up is not known to a compiler or a transformation. In shorter dtypes torch rounds
+    # a number by its place in memory: once in the middle of an array, and twice at its end.
+    return (
+        noise.takes_keys
+        and weight.dtype in (torch.float32, torch.float64)
+        and not (torch.compiler.is_compiling() or sees_operations() or in_transform())
+    )
+
+
+def _bag(
+    layer: Any,
+    table: Tensor,
+    index: Tensor,
+    places: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    padding = None
+    if layer.padding_idx is not None:
+        found = (index == layer.padding_idx).nonzero()
+        padding = int(found) if len(found) else None
+    return F.embedding_bag(
+        places,
+        table,
+        offsets,
+        mode=layer.mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=layer.include_last_offset,
+        padding_idx=padding,
+    )

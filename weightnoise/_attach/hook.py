@@ -1,0 +1,149 @@
+"""The hook that puts a law on what a module takes in or puts out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise._attach.module_noise import quiet
+from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
+from weightnoise._noise.checkpoints import Control, control_in_region, fresh
+from weightnoise._noise.control import Switch, When
+from weightnoise._torch.export import refuse_export
+from weightnoise._torch.modules import walk
+from weightnoise._torch.private import may_be_in_checkpoint
+from weightnoise.laws import Noise, law_at
+
+At: TypeAlias = Literal["output", "input"]
+
+
+class ActivationNoise:
+    """A law on what one module takes in or puts out: a forward hook, or pre-hook, of the module."""
+
+    def __init__(self, law: Noise, name: str, at: At, when: When) -> None:
+        self.law = law
+        self.name = name
+        self.at = at
+        self.switch = Switch(when)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
+        """The noisy output; as a pre-hook, which gets none, the noisy inputs."""
+        control = self._control(module)
+        if control is None:
+            return None
+        refuse_export("activation", self.name)
+        if output:
+            first = _first(args, kwargs)
+            return self._replace(output[0], lambda value: self._noisy(value, control, module, first))
+
+        def noisy(value: Tensor) -> Tensor:
+            return self._noisy(value, control, module, value)
+
+        if args:
+            return (self._replace(args[0], noisy), *args[1:]), kwargs
+        name = self._only_one(kwargs)
+        return args, {**kwargs, name: self._replace(kwargs[name], noisy)}
+
+    def _control(self, module: nn.Module) -> Control | None:
+        """What holds for this call; None while noise is off."""
+        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+            return control_in_region(self, module.training)
+        return self.switch if self.switch.live(module.training) else None
+
+    def _noisy(self, value: Tensor, control: Control, module: nn.Module, inputs: Any) -> Tensor:
+        if not value.is_floating_point():
+            raise UnsupportedActivationError(
+                f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
+                "on the output of a module, or on the weights."
+            )
+        law = self.law
+        if hasattr(law, "at"):
+            with quiet(module):
+                law = law_at(law, module, inputs)
+        noise = self._draw(law, value, control)
+        factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
+        return law.apply(value, noise, factor)
+
+    def _draw(self, law: Noise, value: Tensor, control: Control) -> Any:
+        held = control.held
+        if held is None:
+            return fresh(control, self, lambda: law.draw(value))
+        if held.shape is not None and held.shape != value.shape:
+            raise WeightNoiseError(
+                f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
+                f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
+                "smaller batch), open a hold for each shape, or call reset() on it."
+            )
+        held.shape = value.shape
+        return held.take(law, value)
+
+    def _replace(self, value: Any, noisy: Any) -> Any:
+        """``value`` with noise on its tensor: itself, its first item, or the only one that it has by name."""
+        if isinstance(value, Tensor):
+            return noisy(value)
+        if isinstance(value, (tuple, list)) and value:
+            kind: Any = type(value)
+            items = [self._replace(value[0], noisy), *value[1:]]
+            return kind._make(items) if hasattr(kind, "_make") else kind(items)
+        if isinstance(value, Mapping):
+            name = self._only_one(value)
+            changed: Any = copy.copy(value)
+            changed[name] = self._replace(value[name], noisy)
+            return changed
+        raise UnsupportedActivationError(
+            f"Noise on {self._place()} needs a tensor, or a tuple or list that begins with one, and got a "
+            f"{type(value).__name__}. Put the noise on one of its submodules."
+        )
+
+    def _only_one(self, values: Mapping[str, Any]) -> str:
+        names = [name for name, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        if len(names) == 1:
+            return names[0]
+        raise UnsupportedActivationError(
+            f"Noise on {self._place()} needs a single floating-point tensor among what comes by name, and got "
+            f"{', '.join(map(repr, names)) or 'none'}. Put the noise on one of its submodules."
+        )
+
+    def _place(self) -> str:
+        return f"the {self.at} of module '{self.name}'"
+
+    def __repr__(self) -> str:
+        return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.switch.when!r})"
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def register(module: nn.Module, noise: ActivationNoise) -> None:
+    """Hook ``noise`` into ``module``."""
+    if noise.at == "output":
+        module.register_forward_hook(noise, with_kwargs=True)
+    else:
+        module.register_forward_pre_hook(noise, with_kwargs=True)
+
+
+def unregister(module: nn.Module) -> None:
+    """Take all activation noise off ``module``, as if the hooks had never been there."""
+    for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = getattr(module, dictionary)
+        for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
+            hooks.pop(key).switch.removed = True
+            getattr(module, f"{dictionary}_with_kwargs").pop(key, None)
+
+
+def own_activation_noises(module: nn.Module) -> list[ActivationNoise]:
+    """The activation noise of one module, inputs first."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [hook for hook in hooks if isinstance(hook, ActivationNoise)]
+
+
+def activation_noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, ActivationNoise]]:
+    """Each activation noise of the model: the full name of its module, the module, and the noise."""
+    for node in walk(model):
+        for noise in own_activation_noises(node.module):
+            yield node.names[0], node.module, noise

@@ -1,0 +1,119 @@
+"""What one noisy module carries beside its parametrizations, and the scope of its forward."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightnoise._noise.frames import Scope, opens_scope
+from weightnoise._noise.recompute import Recomputed, recomputing
+from weightnoise._noise.weight_noise import WeightNoise
+
+
+class Attachment:
+    """What one module carries beside its parametrizations.
+
+    Attributes:
+        owner: the module; None in a copy until the copied module adopts it.
+        scope: what was drawn in the running forwards.
+        noises: the noises on the module's own tensors.
+        recomputes: whether the backward makes the noisy weight of any of them again.
+        per_example: the one of them that differs from example to example; None for most modules.
+        stock_class: the class that torch had made for other parametrizations, put back on removal.
+            A copy gets none: torch edits such a class, so two modules must not share it.
+        stock_names: the tensors that it was made for.
+    """
+
+    def __init__(
+        self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
+    ) -> None:
+        self.owner: weakref.ref[nn.Module] | None = None
+        self.scope = scope
+        self.noises = list(noises)
+        self.stock_class = stock_class
+        self.stock_names: set[str] = set()
+
+    @property
+    def noises(self) -> list[WeightNoise]:
+        """The noises on the module's own tensors."""
+        return self._noises
+
+    @noises.setter
+    def noises(self, noises: list[WeightNoise]) -> None:
+        self._noises = noises
+        self.recomputes = any(noise.memory == "recompute" for noise in noises)
+        self.per_example = next((noise for noise in noises if noise.estimator != "shared"), None)
+
+    def live(self) -> bool:
+        """Whether a read of any of the tensors is noisy now."""
+        for noise in self._noises:  # Spelt out: a call of noise.live() costs as much as the rest.
+            switch = noise.switch
+            if not switch.off and (noise.training or not switch.gated):
+                return True
+        return False
+
+    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
+        return Attachment, (self.scope, self.noises)
+
+
+@opens_scope
+def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a forward so that all its reads see one draw."""
+    if attachment.recomputes and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _in_recomputing_scope(attachment.scope.running, call, *args, **kwargs)
+    running = attachment.scope.running
+    running.append({})
+    try:
+        return call(*args, **kwargs)
+    finally:
+        running.pop()
+
+
+@opens_scope
+def _in_recomputing_scope(
+    running: list[dict[str, Any] | None], call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    kept = Recomputed()
+    running.append(kept)
+    try:
+        with recomputing(kept.recipes):
+            return call(*args, **kwargs)
+    finally:
+        running.pop()
+        kept.recipes.clear()  # The graph keeps the hooks, and they this.
+
+
+class InstanceForward:
+    """A forward that was set on the instance, as accelerate does it, in the scope of its module."""
+
+    def __init__(self, inner: Callable[..., Any], attachment: Attachment) -> None:
+        functools.update_wrapper(self, inner)
+        self.inner = inner
+        self.attachment = attachment
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The inner forward's result."""
+        if not self.attachment.live():
+            return self.inner(*args, **kwargs)
+        return in_scope(self.attachment, self.inner, *args, **kwargs)
+
+
+@contextmanager
+def quiet(owner: nn.Module) -> Iterator[None]:
+    """In this thread, reads of the owner's own tensors are clean inside."""
+    holder: Any = owner._modules.get("parametrizations")
+    if holder is None:
+        yield
+        return
+    running = holder.attachment.scope.running
+    running.append(None)
+    try:
+        yield
+    finally:
+        running.pop()

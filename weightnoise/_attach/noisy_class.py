@@ -1,0 +1,218 @@
+"""What a noisy module is: its class, and the properties that read its noisy tensors."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
+from weightnoise._attach.module_noise import Attachment, in_scope, quiet
+from weightnoise._attach.per_example import forward_per_example
+from weightnoise._attach.recurrent import recurrent_overrides
+from weightnoise._attach.stack import InPlaceList
+from weightnoise._errors import ExportError
+from weightnoise._noise.frames import opens_scope
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.modules import children, parametrizations
+
+SCRIPT_MESSAGE = (
+    "torch.jit.script cannot compile a module with weight noise, on or off. Call "
+    "`weightnoise.remove_weight_noise(model)` first."
+)
+
+
+class NoisyMeta(type):
+    """Keeps a noisy class whole: modules share it, and torch edits it as if it were theirs alone."""
+
+    def __delattr__(cls, name: str) -> None:
+        if not isinstance(cls.__dict__.get(name), property):
+            super().__delattr__(name)
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        # torch installs a property for a sibling parameter; ours knows about the draw of a forward.
+        super().__setattr__(name, noisy_property(name) if isinstance(value, property) else value)
+
+
+def noisy_property(name: str) -> property:
+    """A property that reads the parametrized tensor ``name``, or the plain one where there is none."""
+
+    def read(self: nn.Module) -> Any:
+        modules: dict[str, Any] = self._modules
+        try:
+            stack = modules["parametrizations"]._modules[name]
+            in_place = type(stack) is InPlaceList
+            weight = self._parameters[name] if in_place else None
+        except KeyError:
+            # Python goes on to nn.Module.__getattr__, which finds a plain Parameter or says what is missing.
+            raise AttributeError(name) from None
+        try:
+            if not in_place:
+                return stack()
+            alone = stack.alone
+            return weight if alone is not None and alone.switch.off else stack.read(weight)
+        except AttributeError as error:
+            # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
+            raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
+
+    def write(self: nn.Module, value: Any) -> None:
+        stack: Any = parametrizations(self).get(name)
+        if getattr(self, "_is_replica", False):
+            self._parameters[name] = value
+        elif stack is not None and not isinstance(stack, InPlaceList):
+            stack.right_inverse(value)
+        else:
+            raise TypeError(
+                f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
+                "(torch.nn.Parameter or None expected). What recomputes a weight from other parameters, as "
+                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise."
+            )
+
+    return property(read, write)
+
+
+def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
+    """The forward of a noisy module of class ``base``: all its reads see one draw."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        holder: Any = self._modules.get("parametrizations")
+        if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
+            return base.forward(self, *args, **kwargs)
+        attachment: Attachment = holder.attachment
+        noise = attachment.per_example
+        control = None if noise is None else noise.control()
+        if noise is not None and control is not None:
+            return forward_per_example(noise, control, base.forward, self, *args, **kwargs)
+        if base.forward in LOOKUPS:
+            found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
+            if found is not None:
+                return found
+        if attachment.recomputes:
+            return in_scope(attachment, base.forward, self, *args, **kwargs)
+        # Spelt out, as a forward of a small layer takes no longer than a few calls.
+        running = attachment.scope.running
+        running.append({})
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            running.pop()
+
+    return opens_scope(forward)
+
+
+@functools.cache
+def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """The class of a noisy module of class ``base``, shared by all of the same names.
+
+    Shared, so that a model of equal blocks is compiled once and not once per block; never edited
+    to take noise off, so that one module's removal cannot break another.
+    """
+    return make_noisy_class(base, names)
+
+
+def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """A new class of noisy modules of class ``base`` whose tensors ``names`` are parametrized."""
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
+        if not parametrizations(self):
+            return blank, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
+        with quiet(self), torch.no_grad():
+            return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    def set_state(self: nn.Module, state: Any) -> None:
+        # As the base class: nn.LSTM reads its weights here, which would draw.
+        own = type(self)
+        set_class(self, base)
+        self.__setstate__(state)  # type: ignore[no-untyped-call]
+        set_class(self, own)
+        adopt(self)
+
+    def refuse_scripting(self: nn.Module) -> None:
+        raise ExportError(SCRIPT_MESSAGE)
+
+    def delete(self: nn.Module, name: str) -> None:
+        # torch does this when it registers a parametrization, and then edits the class of the module.
+        set_class(self, make_noisy_class(clean_class(type(self)), tuple(parametrizations(self))))
+        base.__delattr__(self, name)
+
+    body: dict[str, Any] = {name: noisy_property(name) for name in names}
+    body |= {
+        "forward": noisy_forward(base),
+        "__reduce_ex__": reduce,
+        "__setstate__": set_state,
+        "__delattr__": delete,
+    }
+    body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
+    body |= {"__module__": base.__module__, "__doc__": base.__doc__}
+    if issubclass(base, nn.RNNBase):
+        body |= recurrent_overrides(base, quiet)
+    meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
+    noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
+    return noisy
+
+
+def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class without noise; what `fully_shard` has put on top of a noisy class stays on top."""
+    return _make_clean_class(cls)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if "_clean_class" in vars(cls):
+        return clean_class(cls._clean_class)  # type: ignore[attr-defined]
+    if not isinstance(cls, NoisyMeta):
+        return cls
+    bases = tuple(map(clean_class, cls.__bases__))
+    body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    name = cls.__name__.replace("Parametrized", "", 1)
+    return types.new_class(name, bases, exec_body=lambda namespace: namespace.update(body))
+
+
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of ``module`` past whatever its ``__setattr__`` has against it."""
+    object.__setattr__(module, "__class__", cls)
+
+
+def blank(cls: type[nn.Module]) -> nn.Module:
+    """An empty module, for `copy` and `pickle` to fill."""
+    return cls.__new__(cls)
+
+
+def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty noisy module, for `copy` and `pickle` to fill."""
+    return blank(noisy_class(base, names))  # type: ignore[arg-type]
+
+
+def adopt(owner: nn.Module) -> None:
+    """Make the parametrizations of a module that was copied or unpickled its own."""
+    holder: Any = owner._modules["parametrizations"]
+    if holder.attachment.owner is not None:
+        # A shallow copy shares them with the original. It goes on sharing the Parameters alone.
+        shared = {id(tensor): tensor for tensor in (*holder.parameters(), *holder.buffers())}
+        holder = copy.deepcopy(holder, shared)
+        owner.__dict__["_modules"] = {**owner._modules, "parametrizations": holder}
+    holder.attachment.owner = weakref.ref(owner)
+    for stack in parametrizations(owner).values():
+        if isinstance(stack, InPlaceList):
+            stack.owner = weakref.ref(owner)
+
+
+def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
+    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
+    stacks = parametrizations(owner)
+    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
+    return [
+        (name, part)
+        for name in order
+        if name in stacks
+        for part in children(stacks[name]).values()
+        if isinstance(part, WeightNoise)
+    ]

@@ -1,0 +1,149 @@
+"""Weight noise that differs from example to example: Flipout and the local reparameterization.
+
+The forward of the layer reads its weight clean, and the noise goes on its output. So a batch shares no draw,
+which leaves each example's distribution as it is and makes the gradient's variance fall with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise._noise.checkpoints import Control, fresh
+from weightnoise._noise.frames import PER_EXAMPLE, opens_scope
+from weightnoise._noise.weight_noise import Estimator, WeightNoise
+from weightnoise._random import draws as _random
+from weightnoise._torch.layers import PRODUCTS, layer_product
+from weightnoise.laws import Noise, deviation_of, is_straight_through
+
+_FORWARDS = {kind.forward for kind in PRODUCTS}
+
+
+@opens_scope
+def forward_per_example(
+    noise: WeightNoise,
+    control: Control,
+    forward: Callable[..., Any],
+    layer: nn.Module,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """The clean forward of a layer, plus what the noise of its weight adds to each example."""
+    running = noise.scope.running
+    kept: dict[str, Any] = {noise.tensor_name: (PER_EXAMPLE, None, None, None)}
+    running.append(kept)
+    try:
+        output: Tensor = forward(layer, *args, **kwargs)
+    finally:
+        running.pop()
+    inputs: Tensor = args[0] if args else kwargs["input"]
+    weight: Tensor = kept[noise.tensor_name][1]  # As the forward read it.
+    if is_straight_through(noise.law):
+        weight = weight.detach()
+    add = _add_flipout if noise.estimator == "flipout" else _add_local
+    return add(noise, control, layer, inputs, weight, output)
+
+
+def _add_flipout(
+    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+) -> Tensor:
+    """``output + r * layer(s * inputs; dw)``: an example with signs r and s has the weight ``w + dw * r s^T``."""
+    factor = noise.factor(control)
+    if isinstance(factor, Tensor):
+        size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0)
+    else:
+        size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
+    moved = noise.make_noisy(weight, noise.draw(weight, control), size) - weight
+    held = control.held
+    key = None if held is None else held.key
+
+    def signs(like: Tensor, stream: int) -> Tensor:
+        shape = _per_channel(layer, like)
+        if key is None:
+            return fresh(control, noise, lambda: _random.signs(like, shape))
+        return _random.keyed_signs(key, like, shape, stream)
+
+    added = layer_product(layer, inputs * signs(inputs, 0), moved)
+    return output + added * (signs(added, 1) * mirrored)
+
+
+def _add_local(
+    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+) -> Tensor:
+    """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
+    deviation = deviation_of(noise.law, weight, noise.strengths())
+    assert deviation is not None
+    variance = _output_variance(layer, inputs.square(), deviation.square(), weight)
+    # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
+    there = variance > 0
+    std = torch.where(there, variance, 1.0).sqrt() * there
+    held = control.held
+    if held is None or held.key is None:
+        normal = fresh(control, noise, lambda: _random.normal(output))
+    else:
+        normal = _random.keyed_normal(held.key, output)
+    return output + (std * normal * noise.factor(control)).to(output.dtype)  # As autocast has it.
+
+
+def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:
+    """``layer(squares; variance)``; where an output's weights have one variance, times the sum of its squares."""
+    if variance.numel() == variance.shape[:1].numel() and getattr(layer, "groups", 1) == 1:
+        ones = torch.ones((1, *weight.shape[1:]), dtype=weight.dtype, device=weight.device)
+        return layer_product(layer, squares, ones) * variance.reshape(-1, *[1] * (weight.ndim - 2))
+    return layer_product(layer, squares, variance.expand_as(weight))
+
+
+def _per_channel(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
+    """The shape of one number for each example and channel of what a layer takes in or puts out."""
+    if isinstance(layer, nn.Linear):
+        middle = max(values.ndim - 2, 0)
+        return (*values.shape[:1], *[1] * middle, *values.shape[1:][-1:])
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    space = len(layer.kernel_size)
+    return (*values.shape[: values.ndim - space], *[1] * space)
+
+
+def estimator_problem(
+    estimator: Estimator, owner: nn.Module, tensor_name: str, law: Noise, weight: Tensor
+) -> str | None:
+    """Why noise of the law on this tensor cannot differ from example to example; None where it can."""
+    if estimator == "shared":
+        return None
+    kind = type(owner).__name__
+    if not isinstance(owner, PRODUCTS) or tensor_name != "weight":
+        return (
+            f"belongs to {kind}; estimator={estimator!r} is for the weight of nn.Linear, nn.Conv1d, nn.Conv2d and "
+            "nn.Conv3d. Cover this one in another call with estimator='shared', or leave it clean"
+        )
+    if isinstance(owner, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return (
+            f"is read by nn.MultiheadAttention, past the forward of its layer, which estimator={estimator!r} "
+            "needs. Cover it in another call with estimator='shared', or leave it clean"
+        )
+    own = type(owner).forward
+    if "forward" in vars(owner) or getattr(own, "__wrapped__", own) not in _FORWARDS or _own_convolution(owner):
+        return (
+            f"belongs to {kind}, which has a forward of its own; estimator={estimator!r} needs that of the torch "
+            "layer. Use estimator='shared'"
+        )
+    if estimator == "flipout" and not getattr(law, "sign_symmetric", False):
+        return (
+            f"has {law!r}, which does not declare that its signs may flip (sign_symmetric = True), as "
+            "estimator='flipout' needs. Use a law such as Gaussian or Uniform, or estimator='shared'"
+        )
+    if estimator == "local" and deviation_of(law, weight, {}) is None:
+        return (
+            f"has {law!r}, which is not independent Gaussian noise on each weight, as estimator='local' needs. "
+            "Use estimator='flipout' for symmetric noise, or 'shared'"
+        )
+    return None
+
+
+def _own_convolution(owner: nn.Module) -> bool:
+    return all(
+        getattr(type(owner), "_conv_forward", None) is not getattr(kind, "_conv_forward", None)
+        for kind in PRODUCTS
+    )

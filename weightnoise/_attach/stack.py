@@ -1,0 +1,81 @@
+"""The parametrization list of a noisy tensor, whose original stays where it was."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from weightnoise._errors import UnsupportedParameterError
+from weightnoise._noise.weight_noise import WeightNoise, is_dtensor
+from weightnoise._torch.modules import is_fully_sharded
+
+TENSOR_PARALLEL = (
+    "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "
+    "Leave it clean with None, or use fully_shard, whose weights are whole inside the forward."
+)
+
+
+class InPlaceList(parametrize.ParametrizationList):
+    """A parametrization list whose original stays a Parameter of the owner."""
+
+    tensor_name: str
+    owner: weakref.ref[nn.Module]  # Weak: a cycle would keep a model's memory until the next collection.
+    alone: WeightNoise | None  # The noise, while nothing is stacked on it.
+
+    @property
+    def original(self) -> Tensor | None:  # type: ignore[override]
+        """The clean Parameter, wherever it was replaced or moved to."""
+        owner = self.owner()
+        return None if owner is None else owner._parameters[self.tensor_name]
+
+    def forward(self) -> Tensor | None:  # type: ignore[override]
+        """The noisy weight."""
+        return self.read(self.original)
+
+    def read(self, weight: Tensor | None) -> Tensor | None:
+        """The noisy weight for a clean one."""
+        alone = self.alone
+        if alone is not None:
+            # Past Module.__call__ and the loop: a read has to cost next to nothing.
+            if weight is None or alone.switch.off:
+                return weight
+            noisy = alone.forward(weight)
+            if noisy is weight and type(weight) is not nn.Parameter:
+                self._check_managed(weight)
+            return noisy
+        if weight is not None:
+            part: Any
+            for part in self._modules.values():
+                weight = part(weight)
+        return weight
+
+    def _check_managed(self, weight: Tensor) -> None:
+        """`fully_shard` looks at a clean weight between forwards; with tensor parallelism another module may."""
+        alone, owner = self.alone, self.owner()
+        if alone is None or owner is None or not alone.live() or alone.scope.running:
+            return
+        if is_dtensor(weight) and not is_fully_sharded(owner):
+            raise UnsupportedParameterError(f"Parameter '{alone.name}' {TENSOR_PARALLEL}")
+
+    def append(self, module: nn.Module) -> Self:
+        """Stack another parametrization on the noise; torch calls this on registration."""
+        if self.alone is not None and self.alone.estimator != "shared":
+            raise RuntimeError(
+                f"{type(module).__name__} cannot come after noise with estimator={self.alone.estimator!r}, which "
+                "goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, and "
+                "add the noise again."
+            )
+        if hasattr(module, "right_inverse"):
+            raise RuntimeError(
+                f"{type(module).__name__} sets itself up from the clean weight, so it has to come before the "
+                "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
+            )
+        super().append(module)
+        self.alone = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "owner"}

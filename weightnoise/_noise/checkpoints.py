@@ -1,0 +1,182 @@
+"""Checkpointed regions: their recomputation sees the contexts and the draws of their forward.
+
+Activation checkpointing runs a function again in the backward. By then contexts may have opened and closed, a
+schedule may have gone on, and the forward of the module that owns a weight is over. So the first noisy read in a
+region puts a `Region` in the place of the function that torch will call again. It keeps what held then, and lays
+it on this thread for the length of the recomputation. Noise that a region's forward never read was off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+
+from weightnoise._noise.frames import OPENERS, Scope
+from weightnoise._torch.private import Checkpoint, may_be_in_checkpoint, running_checkpoints
+
+if TYPE_CHECKING:
+    from weightnoise._noise.control import HeldDraw, Setting, Switch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Then:
+    """What held for one noise in the forward of a region.
+
+    Attributes:
+        settings: those of the contexts that were open around the region.
+        scheduled: the factor of the schedule.
+        training: whether the module was in training mode.
+    """
+
+    settings: tuple[Setting, ...]
+    scheduled: float
+    training: bool
+
+
+class Region:
+    """A checkpointed function, and what its forward saw of the noises; called only to compute it again.
+
+    Attributes:
+        then: what held, by noise.
+        before: what an owner's forward around the region had drawn before it, by scope.
+        draws: the draws of each noise in order, where torch does not put the random state back.
+    """
+
+    def __init__(self, function: Callable[..., Any], repeats_numbers: bool) -> None:
+        self.function = function
+        self.repeats_numbers = repeats_numbers
+        self.then: dict[Any, Then] = {}
+        self.before: dict[Scope, dict[str, Any]] = {}
+        self.draws: dict[Any, list[Any]] = {}
+        self.drawn: dict[Any, int] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the function again."""
+        switches = [noise.switch for noise in self.then]
+        for noise in self.then:
+            if noise.switch.removed:
+                raise RuntimeError(_REMOVED.format(name=noise.name))
+        self.drawn = {}
+        for switch in switches:
+            switch.recall(1)
+        running = [(scope.running, dict(before)) for scope, before in self.before.items()]
+        for stack, kept in running:
+            stack.append(kept)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            for stack, _ in running:
+                stack.pop()
+            for switch in switches:
+                switch.recall(-1)
+
+    def again(self, noise: Any) -> Any:
+        """The next draw of a noise, as it was in the forward."""
+        place = self.drawn[noise] = self.drawn.get(noise, -1) + 1
+        return self.draws[noise][place]
+
+
+class Recalled:
+    """What holds for a read in a checkpointed region; what `Switch` says elsewhere.
+
+    Attributes:
+        held: the draw to use, where one is held.
+        factor: multiplies the strength.
+    """
+
+    def __init__(self, held: HeldDraw | None, factor: float, forwards: list[Region], again: Region | None) -> None:
+        self.held, self.factor = held, factor
+        self._forwards = [region for region in forwards if not region.repeats_numbers]
+        self._again = None if again is None or again.repeats_numbers else again
+
+    def fresh(self, noise: Any, make: Callable[[], T]) -> T:
+        """A fresh draw; in a recomputation for which torch does not repeat the numbers, that of the forward."""
+        draw: T = make() if self._again is None else self._again.again(noise)
+        for region in self._forwards:
+            region.draws.setdefault(noise, []).append(draw)
+        return draw
+
+
+# What holds for one read.
+Control: TypeAlias = Union["Switch", Recalled]
+
+
+def fresh(control: Control, noise: Any, make: Callable[[], T]) -> T:
+    """A fresh draw, where nothing is held."""
+    return control.fresh(noise, make) if isinstance(control, Recalled) else make()
+
+
+def regions_around() -> tuple[Region, ...]:
+    """The checkpointed regions that this thread is in, whether for the first time or again."""
+    if not may_be_in_checkpoint():
+        return ()
+    return tuple(_region(one) for one in running_checkpoints(OPENERS))
+
+
+def control_in_region(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:
+    """What holds for a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
+
+    Args:
+        noise: has a ``switch``.
+        training: whether the module is in training mode.
+        scope: of the module that owns the weight.
+    """
+    switch: Switch = noise.switch
+    running = running_checkpoints(OPENERS)
+    place = next((place for place, one in enumerate(running) if one.again), None)
+    if place is None:
+        region, now = None, Then(tuple(switch.settings), switch.scheduled, training)
+    else:
+        region = _region(running[place])
+        then = region.then.get(noise)
+        if then is None:
+            return None
+        inside = tuple(setting for setting in switch.settings if region in setting.regions)
+        now = Then((*then.settings, *inside), then.scheduled, then.training)
+    off, gated, held, factor = switch.resolved(now.settings, now.scheduled)
+    if off or (gated and not now.training):
+        return None
+    if not running:
+        return switch
+    forwards = [_remember(one, noise, now, scope) for one in running[:place]]
+    return Recalled(held, factor, forwards, region)
+
+
+def _remember(checkpoint: Checkpoint, noise: Any, now: Then, scope: Scope | None) -> Region:
+    region = _region(checkpoint)
+    if noise not in region.then:
+        around = tuple(setting for setting in now.settings if region not in setting.regions)
+        region.then[noise] = Then(around, now.scheduled, now.training)
+    if scope is not None and scope.running and scope not in region.before:
+        kept = scope.running[-1]
+        if kept is not None and not _is_any(scope.running, checkpoint.opened):
+            region.before[scope] = _shared(kept, checkpoint)
+    return region
+
+
+def _shared(kept: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was drawn before a region: the noisy weights too where its recomputation has no graph of its own."""
+    drawn = {name: value for name, value in kept.items() if isinstance(value, tuple)}
+    if checkpoint.has_own_graph:
+        return {name: (value[0], None, None, None) for name, value in drawn.items()}
+    return drawn
+
+
+def _is_any(one: object, among: Iterable[object]) -> bool:
+    return any(one is other for other in among)
+
+
+def _region(checkpoint: Checkpoint) -> Region:
+    """That of a running checkpoint, put in the place of its function where there is none yet."""
+    if not isinstance(checkpoint.function, Region):
+        checkpoint.function = Region(checkpoint.function, checkpoint.repeats_numbers)
+    return checkpoint.function
+
+
+_REMOVED = (
+    "The noise on '{name}' was removed between a checkpointed forward and its backward, which computes that "
+    "forward again. Call remove_weight_noise or remove_activation_noise after the backward."
+)

@@ -1,0 +1,170 @@
+"""Whether a noise is on, how strong it is, and which draw it uses: what the open contexts say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightnoise._errors import WeightNoiseError
+from weightnoise._noise.checkpoints import Region, regions_around
+from weightnoise._random import draws as _random
+from weightnoise.laws import Noise
+
+When: TypeAlias = Literal["always", "training"]
+
+
+@dataclass(eq=False)
+class HeldDraw:
+    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
+
+    seed: int | None
+    sign: int
+    noise: Any = None
+    drawn: bool = False
+    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
+    key: Tensor | None = None  # Of what differs from example to example.
+
+    def make_key(self) -> None:
+        """Make what the noise of the examples is a function of."""
+        if self.key is None:
+            own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
+            self.key = _random.key() if own is None else torch.tensor(own)
+
+    def take(self, law: Noise, weight: Tensor) -> Any:
+        """The held draw, made when it is first asked for."""
+        if not self.drawn:
+            self.drawn = True
+            own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
+            with own, torch.no_grad():
+                self.noise = law.draw(weight)
+            self.shape = weight.shape
+        elif self.shape is not None and self.shape != weight.shape:
+            raise WeightNoiseError(
+                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
+                f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
+            )
+        return self.noise
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What one open context says about one noise.
+
+    Attributes:
+        regions: the checkpointed regions in which the context was opened.
+    """
+
+    off: bool = False
+    forced: bool = False
+    scale: float = 1.0
+    held: HeldDraw | None = None
+    regions: tuple[Region, ...] = field(
+        default_factory=lambda: () if torch.compiler.is_compiling() else regions_around()
+    )
+
+
+class Resolved(NamedTuple):
+    """What several settings amount to."""
+
+    off: bool
+    gated: bool
+    held: HeldDraw | None
+    factor: float
+
+
+class Switch:
+    """The say of all open contexts on one noise, worked out whenever one opens or closes.
+
+    A copy or a pickle is not inside the contexts that the original is in; it keeps what a schedule
+    has set.
+
+    Attributes:
+        off: whether a read can tell at once that a context has switched the noise off.
+        gated: whether a read can tell at once that the noise is off in eval mode.
+        held: the draw to use, where one is held.
+        factor: multiplies the strength; negative for a mirrored draw.
+        recomputing: how many checkpointed regions are being computed again, in any thread.
+        removed: whether the noise was taken off its module.
+    """
+
+    def __init__(self, when: When, scheduled: float = 1.0) -> None:
+        self.when = when
+        self.settings: list[Setting] = []
+        self.scheduled = scheduled
+        self.removed = False
+        self.recomputing = 0
+        self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
+        self._lock = threading.Lock()
+        self._settle()
+
+    def schedule(self, factor: float, device: torch.device) -> None:
+        """Multiply the strength by ``factor`` until the next call."""
+        if self._schedule is None or self._schedule.device != device:
+            with torch.inference_mode(False):  # Else no later step could write into it.
+                self._schedule = torch.empty((), device=device)
+        self._schedule.fill_(factor)
+        with self._alone():
+            self.scheduled = factor
+            self._settle()
+
+    def compiled_factor(self) -> float:
+        """The factor, for compiled code: a 0-dim tensor under a schedule, so that a step recompiles nothing."""
+        if self._schedule is None:
+            return self.factor
+        product: Any = self._schedule * self._by_contexts
+        return product  # type: ignore[no-any-return]
+
+    def push(self, setting: Setting) -> None:
+        """Let a context have its say."""
+        with self._alone():
+            self.settings = [*self.settings, setting]
+            self._settle()
+
+    def pull(self, setting: Setting) -> None:
+        """Take a context's say back; contexts may close in any order."""
+        with self._alone():
+            self.settings = [other for other in self.settings if other is not setting]
+            self._settle()
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Threads that share a model open and close contexts at any time. Dynamo cannot trace a lock."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
+
+    def recall(self, more: int) -> None:
+        """Count the regions that are being computed again: no read can tell at once then that noise is off."""
+        with self._alone():
+            self.recomputing += more
+            self._settle()
+
+    def live(self, training: bool) -> bool:
+        """Whether the open contexts leave the noise on for a module in this mode."""
+        return not self._off and (training or not self._gated)
+
+    def resolved(self, settings: Sequence[Setting], scheduled: float) -> Resolved:
+        """What these settings amount to, with the factor of a schedule."""
+        off, forced, factor, held = False, False, 1.0, None
+        for setting in settings:
+            off = off or setting.off
+            forced = forced or setting.forced
+            factor *= setting.scale
+            held = setting.held or held
+        if held is not None:
+            factor *= held.sign
+        return Resolved(off, self.when == "training" and not forced, held, factor * scheduled)
+
+    def _settle(self) -> None:
+        off, gated, held, factor = self.resolved(self.settings, 1.0)
+        # Only now, since other threads read them meanwhile.
+        self._off, self._gated, self.held = off, gated, held
+        self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
+        self._by_contexts = factor
+        self.factor = factor * self.scheduled
+
+    def __reduce__(self) -> tuple[type[Switch], tuple[When, float]]:
+        return Switch, (self.when, self.scheduled)

@@ -1,0 +1,275 @@
+"""The module that torch's parametrization calls: one law on one parameter, and what is on or held."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
+from weightnoise._noise.control import Switch, When
+from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
+from weightnoise._noise.recompute import Recipe, Recomputed
+from weightnoise._random import draws as _random
+from weightnoise._random import philox as _engine
+from weightnoise._torch.autograd import CleanRow, Identity
+from weightnoise._torch.export import refuse_export
+from weightnoise._torch.private import may_be_in_checkpoint
+from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, redraw
+
+Estimator: TypeAlias = Literal["shared", "flipout", "local"]
+Memory: TypeAlias = Literal["keep", "recompute"]
+
+# In place of the draw of a chip, while the weight is on the meta device.
+_PENDING = "pending"
+
+
+class WeightNoise(nn.Module):
+    """A law on one parameter, in the form that torch's parametrization calls.
+
+    It has no ``right_inverse``: torch would write noise into the trained weight through it.
+    """
+
+    def __init__(
+        self,
+        law: Noise,
+        name: str,
+        when: When,
+        scope: Scope,
+        clean_row: int | None = None,
+        estimator: Estimator = "shared",
+        memory: Memory = "keep",
+    ) -> None:
+        super().__init__()
+        self.law = law
+        self.name = name  # As the model had it when the noise was added.
+        self.tensor_name = name.rpartition(".")[2]
+        self.scope = scope
+        self.clean_row = clean_row
+        self.estimator = estimator
+        self.memory = memory
+        self.switch = Switch(when)
+        self.frozen: Any = None  # The draw of the law's chip.
+        self.strength_names: tuple[str, ...] = ()
+        self.takes_keys: bool = getattr(law, "takes_keys", False)
+        self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
+
+    def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+        """Give the law what it learns on ``weight``, and the draw of its chip."""
+        for name, parameter in strengths.items():
+            self.register_parameter(name, parameter)
+        self.strength_names = tuple(strengths)
+        self.frozen = _PENDING if weight.is_meta else freeze(self.law, weight, self.name)
+        if strengths or self.frozen is not None:
+            self.made_for = weight.shape
+
+    def live(self) -> bool:
+        """Whether the open contexts leave reads noisy."""
+        return self.switch.live(self.training)
+
+    def control(self) -> Control | None:
+        """What holds for a read here and now; None while noise is off."""
+        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+            return control_in_region(self, self.training, self.scope)
+        return self.switch if self.live() else None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The noisy weight, or ``weight`` itself while noise is off."""
+        switch = self.switch
+        if switch.off or (switch.gated and not self.training):
+            return weight
+        running = self.scope.running
+        kept = None
+        if running:
+            kept = running[-1]
+            if kept is None:
+                return weight
+        control: Control = switch
+        compiling = torch.compiler.is_compiling()
+        if compiling or switch.recomputing or may_be_in_checkpoint():
+            found = self.control()
+            if found is None:
+                return weight
+            control = found
+        if type(weight) is not nn.Parameter and is_dtensor(weight):
+            if kept is None:
+                return weight  # FSDP2 looks at its sharded Parameter between forwards.
+            raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
+        refuse_export("weight", self.name)
+        if kept is None:
+            return self.make_noisy(weight, self.draw(weight, control), self.factor(control))
+        # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
+        state = None if compiling else _state(weight, control.factor)
+        last: Kept | None = kept.get(self.tensor_name)
+        if last is None:
+            noise = self.draw(weight, control)
+        else:
+            noise, noisy, of, before = last
+            if noise is PER_EXAMPLE:
+                kept[self.tensor_name] = noise, weight, weight, None
+                return weight
+            if of is weight and before == state and not compiling:
+                return noisy
+        if type(kept) is Recomputed and self.memory == "recompute":
+            noisy = self.make_recomputable(weight, noise, self.factor(control), kept)
+        else:
+            noisy = self.make_noisy(weight, noise, self.factor(control))
+        kept[self.tensor_name] = noise, noisy, weight, state
+        return noisy
+
+    def factor(self, control: Control) -> float:
+        """What multiplies the strength now; negative for the mirrored draw."""
+        return self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
+
+    def make_noisy(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        """Apply the law to a draw, leaving an embedding's padding row clean."""
+        if type(noise) is Seed:
+            noise = self.seeded_draw(weight, noise)
+        if type(noise) is Key:
+            noisy: Tensor = self.law.apply_key(weight, noise.number, factor)  # type: ignore[attr-defined]
+        elif self.strength_names:
+            noisy = apply_law(self.law, weight, noise, factor, self.strengths())
+        else:
+            noisy = self.law.apply(weight, noise, factor)
+        if self.clean_row is None:
+            return noisy
+        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
+        return padded
+
+    def make_recomputable(self, weight: Tensor, noise: Any, factor: float, kept: Recomputed) -> Tensor:
+        """As `make_noisy`, leaving a recipe and no tensors for the backward."""
+
+        def make(weight: Tensor) -> Tensor:
+            return self.make_noisy(weight, noise, factor)
+
+        if type(noise) is Key or not weight.requires_grad:
+            noisy = make(weight)
+        elif is_straight_through(self.law) and not self.strength_names:
+            with torch.no_grad():
+                value = make(weight)
+            noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
+        else:
+            noisy = checkpoint(make, weight, use_reentrant=False, preserve_rng_state=False)
+        kept.add(Recipe(make, weight, weight._version, self.name), noisy)
+        return noisy
+
+    def sample(self, weight: Tensor) -> Tensor:
+        """One noisy weight without a gradient, whether noise is on or not."""
+        with torch.no_grad():
+            return self.make_noisy(weight, self.draw(weight, self.switch), self.factor(self.switch))
+
+    def strengths(self) -> dict[str, Tensor]:
+        """What the law has learned, by name."""
+        return {name: getattr(self, name) for name in self.strength_names}
+
+    def draw(self, weight: Tensor, control: Control) -> Any:
+        """The held draw, the frozen one, or a fresh one."""
+        if self.made_for is not None and self.made_for != weight.shape:
+            # What is learned or frozen would be broadcast, and so the weight.
+            raise UnsupportedParameterError(
+                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.made_for))
+            )
+        held = control.held
+        if held is not None:
+            return held.take(self.law, weight)
+        if isinstance(control, Recalled):
+            return control.fresh(self, lambda: self._fresh(weight))
+        return self._fresh(weight)
+
+    def _fresh(self, weight: Tensor) -> Any:
+        if self.fuses(weight):
+            return _key(weight)
+        if self.memory == "recompute" and not torch.compiler.is_compiling():
+            key = _random.key()
+            if type(key) is Tensor:  # A fake one has no number.
+                return Seed(key)
+        return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+
+    def seeded_draw(self, weight: Tensor, seed: int) -> Any:
+        """The draw that belongs to ``seed``, leaving torch's random state as it is."""
+        with _random.seeded(seed, weight.device), torch.no_grad():
+            return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+
+    def fuses(self, weight: Tensor) -> bool:
+        """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
+        return self.takes_keys and self.frozen is None and _engine.fuses(weight)
+
+    def _redraw(self, weight: Tensor) -> Any:
+        if isinstance(self.frozen, str):
+            self.frozen = freeze(self.law, weight, self.name)
+        return redraw(self.law, weight, self.frozen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.frozen = _moved(self.frozen, fn)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
+        if len(missing) == len(self.strength_names) > 0:
+            # One text for all of them, so that Python shows it once.
+            warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
+        else:
+            missing_keys += missing
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
+        memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
+        return f"{self.law!r}, when={self.switch.when!r}{estimator}{memory}"
+
+
+_PLAIN_CHECKPOINT = (
+    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
+    "weightnoise.learned_strengths(model) has their names."
+)
+
+_RESIZED = (
+    "Parameter '{name}' has the shape {now} now, and its noise learned or froze something for the shape {then}. "
+    "Call weightnoise.remove_weight_noise(model) and add the noise again."
+)
+
+_DTENSOR = (
+    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
+    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
+    "or use fully_shard, whose weights are whole inside the forward."
+)
+
+
+def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
+    # Inference tensors count no versions.
+    return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
+
+
+def _key(weight: Tensor) -> Key:
+    return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
+
+
+def _moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(_moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
+
+
+def is_dtensor(weight: object) -> bool:
+    """Whether it is a tensor over several processes."""
+    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
+    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")

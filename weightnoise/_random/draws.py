@@ -1,0 +1,120 @@
+"""The one place where random numbers are drawn.
+
+Every number comes from torch's own generators, or from a key that does: `torch.manual_seed` reproduces a
+run, activation checkpointing redraws what it must, and nothing else has to be saved or restored.
+
+Tensors are made with explicit shape, dtype and device, never ``*_like`` and never with a
+`torch.Generator` argument: the first are merged by graph compilers when two of them read the
+same tensor, the second breaks the graph (pytorch#88576).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from weightnoise._random import philox as _engine
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+_BITS = 2**32 - 1
+_SEEDING = threading.RLock()  # torch's generator is one for all threads: who seeds it waits until it is back.
+
+
+def normal(like: Tensor) -> Tensor:
+    """Standard normal numbers with the shape, dtype and device of ``like``."""
+    if _engine.serves(like, like.numel()):
+        return _engine.filled(key(), like.shape).to(like.dtype)
+    # Named, the size is parsed in half the time.
+    return torch.randn(size=like.shape, dtype=like.dtype, device=like.device)
+
+
+def symmetric_uniform(like: Tensor) -> Tensor:
+    """Numbers uniform on [-1, 1] with the shape, dtype and device of ``like``.
+
+    Drawn in float32 where the dtype is shorter: `torch.rand` in bfloat16 has 8 bits, which puts
+    the mean at -1/256.
+    """
+    # Not in place: selective checkpointing may keep the random numbers for the recomputation.
+    return torch.rsub(unit_uniform(like, like.shape), -1.0, alpha=-2.0).to(like.dtype)
+
+
+def unit_uniform(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Numbers uniform on [0, 1) of the given shape, in float32 or better, on the device of ``like``."""
+    if _engine.serves(like, math.prod(shape)):
+        return _engine.filled(key(), shape, uniform=True)
+    dtype = torch.float32 if like.dtype in _LOW_PRECISION else like.dtype
+    return torch.rand(tuple(shape), dtype=dtype, device=like.device)
+
+
+def signs(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """-1 or 1, equally likely, of the given shape, with the dtype and device of ``like``."""
+    return torch.randint(2, tuple(shape), dtype=like.dtype, device=like.device) * 2 - 1
+
+
+def keyed_signs(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+    """As `signs`, each a function of the key, the stream and its own place."""
+    return (_keyed_bits(key, like, shape, stream) >> 31).to(like.dtype) * 2 - 1
+
+
+def keyed_normal(key: Tensor, like: Tensor) -> Tensor:
+    """As `normal`, each number a function of the key and of its own place (Box and Muller, 1958)."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    radius, angle = (_keyed_bits(key, like, like.shape, stream).to(dtype) + 0.5 for stream in (0, 1))
+    normals = (-2.0 * (radius / 2.0**32).log()).sqrt() * (angle * (2.0 * math.pi / 2.0**32)).cos()
+    return normals.to(like.dtype)
+
+
+def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+    """32 random bits at each place of an array without end, of which ``shape`` is the first corner.
+
+    Counter-based: nothing is drawn from a generator and nothing has to be kept, so that a hold sees the
+    same numbers in eager and in compiled code, in a recomputation, and for a batch of another size.
+    """
+    bits = _mix(_mix(_mix(key & _BITS) ^ (key >> 32)) ^ (stream + 1))
+    for dim, size in enumerate(shape):
+        place = torch.arange(size, device=like.device).reshape([-1] + [1] * (len(shape) - dim - 1))
+        bits = _mix(bits ^ _mix(place + 1))
+    return bits
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of 32 bits that changes half of them for each bit that changes (Wellons, 2018).
+
+    In int64 with factors below 2^31, so that no product overflows.
+    """
+    bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & _BITS
+    bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & _BITS
+    return bits ^ (bits >> 15)
+
+
+def key(device: torch.device | None = None) -> Tensor:
+    """One int64 number from torch's generator of the CPU or of a device: all it takes to draw the same again."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """A 63-bit seed for the parameter ``name``: the same in every process and for any order of reads."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of ``device``, and put them back as they were."""
+    if device.type in ("cpu", "meta"):
+        with _SEEDING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    accelerator = torch.get_device_module(device)
+    forked = torch.random.fork_rng(devices=[device], device_type=device.type)
+    with _SEEDING, forked, accelerator.device(device):
+        torch.default_generator.manual_seed(seed)
+        accelerator.manual_seed(seed)
+        yield

@@ -1,0 +1,202 @@
+"""The fast generator of random numbers on the CPU, where the package was built with it.
+
+Its numbers are a function of a key and of their place (``csrc/``), and the key comes from torch's generator:
+what torch does to reproduce random numbers holds for these as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightnoise._torch.autograd import memory_beside
+from weightnoise._torch.private import in_transform, sees_operations
+
+LEAST = 2048  # Numbers for which a call pays.
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEVELS = ("baseline", "AVX2", "AVX-512")
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("weightnoise._philox")
+    if spec is None or spec.origin is None or os.environ.get("WEIGHTNOISE_ENGINE") == "torch":
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:  # Built for another machine: torch's generator serves.
+        return None
+    pointer, number, key, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
+    library.weightnoise_fill.argtypes = [pointer, number, key, small, small, small]
+    library.weightnoise_add.argtypes = [
+        pointer, pointer, pointer, number, ctypes.c_float, number, key, small, small
+    ]  # fmt: skip
+    library.weightnoise_add_rows.argtypes = [
+        pointer, pointer, pointer, pointer, number, number, ctypes.c_float, number, key, small
+    ]  # fmt: skip
+    library.weightnoise_part.argtypes = [pointer, number, number, key, small]
+    library.weightnoise_block.argtypes = [key, key, key, pointer, small]
+    library.weightnoise_use_threads.argtypes = [pointer]
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)  # Of the OpenMP runtime that torch has loaded.
+    if parallel is not None:
+        library.weightnoise_use_threads(ctypes.cast(parallel, pointer))
+    return library
+
+
+_LIBRARY = _load()
+_TRITON = os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
+_LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
+
+
+def engine() -> str:
+    """Which generator draws large CPU tensors: ``"philox"`` with its instruction set, or ``"torch"``.
+
+    The numbers of Philox are the same for every instruction set and thread count. It draws for float32,
+    bfloat16 and float16 tensors of 2,048 or more elements. torch's generator draws for smaller ones, for
+    other devices, and in transformations of `torch.func`; and for all where the package was installed
+    without a C compiler, or with the environment variable ``WEIGHTNOISE_ENGINE=torch``.
+
+    ``WEIGHTNOISE_ENGINE=triton`` adds the same numbers to float32 weights on CUDA devices in one pass. It is off
+    by default because it has been tested in Triton's interpreter and compiled for sm_80 and sm_90, and not yet
+    run on a GPU.
+
+    Example:
+        >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
+        True
+
+    Source:
+        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
+    """
+    cpu = "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
+    return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
+
+
+def serves(like: Tensor, count: int) -> bool:
+    """Whether the engine draws ``count`` numbers with the dtype and device of ``like``, here and now."""
+    return (
+        _LIBRARY is not None
+        and count >= LEAST
+        and like.is_cpu
+        and like.dtype in _DTYPES
+        and (torch.compiler.is_compiling() or not in_transform())
+    )
+
+
+def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tensor:
+    """Standard normal float32 numbers of the given shape, or uniform ones on [0, 1), that belong to ``key``."""
+    if torch.compiler.is_compiling() or sees_operations():
+        # An operation of torch's. The numbers are the same: a forward may be in a mode, its recomputation not.
+        numbers: Tensor = torch.ops.weightnoise.filled(key, shape, uniform)
+        return numbers
+    return _filled(key, shape, uniform)
+
+
+def _filled(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+    assert _LIBRARY is not None
+    out = torch.empty(size)
+    _LIBRARY.weightnoise_fill(out.data_ptr(), out.numel(), int(key), uniform, _LEVEL, torch.get_num_threads())
+    return out
+
+
+if _LIBRARY is not None:
+    # What compiled code calls. A graph holds the key, so that two draws are never merged.
+    _OPERATOR = torch.library.custom_op(
+        "weightnoise::filled",
+        _filled,
+        mutates_args=(),
+        schema="(Tensor key, SymInt[] size, bool uniform) -> Tensor",
+    )
+
+    @_OPERATOR.register_fake
+    def _fake(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+        return torch.empty(size)
+
+    @_OPERATOR.register_vmap
+    def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform: bool) -> tuple[Tensor, int]:
+        return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
+
+
+def fuses(weight: Tensor) -> bool:
+    """Whether `add_normal` is right for this weight and worth its call, here and now."""
+    count = weight.numel()
+    return (
+        count >= LEAST  # First: for a small weight it is all that is looked at.
+        and not torch.compiler.is_compiling()
+        and weight.dtype == torch.float32
+        and weight.is_contiguous()
+        and not sees_operations()
+        and (serves(weight, count) or by_triton(weight))
+    )
+
+
+def by_triton(weight: Tensor) -> bool:
+    """Whether `add_normal` takes a key on the device of this weight."""
+    return _TRITON and weight.is_cuda and not in_transform()
+
+
+def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None) -> Tensor:
+    """``weight + strength * scale * e``, in one pass, with the gradient going to ``weight`` unchanged.
+
+    Args:
+        weight: what `fuses` has agreed to.
+        key: of the standard normal numbers e; a tensor on the device of the weight, where that is a GPU.
+        strength: a factor.
+        scale: one number, or one for each row (dimension 0) of the weight; None for 1.
+    """
+    out, count = memory_beside(weight), weight.numel()
+    scales = None if scale is None else scale.to(torch.float32).contiguous()
+    if isinstance(key, Tensor):
+        from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.
+
+        _triton.add_normal(out, weight, key, strength, scales)
+        return out
+    assert _LIBRARY is not None
+    _LIBRARY.weightnoise_add(
+        out.data_ptr(),
+        weight.data_ptr(),
+        None if scales is None else scales.data_ptr(),
+        count if scales is None else count // scales.numel(),
+        strength,
+        count,
+        key,
+        _LEVEL,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def add_normal_rows(
+    rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None, clean: int | None
+) -> Tensor:
+    """The rows ``index`` of what `add_normal` makes of a weight, from these rows of the weight.
+
+    Args:
+        rows: of the weight, contiguous.
+        index: which ones.
+        key: of the standard normal numbers of the whole weight.
+        strength: a factor.
+        scale: one number, or one for each of ``rows``; None for 1.
+        clean: the row of the weight that gets no noise.
+    """
+    assert _LIBRARY is not None
+    scales = torch.ones(len(rows)) if scale is None else scale.to(torch.float32).reshape(-1).expand(len(rows))
+    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), memory_beside(rows)
+    _LIBRARY.weightnoise_add_rows(
+        out.data_ptr(),
+        rows.data_ptr(),
+        scales.data_ptr(),
+        index.data_ptr(),
+        len(rows),
+        rows.shape[1],
+        strength,
+        -1 if clean is None else clean,
+        key,
+        _LEVEL,
+    )
+    return out

@@ -1,0 +1,110 @@
+"""The tensors of a model that could carry noise, and why some of them cannot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
+from weightnoise._noise.weight_noise import WeightNoise, is_dtensor
+from weightnoise._torch.modules import children, is_fully_sharded, parametrizations, walk
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A Parameter, or a tensor that a stack of parametrizations makes, in the module that owns it.
+
+    Attributes:
+        names: every full clean name; the first is the one to show.
+        owner: the module.
+        tensor_name: the attribute of the owner.
+        tensor: the Parameter, or one evaluation of the stack.
+        source: what tied uses have in common: the Parameter itself, or the stack.
+        noise: the noise that is on it already.
+    """
+
+    names: tuple[str, ...]
+    owner: nn.Module
+    tensor_name: str
+    tensor: Tensor
+    source: object
+    noise: WeightNoise | None
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+        return self.names[0]
+
+    @property
+    def ndim(self) -> float:
+        """The number of dimensions; infinite for a lazy Parameter, which has none yet."""
+        return math.inf if is_lazy(self.tensor) else self.tensor.ndim
+
+    @property
+    def clean_row(self) -> int | None:
+        """The row that stays clean: an embedding's padding, whose vector stands for nothing."""
+        return self.owner.padding_idx if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) else None
+
+    def unsupported(self) -> str | None:
+        """Why this tensor can carry no noise, with the way out; None where it can."""
+        if is_lazy(self.tensor):
+            return "is not initialised yet (lazy). Run one batch through the model first."
+        if isinstance(self.owner, torch.jit.ScriptModule):
+            return "belongs to a ScriptModule. Add noise to the Python module it was made from."
+        if isinstance(self.owner, torch.fx.GraphModule):
+            return "belongs to the root of a torch.fx.GraphModule, which rewrites its own class. Trace afterwards."
+        if is_traceable_wrapper_subclass(self.tensor) and not hasattr(self.tensor, "placements"):
+            return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
+        if is_dtensor(self.tensor) and not is_fully_sharded(self.owner):
+            return TENSOR_PARALLEL
+        if self.tensor.dtype not in _DTYPES:
+            return f"has dtype {self.tensor.dtype}, which cannot carry noise. Leave it clean with None."
+        if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) and self.owner.max_norm is not None:
+            return "is renormalised in place by max_norm, which noise would lose. Leave it clean with None."
+        return None
+
+
+def find_slots(model: nn.Module) -> list[Slot]:
+    """Every tensor of the model that could carry noise, in parameter order."""
+    slots: list[Slot] = []
+    for node in walk(model):
+        stacks = parametrizations(node.module)
+        parameters = dict(node.module._parameters.items())  # A ScriptModule has a mapping of its own kind.
+        for name in dict.fromkeys([*parameters, *stacks]):
+            stack, parameter = stacks.get(name), parameters.get(name)
+            tensor = clean_tensor(node.module, name) if parameter is None else parameter
+            if tensor is None:
+                continue
+            names = tuple(prefix + name for prefix in node.prefixes)
+            source = stack if parameter is None else parameter
+            slots.append(Slot(names, node.module, name, tensor, source, _noise_in(stack)))
+    return slots
+
+
+def _noise_in(stack: nn.Module | None) -> WeightNoise | None:
+    parts = children(stack).values() if stack is not None else ()
+    return next((part for part in parts if isinstance(part, WeightNoise)), None)
+
+
+def clean_tensor(owner: nn.Module, name: str) -> Tensor | None:
+    """The Parameter ``name`` of ``owner``, or what other parametrizations make under that name."""
+    stack, parameter = parametrizations(owner).get(name), owner._parameters.get(name)
+    if parameter is not None or not isinstance(stack, ParametrizationList) or isinstance(stack, InPlaceList):
+        return parameter
+    # On a copy: spectral_norm takes a step of its power iteration whenever it is evaluated.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        copied = copy.deepcopy(stack)
+        for index, part in reversed(list(enumerate(copied))):
+            if isinstance(part, WeightNoise):
+                del copied[index]
+        made: Tensor = copied()
+    return made

@@ -1,0 +1,21 @@
+"""Linear and convolutional layers as functions of another weight."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from weightnoise._torch.private import convolve
+
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
+    """What a Linear or Conv layer puts out for another input and weight, without its bias.
+
+    Stride, padding and its mode, dilation and groups are those of the layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return F.linear(inputs, weight)
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return convolve(layer, inputs, weight)
