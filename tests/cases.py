@@ -184,7 +184,7 @@ CASES = {
 
 def shrink(weight: Tensor) -> Tensor:
     """A differentiable random transformation of a weight."""
-    return torch.tanh(weight) * (1 + 0.3 * torch.rand(weight.shape, dtype=weight.dtype))
+    return torch.tanh(weight) * (1 + 0.3 * torch.rand(weight.shape, dtype=weight.dtype, device=weight.device))
 
 
 LAWS: dict[str, Noise | list[Noise]] = {

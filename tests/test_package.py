@@ -123,6 +123,4 @@ def test_it_ships_its_types() -> None:
 
 
 def test_no_gradient_free_escape_hatches() -> None:
-    found = {str(path.relative_to(ROOT)): len(re.findall(r"\.data\b", path.read_text())) for path in sources()}
-    # Where a result of autograd's is given other memory, of which no tensor that anybody has is a part.
-    assert {name: count for name, count in found.items() if count} == {"_torch/autograd.py": 1}
+    assert [path.name for path in sources() if re.search(r"\.data\b", path.read_text())] == []

@@ -152,7 +152,7 @@ def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
         before.unsafe = unsafe
         return
     # torch takes this placeholder out of the owner, sets it in place, and keeps it as the original.
-    owner._parameters[name] = nn.Parameter(torch.empty(0), requires_grad=False)
+    owner._parameters[name] = nn.Parameter(torch.empty(0, dtype=torch.float32, device="cpu"), requires_grad=False)
     parametrize.register_parametrization(owner, name, noise, unsafe=True)
     stack: Any = parametrizations(owner)[name]
     del stack._parameters["original"]

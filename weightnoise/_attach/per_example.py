@@ -53,7 +53,7 @@ def _add_flipout(
     """``output + r * layer(s * inputs; dw)``: an example with signs r and s has the weight ``w + dw * r s^T``."""
     factor = noise.factor(control)
     if isinstance(factor, Tensor):
-        size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0)
+        size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
     moved = noise.make_noisy(weight, noise.draw(weight, control), size) - weight

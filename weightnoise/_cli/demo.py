@@ -108,13 +108,18 @@ def load_digits() -> Digits:
 
     images, labels = load(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(images / 16, labels, test_size=500, random_state=0)
-    x = [torch.tensor(part, dtype=torch.float32) for part in (train_x, test_x)]
-    return Digits(x[0], torch.tensor(train_y), x[1], torch.tensor(test_y))
+    x = [torch.tensor(part, dtype=torch.float32, device="cpu") for part in (train_x, test_x)]
+    y = [torch.tensor(part, dtype=torch.int64, device="cpu") for part in (train_y, test_y)]
+    return Digits(x[0], y[0], x[1], y[1])
 
 
 def make_model() -> nn.Sequential:
     """The network of the demo."""
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    first, second, third = (
+        nn.Linear(inputs, outputs, dtype=torch.float32, device="cpu")
+        for inputs, outputs in ((64, 128), (128, 64), (64, 10))
+    )
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
 
 def absmax_noise(level: float) -> Gaussian | None:
@@ -132,7 +137,8 @@ def train(digits: Digits, noise: float, seed: int, epochs: int, progress: Progre
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for epoch in range(epochs):
-        for batch in torch.randperm(len(digits.train_y)).split(BATCH):  # type: ignore[no-untyped-call]
+        order = torch.randperm(len(digits.train_y), dtype=torch.int64, device="cpu")
+        for batch in order.split(BATCH):  # type: ignore[no-untyped-call]
             loss = nn.functional.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -34,7 +34,7 @@ class HeldDraw:
         """Make what the noise of the examples is a function of."""
         if self.key is None:
             own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
-            self.key = _random.key() if own is None else torch.tensor(own)
+            self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
     def take(self, law: Noise, weight: Tensor) -> Any:
         """The held draw, made when it is first asked for."""
@@ -107,7 +107,7 @@ class Switch:
         """Multiply the strength by ``factor`` until the next call."""
         if self._schedule is None or self._schedule.device != device:
             with torch.inference_mode(False):  # Else no later step could write into it.
-                self._schedule = torch.empty((), device=device)
+                self._schedule = torch.empty((), dtype=torch.float32, device=device)
         self._schedule.fill_(factor)
         with self._alone():
             self.scheduled = factor

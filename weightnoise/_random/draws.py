@@ -3,8 +3,8 @@
 Every number comes from torch's own generators, or from a key that does: `torch.manual_seed` reproduces a
 run, activation checkpointing redraws what it must, and nothing else has to be saved or restored.
 
-Tensors are made with explicit shape, dtype and device, never ``*_like`` and never with a
-`torch.Generator` argument: the first are merged by graph compilers when two of them read the
+Tensors are made with explicit shape, dtype and device, since torch's defaults are the user's; never ``*_like``
+and never with a `torch.Generator` argument: the first are merged by graph compilers when two of them read the
 same tensor, the second breaks the graph (pytorch#88576).
 """
 
@@ -78,8 +78,8 @@ def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) ->
     """
     bits = _mix(_mix(_mix(key & _BITS) ^ (key >> 32)) ^ (stream + 1))
     for dim, size in enumerate(shape):
-        place = torch.arange(size, device=like.device).reshape([-1] + [1] * (len(shape) - dim - 1))
-        bits = _mix(bits ^ _mix(place + 1))
+        place = torch.arange(size, dtype=torch.int64, device=like.device)
+        bits = _mix(bits ^ _mix(place.reshape([-1] + [1] * (len(shape) - dim - 1)) + 1))
     return bits
 
 
@@ -95,7 +95,7 @@ def _mix(bits: Tensor) -> Tensor:
 
 def key(device: torch.device | None = None) -> Tensor:
     """One int64 number from torch's generator of the CPU or of a device: all it takes to draw the same again."""
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu" if device is None else device)
 
 
 def derive_seed(seed: int, name: str) -> int:

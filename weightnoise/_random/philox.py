@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._torch.autograd import memory_beside
-from weightnoise._torch.private import in_transform, sees_operations
+from weightnoise._torch.private import in_transform, is_plain, sees_operations
 
 LEAST = 2048  # Numbers for which a call pays.
 
@@ -99,8 +100,9 @@ def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tenso
 
 def _filled(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
     assert _LIBRARY is not None
-    out = torch.empty(size)
-    _LIBRARY.weightnoise_fill(out.data_ptr(), out.numel(), int(key), uniform, _LEVEL, torch.get_num_threads())
+    out, count = torch.empty(size, dtype=torch.float32, device="cpu"), math.prod(size)
+    address = _address(out, torch.float32, count)
+    _LIBRARY.weightnoise_fill(address, count, int(key), uniform, _LEVEL, torch.get_num_threads())
     return out
 
 
@@ -115,7 +117,7 @@ if _LIBRARY is not None:
 
     @_OPERATOR.register_fake
     def _fake(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
-        return torch.empty(size)
+        return torch.empty(size, dtype=torch.float32, device="cpu")
 
     @_OPERATOR.register_vmap
     def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform: bool) -> tuple[Tensor, int]:
@@ -129,9 +131,9 @@ def fuses(weight: Tensor) -> bool:
         count >= LEAST  # First: for a small weight it is all that is looked at.
         and not torch.compiler.is_compiling()
         and weight.dtype == torch.float32
-        and weight.is_contiguous()
         and not sees_operations()
         and (serves(weight, count) or by_triton(weight))
+        and is_plain(weight)  # Last: what a transformation has wrapped has no memory to ask for.
     )
 
 
@@ -157,11 +159,12 @@ def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor
         _triton.add_normal(out, weight, key, strength, scales)
         return out
     assert _LIBRARY is not None
+    rows = 1 if scales is None else scales.numel()
     _LIBRARY.weightnoise_add(
-        out.data_ptr(),
-        weight.data_ptr(),
-        None if scales is None else scales.data_ptr(),
-        count if scales is None else count // scales.numel(),
+        _address(out, torch.float32, count),
+        _address(weight, torch.float32, count),
+        None if scales is None else _address(scales, torch.float32, rows),
+        _size_of_rows(count, rows),
         strength,
         count,
         key,
@@ -185,18 +188,46 @@ def add_normal_rows(
         clean: the row of the weight that gets no noise.
     """
     assert _LIBRARY is not None
-    scales = torch.ones(len(rows)) if scale is None else scale.to(torch.float32).reshape(-1).expand(len(rows))
-    scales, index, out = scales.contiguous(), index.to(torch.int64).contiguous(), memory_beside(rows)
+    count, width = rows.shape
+    if scale is None:
+        scale = torch.ones((), dtype=torch.float32, device="cpu")
+    scales = scale.to(torch.float32).reshape(-1).expand(count).contiguous()
+    index, out = index.to(torch.int64).contiguous(), memory_beside(rows)
     _LIBRARY.weightnoise_add_rows(
-        out.data_ptr(),
-        rows.data_ptr(),
-        scales.data_ptr(),
-        index.data_ptr(),
-        len(rows),
-        rows.shape[1],
+        _address(out, torch.float32, count * width),
+        _address(rows, torch.float32, count * width),
+        _address(scales, torch.float32, count),
+        _address(index, torch.int64, count),
+        count,
+        width,
         strength,
         -1 if clean is None else clean,
         key,
         _LEVEL,
     )
     return out
+
+
+def _address(tensor: Tensor, dtype: torch.dtype, count: int) -> int:
+    """Where the numbers of a tensor are, for C to read or write: the one place that an address comes from."""
+    if not (tensor.is_cpu and tensor.dtype == dtype and tensor.numel() == count and is_plain(tensor)):
+        raise RuntimeError(
+            f"The generator needs {count} numbers side by side in {dtype} on the CPU, and got a "
+            f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}. Set "
+            "WEIGHTNOISE_ENGINE=torch to do without it, and report this."
+        )
+    address = tensor.data_ptr()
+    if address == 0 < count:
+        raise RuntimeError(
+            f"A weight of shape {tuple(tensor.shape)} has no memory now, as between the forwards of a sharded "
+            "model. Read it while it has, or inside weightnoise.no_noise(model)."
+        )
+    return address
+
+
+def _size_of_rows(count: int, rows: int) -> int:
+    """How many of ``count`` numbers belong to each scale."""
+    size, rest = divmod(count, rows)
+    if rest:
+        raise RuntimeError(f"{rows} scales do not fit {count} numbers.")
+    return size

@@ -137,7 +137,9 @@ class RobustnessReport:
         """The report that `to_dict` wrote."""
         curves = {
             name: torch.tensor(
-                [[math.nan if value is None else value for value in row] for row in rows], dtype=torch.float64
+                [[math.nan if value is None else value for value in row] for row in rows],
+                dtype=torch.float64,
+                device="cpu",
             )
             for name, rows in content["curves"].items()
         }
@@ -222,4 +224,4 @@ def stack(values: Sequence[Sequence[float]]) -> Tensor:
     """Rows of different lengths as one tensor, NaN where a row is shorter."""
     longest = max(map(len, values))
     rows = [[*row, *[math.nan] * (longest - len(row))] for row in values]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")

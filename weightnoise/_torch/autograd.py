@@ -7,20 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise._torch.private import in_dual_level
+
 
 def memory_beside(weight: Tensor) -> Tensor:
     """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
 
-    It is a view of the weight that is given memory of its own, and so counts in-place changes with the weight, as
-    the weight itself would in its place. A sum, only to be overwritten, is one more pass over a large weight; a
-    Function in Python holds on to the gradient, so that torch copies it.
+    To torch it is as new as a sum with the weight is, with a count of in-place changes of its own. A sum, only to
+    be overwritten, is one more pass over a large weight. A view of the weight would have its part of the graph
+    made again, for the memory that it has then, whenever one of the two is changed in place.
     """
-    memory = torch.empty_like(weight)
-    if not (torch.is_grad_enabled() and weight.requires_grad):
+    if in_dual_level() or (weight.requires_grad and torch.is_grad_enabled()):
+        memory: Tensor = _beside(weight)  # type: ignore[no-untyped-call]
         return memory
-    out = weight[...]
-    out.data = memory  # Nothing else puts other memory under a result of autograd's.
-    return out
+    return torch.empty_like(weight)
+
+
+class _Beside(torch.autograd.Function):
+    """Memory for a tensor of the shape of the weight, whose gradient is that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        """Nothing is written yet."""
+        ctx.set_materialize_grads(False)
+        return torch.empty_like(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        """All of it, in any layout; None where there is none."""
+        return grads[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """All of it. A copy, as the result may be changed in place."""
+        return None if tangents[0] is None else tangents[0].clone()
+
+
+# As `_Beside.apply`, past the question whether a transformation is running, which takes longer than the rest.
+_beside = super(torch.autograd.Function, _Beside).apply
 
 
 class CleanRow(torch.autograd.Function):
@@ -61,8 +85,8 @@ class Identity(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, noisy: Tensor) -> Tensor:
-        """The noisy weight; a law may have returned the clean one."""
-        return noisy.view_as(noisy) if noisy is not weight else noisy.clone()
+        """The noisy weight; a law may have returned the clean one. No view: it could not be changed in place."""
+        return noisy.detach() if noisy is not weight else noisy.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
 from torch.utils import checkpoint as _checkpoint
 
 from weightnoise._torch import legacy as _legacy
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def sees_operations() -> bool:
@@ -25,6 +28,26 @@ def sees_operations() -> bool:
 def in_transform() -> bool:
     """Whether a transformation of `torch.func` is running: tensors may be other than they look."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_dual_level() -> bool:
+    """Whether forward-mode differentiation is on, outside of `torch.func`: tensors may carry tangents."""
+    return forward_ad._current_level >= 0
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its memory and nothing else: numbers side by side, which mean what they say.
+
+    No subclass, whose numbers may be elsewhere; no other layout; not the negative of what its memory holds; and
+    neither one that functionalization has wrapped nor one of zeros that have no memory.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not (tensor.is_neg() or tensor.is_nested)
+        and (tensor.data_ptr() != 0 or not (torch._is_functional_tensor(tensor) or tensor._is_zerotensor()))
+    )
 
 
 def in_backward() -> bool:

@@ -190,5 +190,5 @@ class QuantizationNoise:
 
 def _sign(factor: float) -> float | Tensor:
     if isinstance(factor, Tensor):
-        return torch.where(factor < 0, -1.0, 1.0)
+        return torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     return 1.0 if factor >= 0 else -1.0

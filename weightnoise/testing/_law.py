@@ -48,7 +48,7 @@ def check_law(
     """
     if weight is None:
         with _random.seeded(seed, torch.device("cpu")):
-            weight = torch.randn(6, 8, dtype=torch.float64)
+            weight = torch.randn(6, 8, dtype=torch.float64, device="cpu")
     weight = weight.detach().double()
     with _random.seeded(seed, weight.device):
         for dtype in _DTYPES:
@@ -121,7 +121,8 @@ def _check_on_a_model(law: Noise, weight: Tensor, seed: int) -> None:
         _expect(torch.equal(model.weight.detach(), first), law, "two holds of one seed differ")
     learned = strengths_of(law, weight)
     _expect(len(list(model.parameters())) == 1 + len(learned), law, "what it learns is not among the Parameters")
-    target = torch.linspace(-1.0, 1.0, weight.numel(), dtype=weight.dtype).reshape(weight.shape)
+    target = torch.linspace(-1.0, 1.0, weight.numel(), dtype=weight.dtype, device=weight.device)
+    target = target.reshape(weight.shape)
     check_gradients(model, lambda model: (model.weight - target).square().sum(), seed=seed)
 
 

@@ -17,8 +17,6 @@ typedef struct {
     uint64_t key;
 } job_t;
 
-/* The function of an OpenMP runtime that runs another one in all of its threads: GOMP_parallel. */
-typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
 static parallel_t parallel = NULL;
 
 /* Use the threads of this runtime. It should be the one of torch: its threads spin for a while after their work, and
@@ -57,13 +55,15 @@ static void work(void *argument) {
         if (job->what == SUM)
             kernels->add_normal(&job->sum, start, end, job->key);
         else
-            (job->what == UNIFORM ? kernels->fill_uniform : kernels->fill_normal)(job->sum.out, start, end, job->key);
+            (job->what == UNIFORM ? kernels->fill_uniform : kernels->fill_normal)(
+                job->sum.out + start, start, end, job->key);
     }
 }
 
 static void run(job_t job, int threads) {
     int64_t most = job.count / PIECE;
-    if (threads > most) threads = most < 1 ? 1 : (int)most;
+    if (threads > most) threads = (int)most;
+    if (threads < 1) threads = 1;
     job.size = (job.count / threads + GROUP) / GROUP * GROUP;
     if (threads > 1 && parallel != NULL)
         parallel(work, &job, (unsigned)threads, 0);
@@ -71,35 +71,35 @@ static void run(job_t job, int threads) {
         work(&job);
 }
 
-void weightnoise_fill(float *out, int64_t count, uint64_t key, int uniform, int level, int threads) {
-    job_t job = {uniform ? UNIFORM : NORMAL, kernels_of(level), {out, NULL, NULL, 1, 0.0f}, count, 0, 0, key};
+void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int uniform, int level, int threads) {
+    job_t job = {uniform ? UNIFORM : NORMAL, kernels_of(level), {out, NULL, NULL, 1, 0.0f, 0}, count, 0, 0, key};
     run(job, threads);
 }
 
 /* out = weight + strength * scale * normals, over rows that have a scale each. */
-void weightnoise_add(float *out, const float *weight, const float *scale, int64_t row_size, float strength,
+void weightnoise_add(number_t *out, const number_t *weight, const number_t *scale, int64_t row_size, float strength,
                      int64_t count, uint64_t key, int level, int threads) {
-    job_t job = {SUM, kernels_of(level), {out, weight, scale, row_size, strength}, count, 0, 0, key};
+    job_t job = {SUM, kernels_of(level), {out, weight, scale, row_size, strength, 0}, count, 0, 0, key};
     run(job, threads);
 }
 
 /* As weightnoise_add, for the rows `index` of a larger weight, which `out` and `weight` hold side by side with a
  * scale for each; the row `clean` gets no noise. */
-void weightnoise_add_rows(float *out, const float *weight, const float *scale, const int64_t *index, int64_t rows,
-                          int64_t row_size, float strength, int64_t clean, uint64_t key, int level) {
+void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t *scale, const int64_t *index,
+                          int64_t rows, int64_t row_size, float strength, int64_t clean, uint64_t key, int level) {
     for (int64_t i = 0; i < rows; i++) {
-        int64_t first = index[i] * row_size, shift = first - i * row_size;
-        sum_t sum = {out - shift, weight - shift, scale + i - index[i], row_size, strength};
+        int64_t first = index[i] * row_size;
+        sum_t sum = {out + i * row_size, weight + i * row_size, scale + i, row_size, strength, first};
         if (index[i] == clean)
-            memcpy(out + i * row_size, weight + i * row_size, (size_t)row_size * sizeof(float));
+            memcpy(sum.out, sum.weight, (size_t)row_size * sizeof(float));
         else
             kernels_of(level)->add_normal(&sum, first, first + row_size, key);
     }
 }
 
 /* The normals at places start to end, written from out[0] on. */
-void weightnoise_part(float *out, int64_t start, int64_t end, uint64_t key, int level) {
-    kernels_of(level)->fill_normal(out - start, start, end, key);
+void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, int level) {
+    kernels_of(level)->fill_normal(out, start, end, key);
 }
 
 void weightnoise_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t *out, int level) {

@@ -5,17 +5,22 @@
 #define BLOCKS 16
 #define GROUP (4 * BLOCKS)
 
-typedef struct {
-    float *out;
-    const float *weight;
-    const float *scale; /* one for each row; NULL: 1 */
-    int64_t row_size;
-    float strength;
-} sum_t;
+/* A number in an array of somebody else's, who may have cut it out of a buffer of bytes at any place. */
+typedef float number_t __attribute__((aligned(1), may_alias));
 
 typedef struct {
-    void (*fill_normal)(float *out, int64_t start, int64_t end, uint64_t key);
-    void (*fill_uniform)(float *out, int64_t start, int64_t end, uint64_t key);
+    number_t *out;          /* of place `first` and on */
+    const number_t *weight; /* likewise */
+    const number_t *scale;  /* one for each row, from that of place `first` on; NULL: 1 */
+    int64_t row_size;
+    float strength;
+    int64_t first; /* the start of a row */
+} sum_t;
+
+/* Places start to end of an array. */
+typedef struct {
+    void (*fill_normal)(number_t *out, int64_t start, int64_t end, uint64_t key); /* out[0] is place start */
+    void (*fill_uniform)(number_t *out, int64_t start, int64_t end, uint64_t key);
     void (*add_normal)(const sum_t *sum, int64_t start, int64_t end, uint64_t key);
     void (*one_block)(uint64_t block, uint64_t stream, uint64_t key, uint32_t out[4]);
 } kernels_t;
@@ -25,3 +30,17 @@ typedef struct {
 extern const kernels_t kernels_avx512, kernels_avx2;
 #endif
 extern const kernels_t kernels_baseline;
+
+/* The function of an OpenMP runtime that runs another one in all of its threads: GOMP_parallel. */
+typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
+
+/* What Python calls: see engine.c. */
+void weightnoise_use_threads(parallel_t function);
+int weightnoise_level(void);
+void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int uniform, int level, int threads);
+void weightnoise_add(number_t *out, const number_t *weight, const number_t *scale, int64_t row_size, float strength,
+                     int64_t count, uint64_t key, int level, int threads);
+void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t *scale, const int64_t *index,
+                          int64_t rows, int64_t row_size, float strength, int64_t clean, uint64_t key, int level);
+void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, int level);
+void weightnoise_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t *out, int level);

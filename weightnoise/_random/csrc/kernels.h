@@ -157,25 +157,26 @@ INLINE void uniform_group(uint64_t group, uint64_t key, float out[GROUP]) {
         place += count;                                                                         \
     }
 
-static void fill_normal(float *out, int64_t start, int64_t end, uint64_t key) {
-    FOR_GROUPS(normal_group, memcpy(out + place, piece, (size_t)count * sizeof(float));)
+static void fill_normal(number_t *out, int64_t start, int64_t end, uint64_t key) {
+    FOR_GROUPS(normal_group, memcpy(out + (place - start), piece, (size_t)count * sizeof(float));)
 }
 
-static void fill_uniform(float *out, int64_t start, int64_t end, uint64_t key) {
-    FOR_GROUPS(uniform_group, memcpy(out + place, piece, (size_t)count * sizeof(float));)
+static void fill_uniform(number_t *out, int64_t start, int64_t end, uint64_t key) {
+    FOR_GROUPS(uniform_group, memcpy(out + (place - start), piece, (size_t)count * sizeof(float));)
 }
 
 /* out = weight + strength * scale * normals, with one scale for each row; NULL is 1. */
 static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
-    float *out = sum->out;
-    const float *weight = sum->weight;
-    int64_t row = start / sum->row_size, left = sum->row_size - start % sum->row_size;
+    if (start >= end) return; /* There may be no rows, and then no row has a size. */
+    number_t *out = sum->out + (start - sum->first);
+    const number_t *weight = sum->weight + (start - sum->first);
+    int64_t row = (start - sum->first) / sum->row_size, left = sum->row_size - start % sum->row_size;
     FOR_GROUPS(normal_group, {
         for (int64_t done = 0; done < count;) {
             float scale = sum->scale == NULL ? sum->strength : sum->strength * sum->scale[row];
             int64_t run = left < count - done ? left : count - done;
-            const float *from = weight + place + done;
-            float *to = out + place + done;
+            const number_t *from = weight + (place - start) + done;
+            number_t *to = out + (place - start) + done;
             if (run == GROUP)
                 for (int i = 0; i < GROUP; i++) to[i] = from[i] + scale * piece[i];
             else

@@ -1,0 +1,199 @@
+/* Runs the functions of csrc/ on memory that ends where their numbers end, at any start, size and thread count.
+ *
+ * Built with the address and the undefined-behaviour sanitizer, which stop it at the first step beside the memory;
+ * what it compares itself are the bits, which no start, width or thread count may change.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+#define COUNT(array) (int)(sizeof(array) / sizeof((array)[0]))
+#define BYTES 9    /* Starts that are tried: a number begins at any byte. */
+#define GUARD 0xA5 /* What lies before the start; behind the end is the sanitizer's own zone. */
+
+static const int64_t SIZES[] = {0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 1000, 2049, 3 * 16384 + 5, 9 * 16384 + 77};
+static const uint64_t KEYS[] = {0, 1, 0x7FFFFFFFFFFFFFFEu, 0xFFFFFFFFFFFFFFFFu};
+static int checks = 0;
+
+static void expect(int holds, const char *what) {
+    checks++;
+    if (holds) return;
+    fprintf(stderr, "%s\n", what);
+    exit(1);
+}
+
+/* Memory for some numbers, that starts `shift` bytes into its block and ends with it. */
+typedef struct {
+    unsigned char *block;
+    number_t *numbers;
+    int shift;
+    size_t size;
+} memory_t;
+
+static memory_t memory(int64_t count, int shift) {
+    memory_t made = {NULL, NULL, shift, (size_t)count * sizeof(float)};
+    made.block = malloc(made.size + (size_t)shift);
+    if (made.block == NULL && made.size + (size_t)shift > 0) exit(2);
+    if (made.block != NULL) memset(made.block, GUARD, made.size + (size_t)shift);
+    made.numbers = (number_t *)(made.block + shift);
+    return made;
+}
+
+static memory_t filled(int64_t count, int shift, uint64_t key) {
+    memory_t made = memory(count, shift);
+    weightnoise_part(made.numbers, 0, count, key, 0);
+    return made;
+}
+
+static void discard(memory_t *made) {
+    for (int i = 0; i < made->shift; i++) expect(made->block[i] == GUARD, "written before the start");
+    free(made->block);
+}
+
+static void same(const memory_t *found, const number_t *expected, const char *what) {
+    expect(found->size == 0 || memcmp(found->numbers, expected, found->size) == 0, what);
+}
+
+/* In place of GOMP_parallel: threads of this program. */
+typedef struct {
+    void (*work)(void *);
+    void *job;
+} call_t;
+
+static void *call(void *argument) {
+    call_t *one = argument;
+    one->work(one->job);
+    return NULL;
+}
+
+static void in_threads(void (*work)(void *), void *job, unsigned count, unsigned flags) {
+    (void)flags;
+    pthread_t threads[16];
+    call_t one = {work, job};
+    unsigned others = count - 1 < 16 ? count - 1 : 16;
+    for (unsigned i = 0; i < others; i++)
+        if (pthread_create(&threads[i], NULL, call, &one) != 0) exit(2);
+    work(job);
+    for (unsigned i = 0; i < others; i++) pthread_join(threads[i], NULL);
+}
+
+static void check_fill(int64_t count, int level, int uniform) {
+    for (int k = 0; k < COUNT(KEYS); k++) {
+        memory_t expected = memory(count, 0);
+        weightnoise_fill(expected.numbers, count, KEYS[k], uniform, 0, 1);
+        for (int threads = 0; threads <= 8; threads++) {
+            memory_t found = memory(count, (threads + k) % BYTES);
+            weightnoise_fill(found.numbers, count, KEYS[k], uniform, level, threads);
+            same(&found, expected.numbers, "fill");
+            discard(&found);
+        }
+        discard(&expected);
+    }
+}
+
+static void check_part(int64_t count, int level) {
+    memory_t whole = filled(count, 0, 7);
+    for (int64_t start = 0; start <= count; start += 1 + count / 7)
+        for (int shift = 0; shift < BYTES; shift++) {
+            memory_t found = memory(count - start, shift);
+            weightnoise_part(found.numbers, start, count, 7, level);
+            same(&found, whole.numbers + start, "part");
+            discard(&found);
+        }
+    discard(&whole);
+}
+
+/* A scale for each of `rows`; none for 0. */
+static void check_add(int64_t rows, int64_t row_size, int level) {
+    int64_t count = rows * row_size;
+    for (int scaled = 0; scaled < 3; scaled++) {
+        int64_t scales = scaled == 0 ? 0 : scaled == 1 ? 1 : rows;
+        int64_t size = scaled == 2 ? row_size : count;
+        memory_t expected = memory(count, 0);
+        for (int threads = 1; threads <= 8; threads++) {
+            int shift = threads % BYTES;
+            memory_t weight = filled(count, shift, 1), scale = filled(scales, BYTES - shift, 2);
+            memory_t found = memory(count, (2 * shift) % BYTES);
+            const number_t *given = scaled == 0 ? NULL : scale.numbers;
+            if (threads == 1) weightnoise_add(expected.numbers, weight.numbers, given, size, 0.3f, count, 5, 0, 1);
+            weightnoise_add(found.numbers, weight.numbers, given, size, 0.3f, count, 5, level, threads);
+            same(&found, expected.numbers, "add");
+            discard(&weight);
+            discard(&scale);
+            discard(&found);
+        }
+        discard(&expected);
+    }
+}
+
+static void check_rows(int64_t rows, int64_t row_size, int level) {
+    memory_t weight = filled(rows * row_size, 0, 1), scale = filled(rows, 0, 2);
+    memory_t whole = memory(rows * row_size, 0);
+    weightnoise_add(whole.numbers, weight.numbers, scale.numbers, row_size, 0.3f, rows * row_size, 5, 0, 1);
+    const int64_t index[] = {rows - 1, 0, rows / 2, rows / 2, rows / 3, rows - 1};
+    for (int shift = 0; shift < BYTES; shift++) {
+        int64_t some = COUNT(index) - shift % 3, clean = shift % 2 ? rows / 2 : -1;
+        int64_t *places = malloc((size_t)some * sizeof(int64_t));
+        if (places == NULL) exit(2);
+        memcpy(places, index, (size_t)some * sizeof(int64_t));
+        memory_t from = memory(some * row_size, shift), scales = memory(some, BYTES - shift);
+        memory_t found = memory(some * row_size, (3 * shift) % BYTES), expected = memory(some * row_size, 0);
+        size_t bytes = (size_t)row_size * sizeof(float);
+        for (int64_t i = 0; i < some; i++) {
+            const number_t *clean_row = weight.numbers + index[i] * row_size;
+            const number_t *noisy_row = whole.numbers + index[i] * row_size;
+            memcpy(from.numbers + i * row_size, clean_row, bytes);
+            memcpy(expected.numbers + i * row_size, index[i] == clean ? clean_row : noisy_row, bytes);
+            scales.numbers[i] = scale.numbers[index[i]];
+        }
+        weightnoise_add_rows(found.numbers, from.numbers, scales.numbers, places, some, row_size, 0.3f, clean, 5, level);
+        same(&found, expected.numbers, "add_rows");
+        free(places);
+        discard(&from);
+        discard(&scales);
+        discard(&found);
+        discard(&expected);
+    }
+    discard(&weight);
+    discard(&scale);
+    discard(&whole);
+}
+
+static void check_block(int level) {
+    uint32_t *found = malloc(4 * sizeof(uint32_t)), expected[4];
+    if (found == NULL) exit(2);
+    for (int k = 0; k < COUNT(KEYS); k++) {
+        weightnoise_block(KEYS[k] & ~(uint64_t)1, KEYS[k], KEYS[k], expected, 0);
+        weightnoise_block(KEYS[k] & ~(uint64_t)1, KEYS[k], KEYS[k], found, level);
+        expect(memcmp(found, expected, sizeof expected) == 0, "block");
+    }
+    free(found);
+}
+
+static void check_level(int level) {
+    for (int i = 0; i < COUNT(SIZES); i++) {
+        check_fill(SIZES[i], level, 0);
+        check_fill(SIZES[i], level, 1);
+        check_part(SIZES[i], level);
+        check_add(1, SIZES[i], level);
+        check_add(SIZES[i], 1, level);
+        check_add(3, SIZES[i], level);
+        if (SIZES[i] < 20000) check_rows(37, SIZES[i], level);
+    }
+    check_add(300, 67, level);
+    check_add(67, 300, level);
+    check_add(1000, 128, level);
+    check_block(level);
+}
+
+int main(void) {
+    weightnoise_use_threads(in_threads);
+    for (int level = 0; level <= weightnoise_level(); level++) check_level(level);
+    weightnoise_use_threads(NULL);
+    check_fill(9 * 16384, weightnoise_level(), 0);
+    printf("%d checks up to level %d\n", checks, weightnoise_level());
+    return 0;
+}

@@ -1,0 +1,62 @@
+"""The C code under the sanitizers, and without a warning, by each compiler that is here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import weightnoise
+
+ROOT = Path(__file__).parent
+SOURCES = Path(weightnoise.__file__).parent / "_random" / "csrc"
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+STRICT = ["-Wall", "-Wextra", "-Werror"]
+
+
+def own_flags() -> list[str]:
+    """Those that the package is built with; without them the numbers are others."""
+    project = ROOT.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("the flags are in the repository's pyproject.toml")
+    (module,) = tomllib.loads(project.read_text())["tool"]["setuptools"]["ext-modules"]
+    flags: list[str] = module["extra-compile-args"]
+    return flags
+
+
+def build(compiler: str, flags: list[str], target: Path) -> subprocess.CompletedProcess[str]:
+    kernels = sorted(map(str, SOURCES.glob("*.c")))
+    driver = [f"-I{SOURCES}", str(ROOT / "sanitizers" / "kernels.c"), *kernels]
+    command = [compiler, *own_flags(), *flags, *driver, "-lm", "-lpthread", "-o", str(target)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(params=["gcc", "clang"])
+def compiler(request: pytest.FixtureRequest) -> str:
+    if shutil.which(request.param) is None:
+        pytest.skip(f"there is no {request.param} here")
+    name: str = request.param
+    return name
+
+
+def test_nothing_but_what_it_was_given(compiler: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+    tried = [compiler, *SANITIZERS, str(tmp_path / "empty.c"), "-o", str(tmp_path / "empty")]
+    if subprocess.run(tried, capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{compiler} is here without the libraries of its sanitizers")
+    built = build(compiler, SANITIZERS, tmp_path / "kernels")
+    assert built.returncode == 0, built.stderr
+    # The leak checker needs to trace its process, which containers forbid.
+    ran = subprocess.run(
+        [tmp_path / "kernels"], capture_output=True, text=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"}
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert "checks up to level" in ran.stdout
+
+
+def test_no_warning(compiler: str, tmp_path: Path) -> None:
+    built = build(compiler, STRICT, tmp_path / "kernels")
+    assert built.returncode == 0, built.stderr
