@@ -11,10 +11,12 @@ from typing import Protocol, TypeAlias, TypeVar
 from torch import nn
 
 from weightnoise._errors import NoMatchError, SpecError, WeightNoiseError
+from weightnoise._torch.modules import MOST_NAMES
 
 Key: TypeAlias = str | type[nn.Module]
 
 _WILD = re.compile(r"[*?[]")
+_COMPARED = 10_000  # Names with a mistaken one, which takes long.
 
 
 class Named(Protocol):
@@ -22,7 +24,7 @@ class Named(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every full clean name."""
+        """Every full clean name, or the first `MOST_NAMES`."""
 
     @property
     def owner(self) -> nn.Module:
@@ -51,7 +53,28 @@ def choose(
             problems.append(no_match(key, items, noun))
         elif not won[key]:
             problems.append(_shadowed(key, winner[id(found[0])]))
+    problems += _too_many_names(matched, items)
     return won
+
+
+def _too_many_names(matched: Mapping[Key, Sequence[NamedT]], items: Sequence[NamedT]) -> list[NoMatchError]:
+    """An error for each pattern that may fit a name which is not among those that are looked at."""
+    unsure: dict[str, str] = {}
+    for item in items:
+        if len(item.names) < MOST_NAMES:
+            continue
+        for key, found in matched.items():
+            if any(other is item for other in found):
+                break
+            if isinstance(key, str):
+                unsure.setdefault(key, item.names[0])
+    return [
+        NoMatchError(
+            f"{label(key)} fits none of the first {MOST_NAMES} names of '{name}', which has more, as what is "
+            "shared within shared modules has. Choose by a class or a function, or give a pattern that fits one of these."
+        )
+        for key, name in unsure.items()
+    ]
 
 
 def is_key(key: object, problems: list[WeightNoiseError]) -> bool:
@@ -103,7 +126,7 @@ def no_match(key: Key, items: Collection[Named], noun: str) -> NoMatchError:
                 f"{label(key)} owns no parameter of the model. Classes that do: {', '.join(classes)}."
             )
         return NoMatchError(f"{label(key)} matches no module. Classes in the model: {', '.join(classes)}.")
-    names = [name for item in items for name in item.names if name]
+    names = [name for item in items for name in item.names if name][:_COMPARED]
     closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
     nothing = f"none, the model has no {noun}s" + (" but itself, ''" if noun == "module" else "")
     return NoMatchError(f"{label(key)} matches no {noun}. Closest names: {listed(closest) or nothing}.")
