@@ -71,7 +71,7 @@ def _too_many_names(matched: Mapping[Key, Sequence[NamedT]], items: Sequence[Nam
     return [
         NoMatchError(
             f"{label(key)} fits none of the first {MOST_NAMES} names of '{name}', which has more, as what is "
-            "shared within shared modules has. Choose by a class or a function, or by a pattern that fits one of these."
+            "shared within shared modules has. Choose by a class, a function, or a pattern that fits one of these."
         )
         for key, name in unsure.items()
     ]
