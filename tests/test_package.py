@@ -115,6 +115,17 @@ def test_two_files_alone_know_torchs_parametrize() -> None:
     assert knowing == {"_in_place_list.py", "_parametrize.py"}
 
 
+MAKERS = {"arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"}
+
+
+def test_every_tensor_is_made_with_its_own_dtype_and_device() -> None:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in MAKERS}:
+                named = {keyword.arg for keyword in node.keywords}
+                assert named >= {"dtype", "device"}, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
 def test_files_and_functions_stay_small() -> None:
     for path in sources():
         text = path.read_text()
@@ -151,5 +162,4 @@ def test_it_ships_its_types() -> None:
 
 def test_no_gradient_free_escape_hatches() -> None:
     found = {str(path.relative_to(ROOT)): len(re.findall(r"\.data\b", path.read_text())) for path in sources()}
-    # Where a result of autograd's is given other memory, of which no tensor that anybody has is a part.
-    assert {name: count for name, count in found.items() if count} == {"_gradients.py": 1}
+    assert not any(found.values()), found

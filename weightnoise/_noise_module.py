@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from weightnoise import _engine, _random
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._export import refuse_export
-from weightnoise._gradients import CleanRow, Identity
-from weightnoise._private import in_dual_level
+from weightnoise._gradients import CleanRow, Identity, can_be_made_again
 from weightnoise._recompute import Recipe, Recomputed
 from weightnoise._scope import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._switch import Switch, When
@@ -102,7 +101,7 @@ class WeightNoise(nn.Module):
                 return weight
             if of is weight and before == state and not compiling:
                 return noisy
-        if type(kept) is Recomputed and self.memory == "recompute" and _can_be_made_again(weight):
+        if type(kept) is Recomputed and self.memory == "recompute" and can_be_made_again(weight):
             noisy = self.make_recomputable(weight, noise, kept)
         else:
             noisy = self.make_noisy(weight, noise)
@@ -241,11 +240,6 @@ _DTENSOR = (
 def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
     # Inference tensors count no versions.
     return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
-
-
-def _can_be_made_again(weight: Tensor) -> bool:
-    # Inference tensors do not tell whether they have changed, and checkpoints know no tangents.
-    return not (weight.is_inference() or in_dual_level())
 
 
 def _key(weight: Tensor) -> Key:
