@@ -88,6 +88,17 @@ def test_two_files_alone_know_torchs_parametrize() -> None:
     assert knowing == {"stack.py", "attach.py"}
 
 
+MAKERS = {"arange", "empty", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"}
+
+
+def test_every_tensor_is_made_with_its_own_dtype_and_device() -> None:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in MAKERS}:
+                named = {keyword.arg for keyword in node.keywords}
+                assert named >= {"dtype", "device"}, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
 def test_files_and_functions_stay_small() -> None:
     for path in sources():
         text = path.read_text()

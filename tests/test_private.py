@@ -32,6 +32,9 @@ ATTRIBUTES: dict[str, Any] = {
     "_cdata": torch.zeros(1).untyped_storage(),
     "_len_torch_dispatch_stack": torch._C,
     "_current_graph_task_id": torch._C,
+    "_current_level": torch.autograd.forward_ad,
+    "_is_functional_tensor": torch,
+    "_is_zerotensor": torch.zeros(1),
     "peek_interpreter_stack": torch._C._functorch,
     "NonDynamicallyQuantizableLinear": nn.modules.linear,
 }

@@ -17,9 +17,9 @@ from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._noise.recompute import Recipe, Recomputed
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.autograd import CleanRow, Identity
+from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.private import in_dual_level, may_be_in_checkpoint
+from weightnoise._torch.private import may_be_in_checkpoint
 from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
@@ -115,7 +115,7 @@ class WeightNoise(nn.Module):
                 return weight
             if of is weight and before == state and not compiling:
                 return noisy
-        if type(kept) is Recomputed and self.memory == "recompute" and _can_be_made_again(weight):
+        if type(kept) is Recomputed and self.memory == "recompute" and can_be_made_again(weight):
             noisy = self.make_recomputable(weight, noise, self.factor(control), kept)
         else:
             noisy = self.make_noisy(weight, noise, self.factor(control))
@@ -256,11 +256,6 @@ _DTENSOR = (
 def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
     # Inference tensors count no versions.
     return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
-
-
-def _can_be_made_again(weight: Tensor) -> bool:
-    # Inference tensors do not tell whether they have changed, and checkpoints know no tangents.
-    return not (weight.is_inference() or in_dual_level())
 
 
 def _key(weight: Tensor) -> Key:

@@ -23,6 +23,7 @@ from weightnoise._random import philox as _engine
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _BITS = 2**32 - 1
+_CPU = torch.device("cpu")
 _SEEDING = threading.RLock()  # torch's generator is one for all threads: who seeds it waits until it is back.
 
 
@@ -95,7 +96,7 @@ def _mix(bits: Tensor) -> Tensor:
 
 def key(device: torch.device | None = None) -> Tensor:
     """One int64 number from torch's generator of the CPU or of a device: all it takes to draw the same again."""
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu" if device is None else device)
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=_CPU if device is None else device)
 
 
 def derive_seed(seed: int, name: str) -> int:

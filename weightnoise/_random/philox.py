@@ -130,10 +130,11 @@ def fuses(weight: Tensor) -> bool:
     return (
         count >= LEAST  # First: for a small weight it is all that is looked at.
         and not torch.compiler.is_compiling()
-        and weight.dtype == torch.float32
+        and weight.dtype is torch.float32
         and not sees_operations()
-        and (serves(weight, count) or by_triton(weight))
-        and is_plain(weight)  # Last: what a transformation has wrapped has no memory to ask for.
+        and not in_transform()  # Before is_plain: what a transformation has wrapped has no memory to ask for.
+        and ((_LIBRARY is not None and weight.is_cpu) or by_triton(weight))
+        and is_plain(weight)
     )
 
 
@@ -210,7 +211,7 @@ def add_normal_rows(
 
 def _address(tensor: Tensor, dtype: torch.dtype, count: int) -> int:
     """Where the numbers of a tensor are, for C to read or write: the one place that an address comes from."""
-    if not (tensor.is_cpu and tensor.dtype == dtype and tensor.numel() == count and is_plain(tensor)):
+    if not (tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == count and is_plain(tensor)):
         raise RuntimeError(
             f"The generator needs {count} numbers side by side in {dtype} on the CPU, and got a "
             f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}. Set "

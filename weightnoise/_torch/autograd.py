@@ -17,10 +17,16 @@ def memory_beside(weight: Tensor) -> Tensor:
     be overwritten, is one more pass over a large weight. A view of the weight would have its part of the graph
     made again, for the memory that it has then, whenever one of the two is changed in place.
     """
-    if in_dual_level() or (weight.requires_grad and torch.is_grad_enabled()):
+    if (weight.requires_grad and torch.is_grad_enabled()) or in_dual_level():
         memory: Tensor = _beside(weight)  # type: ignore[no-untyped-call]
         return memory
     return torch.empty_like(weight)
+
+
+def can_be_made_again(weight: Tensor) -> bool:
+    """Whether a backward may make what the forward has made of the weight."""
+    # Inference tensors do not tell whether they have changed, and checkpoints know no tangents.
+    return not (weight.is_inference() or in_dual_level())
 
 
 class _Beside(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch.utils import checkpoint as _checkpoint
 from weightnoise._torch import legacy as _legacy
 
 _PLAIN = (Tensor, nn.Parameter)
+_STRIDED = torch.strided
 
 
 def sees_operations() -> bool:
@@ -43,9 +44,9 @@ def is_plain(tensor: Tensor) -> bool:
     """
     return (
         type(tensor) in _PLAIN
-        and tensor.layout is torch.strided
+        and tensor.layout is _STRIDED
         and tensor.is_contiguous()
-        and not (tensor.is_neg() or tensor.is_nested)
+        and not tensor.is_neg()
         and (tensor.data_ptr() != 0 or not (torch._is_functional_tensor(tensor) or tensor._is_zerotensor()))
     )
 

@@ -152,11 +152,15 @@ def _probed(noise: WeightNoise, at: Tensor) -> Noise:
 def _some_entries(count: int, most: int, seed: int) -> list[int]:
     if count <= most:
         return list(range(count))
-    return torch.randperm(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")[:most].tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")[:most].tolist()
 
 
 def _central_difference(value: Callable[[], Tensor], parameter: nn.Parameter, entry: int, step: float) -> float:
-    index = tuple(int(place) for place in torch.unravel_index(torch.tensor(entry, device="cpu"), parameter.shape))
+    index = tuple(
+        int(place)
+        for place in torch.unravel_index(torch.tensor(entry, dtype=torch.int64, device="cpu"), parameter.shape)
+    )
     before = parameter.detach()[index].clone()
     sides = []
     for moved in (before + step, before - step):
