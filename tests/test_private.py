@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import weightnoise
-from weightnoise._torch import private as _private
+from weightnoise._torch import modes
+from weightnoise._torch.checkpoints import CHECKPOINT_CODES
 
 ROOT = Path(weightnoise.__file__).parent
 
@@ -45,6 +46,11 @@ def test_torch_still_has_it(name: str) -> None:
     assert hasattr(ATTRIBUTES[name], name), f"torch {torch.__version__} has no {name} any more: see _torch"
 
 
+@pytest.mark.parametrize("name", CHECKPOINT_CODES)
+def test_the_code_of_torchs_checkpoints_is_found(name: str) -> None:
+    assert CHECKPOINT_CODES[name] is not None, f"torch {torch.__version__} has no {name} any more: see _torch"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_compiled_module_still_names_the_one_inside() -> None:
     assert "_orig_mod" in torch.compile(nn.Linear(1, 1))._modules  # type: ignore[attr-defined]
@@ -53,16 +59,16 @@ def test_a_compiled_module_still_names_the_one_inside() -> None:
 def test_what_they_say() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    assert not _private.sees_operations()
+    assert not modes.sees_operations()
     with FakeTensorMode():
-        assert _private.sees_operations()
-    assert not _private.in_transform()
+        assert modes.sees_operations()
+    assert not modes.in_transform()
     seen = []
-    torch.func.vmap(lambda x: seen.append(_private.in_transform()) or x)(torch.zeros(2))  # type: ignore[func-returns-value]
+    torch.func.vmap(lambda x: seen.append(modes.in_transform()) or x)(torch.zeros(2))  # type: ignore[func-returns-value]
     assert seen == [True]
     x = torch.ones(1, requires_grad=True)
-    x.register_hook(lambda grad: seen.append(_private.in_backward()))
-    assert not _private.in_backward()
+    x.register_hook(lambda grad: seen.append(modes.in_backward()))
+    assert not modes.in_backward()
     x.sum().backward()
     assert seen == [True, True]
 
@@ -71,18 +77,18 @@ def test_what_they_say() -> None:
     not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="torch 2.6 and before do not tell"
 )
 def test_hooks_around_are_found() -> None:
-    assert _private.saved_tensors_hooks_around() is None
+    assert modes.saved_tensors_hooks_around() is None
 
     def unpack(packed: Tensor) -> Tensor:
         return packed
 
     with saved_tensors_hooks(lambda tensor: tensor, unpack):
-        around = _private.saved_tensors_hooks_around()
+        around = modes.saved_tensors_hooks_around()
         assert around is not None
         assert around[1] is unpack
 
 
-def test_they_are_used_in_one_file() -> None:
+def test_they_are_used_in_one_folder() -> None:
     for path in ROOT.rglob("*.py"):
         if path.parent.name != "_torch":
             assert not re.search(r"torch\._C\b|_conv_forward\(", path.read_text()), path.name

@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from weightnoise._errors import SpecError, WeightNoiseError, raise_problems
 from weightnoise._select.patterns import Key, is_key, matches, matches_name, no_match
 from weightnoise._torch.legacy import leave_to_python
+from weightnoise._torch.modes import in_backward
 from weightnoise._torch.modules import Node, unwrap, walk
-from weightnoise._torch.private import in_backward
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ from weightnoise._noise.checkpoints import Control
 from weightnoise._noise.frames import Key
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.private import in_transform, sees_operations
+from weightnoise._torch.modes import in_transform, sees_operations
 
 LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
 _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.

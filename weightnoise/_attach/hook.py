@@ -14,8 +14,8 @@ from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
 from weightnoise._noise.checkpoints import Control, control_in_region, fresh
 from weightnoise._noise.control import Switch, When
 from weightnoise._torch.export import refuse_export
+from weightnoise._torch.modes import may_be_in_checkpoint
 from weightnoise._torch.modules import walk
-from weightnoise._torch.private import may_be_in_checkpoint
 from weightnoise.laws import Noise, law_at
 
 At: TypeAlias = Literal["output", "input"]

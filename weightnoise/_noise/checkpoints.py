@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 from weightnoise._noise.frames import OPENERS, Scope
-from weightnoise._torch.private import Checkpoint, may_be_in_checkpoint, running_checkpoints
+from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints
+from weightnoise._torch.modes import may_be_in_checkpoint
 
 if TYPE_CHECKING:
     from weightnoise._noise.control import HeldDraw, Setting, Switch

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from weightnoise._torch.private import saved_tensors_hooks_around, storage_of
+from weightnoise._torch.autograd import storage_of
+from weightnoise._torch.modes import saved_tensors_hooks_around
 
 
 @dataclass(eq=False)

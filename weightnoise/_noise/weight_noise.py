@@ -19,7 +19,7 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.private import may_be_in_checkpoint
+from weightnoise._torch.modes import may_be_in_checkpoint
 from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._torch.autograd import memory_beside
-from weightnoise._torch.private import in_transform, is_plain, sees_operations
+from weightnoise._torch.modes import in_transform, is_plain, sees_operations
 
 LEAST = 2048  # Numbers for which a call pays.
 

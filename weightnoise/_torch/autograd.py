@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightnoise._torch.private import in_dual_level
+from weightnoise._torch.modes import in_dual_level
 
 
 def memory_beside(weight: Tensor) -> Tensor:
@@ -108,3 +108,9 @@ class Identity(torch.autograd.Function):
         """All of it comes from the clean weight."""
         tangent: Tensor = tangents[0].clone()
         return tangent
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
+    number: int = tensor.untyped_storage()._cdata
+    return number

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch.fx import _symbolic_trace
+
 from weightnoise._errors import ExportError
+from weightnoise._torch import legacy as _legacy
 from weightnoise._torch.legacy import run_by_dynamo
-from weightnoise._torch.private import is_traced
 
 
 def refuse_export(kind: str, name: str) -> None:
@@ -23,3 +28,24 @@ _EXPORT = (
     "exported graph. Export inside `with weightnoise.no_noise(model):`, or call "
     "`weightnoise.remove_{kind}_noise(model)` first."
 )
+
+
+def _is_exporting() -> bool:
+    return torch.compiler._is_exporting_flag
+
+
+is_exporting: Callable[[], bool] = _legacy.is_exporting if _legacy.NEEDED else _is_exporting
+
+
+def _is_symbolic() -> bool:
+    return _symbolic_trace.is_fx_tracing() and not torch.compiler.is_compiling()
+
+
+_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+# In newer versions of torch the old function logs a warning, and the same is there as one.
+_is_fx_tracing: Callable[[], bool] = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _is_symbolic)
+
+
+def is_traced() -> bool:
+    """Whether an export or a tracer records what runs; `torch.compile` does not count."""
+    return _is_jit_tracing() or is_exporting() or _is_fx_tracing()

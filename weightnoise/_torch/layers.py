@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from weightnoise._torch.private import convolve
-
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -19,3 +17,9 @@ def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
         return F.linear(inputs, weight)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     return convolve(layer, inputs, weight)
+
+
+def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of a layer, its padding included, with another weight and no bias."""
+    product: Tensor = layer._conv_forward(inputs, weight, None)
+    return product

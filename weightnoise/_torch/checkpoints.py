@@ -1,4 +1,4 @@
-"""What torch does not publish and this package asks it all the same: the place to look when torch changes."""
+"""The checkpointed regions that a thread is in, found on its stack: torch does not tell."""
 
 from __future__ import annotations
 
@@ -10,71 +10,9 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.fx import _symbolic_trace
 from torch.utils import checkpoint as _checkpoint
 
-from weightnoise._torch import legacy as _legacy
-
-_PLAIN = (Tensor, nn.Parameter)
-_STRIDED = torch.strided
-
-
-def sees_operations() -> bool:
-    """Whether a dispatch mode sees every operation: fake tensors, tracing, counters, selective checkpoints."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
-def in_transform() -> bool:
-    """Whether a transformation of `torch.func` is running: tensors may be other than they look."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def in_dual_level() -> bool:
-    """Whether forward-mode differentiation is on, outside of `torch.func`: tensors may carry tangents."""
-    return forward_ad._current_level >= 0
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is its memory and nothing else: numbers side by side, which mean what they say.
-
-    No subclass, whose numbers may be elsewhere; no other layout; not the negative of what its memory holds; and
-    neither one that functionalization has wrapped nor one of zeros that have no memory.
-    """
-    return (
-        type(tensor) in _PLAIN
-        and tensor.layout is _STRIDED
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        and (tensor.data_ptr() != 0 or not (torch._is_functional_tensor(tensor) or tensor._is_zerotensor()))
-    )
-
-
-def in_backward() -> bool:
-    """Whether autograd is running a backward: a forward in it is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
-    """The innermost saved-tensor hooks that are open; None where there are none, and where torch does not tell."""
-    hooks = _top_hooks(True)
-    return None if hooks is _UNKNOWN else hooks
-
-
-def may_be_in_checkpoint() -> bool:
-    """Whether this thread may be in a checkpointed region; cheap, and yes more often than it is."""
-    # A backward; hooks, as a checkpoint has; the forward of an autograd Function, as a reentrant checkpoint is.
-    return _graph_task() != -1 or _top_hooks(True) is not None or not _forward_mode()
-
-
-_UNKNOWN: Any = object()
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
-_forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled
-# torch 2.6 does not tell: there may be hooks.
-_top_hooks: Callable[[bool], Any] = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: _UNKNOWN
-)
+from weightnoise._torch.modes import in_backward, saved_tensors_hooks_around
 
 
 @dataclass(eq=False)
@@ -149,7 +87,7 @@ def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
     Args:
         openers: the identities of the code of functions that open a scope as their local variable ``running``.
     """
-    if None in CHECKPOINT_CODES.values() and _graph_task() != -1:
+    if None in CHECKPOINT_CODES.values() and in_backward():
         raise RuntimeError(_UNKNOWN_CHECKPOINTS.format(version=torch.__version__))
     found: list[Checkpoint] = []
     opened: list[Any] = []
@@ -189,36 +127,3 @@ def _started(steps: Any) -> Checkpoint | None:
     inside = steps.gi_frame if steps is not None else None
     holder = None if inside is None else inside.f_locals.get("new_frame")
     return None if holder is None else Checkpoint(holder, "recompute_fn", False)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
-    number: int = tensor.untyped_storage()._cdata
-    return number
-
-
-def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of a layer, its padding included, with another weight and no bias."""
-    product: Tensor = layer._conv_forward(inputs, weight, None)
-    return product
-
-
-def _is_exporting() -> bool:
-    return torch.compiler._is_exporting_flag
-
-
-is_exporting: Callable[[], bool] = _legacy.is_exporting if _legacy.NEEDED else _is_exporting
-
-
-def _is_symbolic() -> bool:
-    return _symbolic_trace.is_fx_tracing() and not torch.compiler.is_compiling()
-
-
-_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-# In newer versions of torch the old function logs a warning, and the same is there as one.
-_is_fx_tracing: Callable[[], bool] = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _is_symbolic)
-
-
-def is_traced() -> bool:
-    """Whether an export or a tracer records what runs; `torch.compile` does not count."""
-    return _is_jit_tracing() or is_exporting() or _is_fx_tracing()

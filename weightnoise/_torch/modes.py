@@ -1,0 +1,69 @@
+"""What torch is doing around an operation, and whether a tensor is what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, nn.Parameter)
+_STRIDED = torch.strided
+
+
+def sees_operations() -> bool:
+    """Whether a dispatch mode sees every operation: fake tensors, tracing, counters, selective checkpoints."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def in_transform() -> bool:
+    """Whether a transformation of `torch.func` is running: tensors may be other than they look."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_dual_level() -> bool:
+    """Whether forward-mode differentiation is on, outside of `torch.func`: tensors may carry tangents."""
+    return forward_ad._current_level >= 0
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its memory and nothing else: numbers side by side, which mean what they say.
+
+    No subclass, whose numbers may be elsewhere; no other layout; not the negative of what its memory holds; and
+    neither one that functionalization has wrapped nor one of zeros that have no memory.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is _STRIDED
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and (tensor.data_ptr() != 0 or not (torch._is_functional_tensor(tensor) or tensor._is_zerotensor()))
+    )
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward: a forward in it is a recomputation."""
+    return _graph_task() != -1
+
+
+def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The innermost saved-tensor hooks that are open; None where there are none, and where torch does not tell."""
+    hooks = _top_hooks(True)
+    return None if hooks is _UNKNOWN else hooks
+
+
+def may_be_in_checkpoint() -> bool:
+    """Whether this thread may be in a checkpointed region; cheap, and yes more often than it is."""
+    # A backward; hooks, as a checkpoint has; the forward of an autograd Function, as a reentrant checkpoint is.
+    return _graph_task() != -1 or _top_hooks(True) is not None or not _forward_mode()
+
+
+_UNKNOWN: Any = object()
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id
+_forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled
+# torch 2.6 does not tell: there may be hooks.
+_top_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: _UNKNOWN
+)
