@@ -132,6 +132,6 @@ def own_activation_noises(module: nn.Module) -> list[ActivationNoise]:
 
 def activation_noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, ActivationNoise]]:
     """Each activation noise of the model: the full name of its module, the module, and the noise."""
-    for node in walk(model):
+    for node in walk(model, most_names=1):
         for noise in own_activation_noises(node.module):
             yield node.names[0], node.module, noise

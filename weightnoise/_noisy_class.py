@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
 import weakref
 from collections.abc import Callable
@@ -25,6 +26,14 @@ SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
     "`weightnoise.remove_weight_noise(model)` first."
 )
+
+
+# The classes that somebody uses. Weak, and no key refers to a class strongly: a class may belong to one module,
+# as those do that torch makes for weight_norm, and holds on to all that hangs on it. An id is that of one base
+# alone, since a noisy class keeps its base.
+_NOISY: weakref.WeakValueDictionary[tuple[int, tuple[str, ...]], type[nn.Module]] = weakref.WeakValueDictionary()
+_ON_TOP: weakref.WeakKeyDictionary[type[nn.Module], weakref.ref[type[nn.Module]]] = weakref.WeakKeyDictionary()
+_MAKING = threading.RLock()  # Two threads must not make a class each.
 
 
 class NoisyMeta(type):
@@ -105,14 +114,18 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
     return forward
 
 
-@functools.cache
 def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """The class of a noisy module of class ``base``, shared by all of the same names.
 
     Shared, so that a model of equal blocks is compiled once and not once per block; never edited
     to take noise off, so that one module's removal cannot break another.
     """
-    return make_noisy_class(base, names)
+    key = id(base), names
+    with _MAKING:
+        made = _NOISY.get(key)
+        if made is None:
+            made = _NOISY[key] = make_noisy_class(base, names)
+    return made
 
 
 def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
@@ -159,15 +172,20 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
 
 def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class without noise; what `fully_shard` has put on top of a noisy class stays on top."""
-    return _make_clean_class(cls)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     if "_clean_class" in vars(cls):
         return clean_class(cls._clean_class)  # type: ignore[attr-defined]
     if not isinstance(cls, NoisyMeta):
         return cls
+    with _MAKING:
+        found = _ON_TOP.get(cls)
+        made = None if found is None else found()
+        if made is None:
+            made = _make_clean_class(cls)
+            _ON_TOP[cls] = weakref.ref(made)
+    return made
+
+
+def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     bases = tuple(map(clean_class, cls.__bases__))
     body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     name = cls.__name__.replace("Parametrized", "", 1)
@@ -186,7 +204,7 @@ def blank(cls: type[nn.Module]) -> nn.Module:
 
 def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """An empty noisy module, for `copy` and `pickle` to fill."""
-    return blank(noisy_class(base, names))  # type: ignore[arg-type]
+    return blank(noisy_class(base, names))
 
 
 def adopt(owner: nn.Module) -> None:

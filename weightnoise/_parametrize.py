@@ -120,7 +120,7 @@ def _detach(
 
 def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
     """Each noise on the model: the full clean name of its parameter, the owner, and the noise."""
-    for node in walk(model):
+    for node in walk(model, most_names=1):
         for name, noise in own_noises(node.module):
             yield node.prefixes[0] + name, node.module, noise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
 from torch import nn
@@ -13,13 +13,16 @@ from weightnoise._errors import NoMatchError, SpecError, WeightNoiseError
 
 Key: TypeAlias = str | type[nn.Module]
 
+_COMPARED = 10_000  # Names with a mistaken one, which takes long.
+MOST_NAMES = 1000  # Of one module. Modules that are shared level by level have exponentially many.
+
 
 class Named(Protocol):
     """A parameter or a module: its full clean names, and the module whose class counts."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every full clean name."""
+        """Every full clean name, or the first `MOST_NAMES`."""
 
     @property
     def owner(self) -> nn.Module:
@@ -47,7 +50,28 @@ def choose(
             problems.append(no_match(key, items, noun))
         elif not won[key]:
             problems.append(_shadowed(key, winner[id(found[0])]))
+    problems += _too_many_names(matched, items)
     return won
+
+
+def _too_many_names(matched: Mapping[Key, Sequence[NamedT]], items: Sequence[NamedT]) -> list[NoMatchError]:
+    """An error for each pattern that may fit a name which is not among those that are looked at."""
+    unsure: dict[str, str] = {}
+    for item in items:
+        if len(item.names) < MOST_NAMES:
+            continue
+        for key, found in matched.items():
+            if any(other is item for other in found):
+                break
+            if isinstance(key, str):
+                unsure.setdefault(key, item.names[0])
+    return [
+        NoMatchError(
+            f"{label(key)} fits none of the first {MOST_NAMES} names of '{name}', which has more, as what is "
+            "shared within shared modules has. Choose by a class or a function, or by a pattern that fits one."
+        )
+        for key, name in unsure.items()
+    ]
 
 
 def is_key(key: object, problems: list[WeightNoiseError]) -> bool:
@@ -89,7 +113,7 @@ def no_match(key: Key, items: Collection[Named], noun: str) -> NoMatchError:
                 f"{label(key)} owns no parameter of the model. Classes that do: {', '.join(classes)}."
             )
         return NoMatchError(f"{label(key)} matches no module. Classes in the model: {', '.join(classes)}.")
-    names = [name for item in items for name in item.names if name]
+    names = [name for item in items for name in item.names if name][:_COMPARED]
     closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
     nothing = f"none, the model has no {noun}s" + (" but itself, ''" if noun == "module" else "")
     return NoMatchError(f"{label(key)} matches no {noun}. Closest names: {listed(closest) or nothing}.")

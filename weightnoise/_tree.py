@@ -1,4 +1,4 @@
-"""Walking a model: every module once, with all the names it goes by."""
+"""Walking a model: every module once, with the names it goes by."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from weightnoise._patterns import MOST_NAMES
+
 
 @dataclass
 class Node:
-    """A module of the model, and the prefixes under which the model reaches it."""
+    """A module of the model, and the prefixes under which the model reaches it: `MOST_NAMES` of them at most."""
 
     module: nn.Module
     prefixes: list[str] = field(default_factory=list)
@@ -62,16 +64,24 @@ def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
     return children(holder) if isinstance(holder, nn.ModuleDict) else {}
 
 
-def walk(model: nn.Module) -> list[Node]:
-    """Every module once, in the order of `nn.Module.modules`, without torch's parametrizations."""
+def walk(model: nn.Module, most_names: int = MOST_NAMES) -> list[Node]:
+    """Every module once, in the order of `nn.Module.modules`, without torch's parametrizations.
+
+    A model of d levels that each hold the next one twice has 2^d names for the last. So a module is looked
+    into once for each of its first ``most_names`` names, and no further: the time is linear in the modules.
+    """
     nodes: dict[int, Node] = {}
-    _visit(unwrap(model), "", nodes)
+    _visit(unwrap(model), "", nodes, most_names)
     return list(nodes.values())
 
 
-def _visit(module: nn.Module, prefix: str, nodes: dict[int, Node], path: tuple[nn.Module, ...] = ()) -> None:
+def _visit(
+    module: nn.Module, prefix: str, nodes: dict[int, Node], most: int, path: tuple[nn.Module, ...] = ()
+) -> None:
     node = nodes.setdefault(id(module), Node(module))
+    if len(node.prefixes) >= most:
+        return
     node.prefixes.append(prefix)
     for name, child in children(module).items():
         if (name != "parametrizations" or not parametrizations(module)) and child not in path:
-            _visit(child, f"{prefix}{name}.", nodes, (*path, module))
+            _visit(child, f"{prefix}{name}.", nodes, most, (*path, module))
