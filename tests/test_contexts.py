@@ -49,7 +49,7 @@ def test_no_noise_on_a_submodule_switches_only_that_part() -> None:
 
 @pytest.mark.parametrize("context", [wn.no_noise, wn.hold_noise, wn.force_noise, lambda m: wn.scale_noise(m, 2.0)])
 def test_contexts_are_decorators_reenter_and_restore_after_any_exception(
-    context: Callable[[nn.Module], wn._contexts.NoiseContext],
+    context: Callable[[nn.Module], wn._noise_context.NoiseContext],
 ) -> None:
     model = make()
     noise = model.parametrizations.weight[0]
@@ -227,7 +227,7 @@ def test_hold_options_are_checked(options: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("context", [wn.hold_noise, wn.force_noise, lambda model: wn.scale_noise(model, 2.0)])
-def test_contexts_that_need_noise_say_so(context: Callable[[nn.Module], wn._contexts.NoiseContext]) -> None:
+def test_contexts_that_need_noise_say_so(context: Callable[[nn.Module], wn._noise_context.NoiseContext]) -> None:
     with pytest.raises(wn.NotNoisyError, match="Call add_weight_noise"), context(nn.Linear(2, 2)):
         pass
 

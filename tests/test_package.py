@@ -48,6 +48,8 @@ ORDER = [
     "_select",
     "_plan",
     "_weights",
+    "_decorating",
+    "_noise_context",
     "_contexts",
     "_activations",
     "_schedules",

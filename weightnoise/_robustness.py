@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from weightnoise import _random
-from weightnoise._contexts import NoiseContext, force_noise, hold_noise, scale_noise
+from weightnoise._contexts import force_noise, hold_noise, scale_noise
 from weightnoise._engine import engine
 from weightnoise._errors import NotVectorizedWarning, SpecError
 from weightnoise._metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
+from weightnoise._noise_context import NoiseContext
 from weightnoise._parametrize import every_noise, noises
 from weightnoise._progress import progress_bar
 from weightnoise._report import RobustnessReport, stack
