@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import weightnoise as wn
 from tests.cases import CASES, LAWS
 from tests.reference import clean_weights, held_weights
+from weightnoise._noise.context import NoiseContext
 
 
 def make() -> nn.Linear:
@@ -49,7 +50,7 @@ def test_no_noise_on_a_submodule_switches_only_that_part() -> None:
 
 @pytest.mark.parametrize("context", [wn.no_noise, wn.hold_noise, wn.force_noise, lambda m: wn.scale_noise(m, 2.0)])
 def test_contexts_are_decorators_reenter_and_restore_after_any_exception(
-    context: Callable[[nn.Module], wn._contexts.NoiseContext],
+    context: Callable[[nn.Module], NoiseContext],
 ) -> None:
     model = make()
     noise = model.parametrizations.weight[0]
@@ -227,7 +228,7 @@ def test_hold_options_are_checked(options: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("context", [wn.hold_noise, wn.force_noise, lambda model: wn.scale_noise(model, 2.0)])
-def test_contexts_that_need_noise_say_so(context: Callable[[nn.Module], wn._contexts.NoiseContext]) -> None:
+def test_contexts_that_need_noise_say_so(context: Callable[[nn.Module], NoiseContext]) -> None:
     with pytest.raises(wn.NotNoisyError, match="Call add_weight_noise"), context(nn.Linear(2, 2)):
         pass
 

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import LAWS
+from weightnoise._noise.context import NoiseContext
 from weightnoise._noise.control import When
 
 
@@ -26,7 +27,7 @@ class Life(RuleBasedStateMachine):
         self.model: nn.Module = nn.Sequential(
             nn.Linear(3, 3), parametrizations.weight_norm(middle) if normed else middle, nn.GRU(3, 3)
         )
-        self.open: list[tuple[str, wn._contexts.NoiseContext]] = []
+        self.open: list[tuple[str, NoiseContext]] = []
         self.classes = [type(module) for module in self._modules()]
         self.names = [name for name, _ in self.model.named_parameters()]
         self.parameters = list(self.model.parameters())

@@ -1,96 +1,26 @@
 """Contexts that switch, hold and scale the noise of a model.
 
-All four are of one kind: while one is open, its say lies on every noise of the model. What holds
-is worked out from all that are open, so they nest and close in any order.
+All four are of one kind, `NoiseContext`, and differ in what they say about each noise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ContextDecorator
+from collections.abc import Iterable
 from itertools import chain
-from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from weightnoise._attach.attach import every_noise, noises
-from weightnoise._attach.hook import ActivationNoise, activation_noises
-from weightnoise._errors import NotNoisyError, SpecError
+from weightnoise._attach.hook import activation_noises
+from weightnoise._errors import NotNoisyError
+from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Settings
 from weightnoise._noise.control import HeldDraw, Setting
-from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import clean_tensor
-from weightnoise.laws import factor_problem_of
 
 T = TypeVar("T")
-AnyNoise: TypeAlias = WeightNoise | ActivationNoise
-
-
-class NoiseContext(ContextDecorator):
-    """A context manager, also usable as a decorator; it may be entered again while it is open.
-
-    The noises are looked up on entry, so a context may be made before noise is added.
-    """
-
-    def __init__(self, open_settings: Callable[[], list[tuple[AnyNoise, Setting]]]) -> None:
-        self._open_settings = open_settings
-        self._opened: list[list[tuple[AnyNoise, Setting]]] = []
-
-    def __enter__(self) -> Self:
-        settings = self._open_settings()
-        try:
-            _open(settings)
-            self._opened.append(settings)
-            return self
-        except BaseException:
-            _close(settings)
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        opened = self._opened.pop()
-        try:
-            _close(opened)
-        except BaseException:  # An interrupt half-way: noise must not stay switched.
-            _close(opened)
-            raise
-
-
-class HeldNoise(NoiseContext):
-    """What `hold_noise` returns; inside, `reset` puts another draw in place."""
-
-    def __init__(self, model: nn.Module, seed: int | None, sign: int) -> None:
-        self._resets = 0
-
-        def open_settings(resets: int = 0) -> list[tuple[AnyNoise, Setting]]:
-            own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
-            return held_settings(model, own, sign)
-
-        super().__init__(open_settings)
-        self._reopen = open_settings
-
-    def __enter__(self) -> Self:
-        self._resets = 0
-        return super().__enter__()
-
-    def reset(self) -> None:
-        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
-        if not self._opened:
-            raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
-        opened = self._reopen(self._resets + 1)
-        mine = self._opened[-1]
-        before = list(mine)
-        mine += opened  # So that leaving closes them all, whatever happens here.
-        _open(opened)
-        _close(before)
-        mine[:] = opened
-        self._resets += 1
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -191,32 +121,24 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
         raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
     if isinstance(sign, bool) or sign not in (1, -1):
         raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
-    return HeldNoise(model, seed, sign)
+
+    def open_settings(resets: int) -> Settings:
+        own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
+        return held_settings(model, own, sign)
+
+    return HeldNoise(open_settings)
 
 
-def _on_each(found: Iterable[AnyNoise], setting: Setting) -> list[tuple[AnyNoise, Setting]]:
+def _on_each(found: Iterable[AnyNoise], setting: Setting) -> Settings:
     """One setting on all noises: one for each entry of a context, which may be entered again while it is open."""
     return [(noise, setting) for noise in found]
 
 
-def _open(settings: list[tuple[AnyNoise, Setting]]) -> None:
-    for noise, setting in settings:
-        noise.switch.push(setting)
-    problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
-    if problems.keys() - {None}:
-        raise SpecError(*(f"{problem}." for problem in problems if problem))
-
-
-def _close(settings: list[tuple[AnyNoise, Setting]]) -> None:
-    for noise, setting in settings:
-        noise.switch.pull(setting)
-
-
-def held_settings(model: nn.Module, seed: int | None, sign: int) -> list[tuple[AnyNoise, Setting]]:
+def held_settings(model: nn.Module, seed: int | None, sign: int) -> Settings:
     """What `hold_noise` lays on each noise of the model, its draws made."""
     some(every_noise(model))
     draws: dict[tuple[object, str], HeldDraw] = {}
-    opened: list[tuple[AnyNoise, Setting]] = []
+    opened: Settings = []
     for name, owner, noise in noises(model):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.

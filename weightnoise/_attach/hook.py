@@ -78,7 +78,6 @@ class ActivationNoise:
                 f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
                 "smaller batch), open a hold for each shape, or call reset() on it."
             )
-        held.shape = value.shape
         return held.take(law, value)
 
     def _replace(self, value: Any, noisy: Any) -> Any:

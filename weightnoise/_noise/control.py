@@ -19,6 +19,12 @@ from weightnoise.laws import Noise
 When: TypeAlias = Literal["always", "training"]
 
 
+def drawing_alone() -> AbstractContextManager[Any]:
+    """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
+    # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
+    return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
+
+
 @dataclass(eq=False)
 class HeldDraw:
     """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
@@ -32,24 +38,30 @@ class HeldDraw:
 
     def make_key(self) -> None:
         """Make what the noise of the examples is a function of."""
-        if self.key is None:
-            own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
-            self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
+        with drawing_alone():
+            if self.key is None:
+                own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
+                self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
     def take(self, law: Noise, weight: Tensor) -> Any:
         """The held draw, made when it is first asked for."""
         if not self.drawn:
-            self.drawn = True
-            own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-            with own, torch.no_grad():
-                self.noise = law.draw(weight)
-            self.shape = weight.shape
-        elif self.shape is not None and self.shape != weight.shape:
+            with drawing_alone():
+                if not self.drawn:
+                    self._draw(law, weight)
+        if self.shape is not None and self.shape != weight.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
                 f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
             )
         return self.noise
+
+    def _draw(self, law: Noise, weight: Tensor) -> None:
+        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
+        with own, torch.no_grad():
+            noise = law.draw(weight)
+        self.noise, self.shape = noise, weight.shape
+        self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +117,11 @@ class Switch:
 
     def schedule(self, factor: float, device: torch.device) -> None:
         """Multiply the strength by ``factor`` until the next call."""
-        if self._schedule is None or self._schedule.device != device:
-            with torch.inference_mode(False):  # Else no later step could write into it.
-                self._schedule = torch.empty((), dtype=torch.float32, device=device)
-        self._schedule.fill_(factor)
         with self._alone():
+            if self._schedule is None or self._schedule.device != device:
+                with torch.inference_mode(False):  # Else no later step could write into it.
+                    self._schedule = torch.full((), float(factor), dtype=torch.float32, device=device)
+            self._schedule.fill_(factor)
             self.scheduled = factor
             self._settle()
 

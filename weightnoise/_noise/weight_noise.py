@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
-from weightnoise._noise.control import Switch, When
+from weightnoise._noise.control import Switch, When, drawing_alone
 from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._noise.recompute import Recipe, Recomputed
 from weightnoise._random import draws as _random
@@ -20,7 +20,7 @@ from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import may_be_in_checkpoint
-from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, redraw
+from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, moved, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -201,12 +201,14 @@ class WeightNoise(nn.Module):
 
     def _redraw(self, weight: Tensor) -> Any:
         if isinstance(self.frozen, str):
-            self.frozen = freeze(self.law, weight, self.name)
+            with drawing_alone():
+                if isinstance(self.frozen, str):
+                    self.frozen = freeze(self.law, weight, self.name)
         return redraw(self.law, weight, self.frozen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.frozen = _moved(self.frozen, fn)
+        self.frozen = moved(self.frozen, fn)
         return self
 
     def _load_from_state_dict(
@@ -260,13 +262,6 @@ def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
 
 def _key(weight: Tensor) -> Key:
     return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
-
-
-def _moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
-    if isinstance(draw, tuple):
-        return tuple(_moved(part, fn) for part in draw)
-    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def is_dtensor(weight: object) -> bool:

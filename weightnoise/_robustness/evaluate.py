@@ -15,8 +15,9 @@ from torch import nn
 
 from weightnoise._attach.attach import every_noise, noises
 from weightnoise._checks import check_count, check_strength
-from weightnoise._contexts import NoiseContext, force_noise, hold_noise, scale_noise
+from weightnoise._contexts import force_noise, hold_noise, scale_noise
 from weightnoise._errors import NotVectorizedWarning, SpecError
+from weightnoise._noise.context import NoiseContext
 from weightnoise._noise.control import Setting
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from weightnoise._attach.hook import ActivationNoise
-from weightnoise._contexts import NoiseContext, held_settings
+from weightnoise._contexts import held_settings
+from weightnoise._noise.context import NoiseContext
 from weightnoise._noise.control import HeldDraw, Setting
 
 _ELEMENTS = 2**24  # Of all draws that are stacked at a time: 64 MiB in float32.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -152,6 +152,13 @@ def redraw(law: Noise, weight: Tensor, frozen: Any) -> Any:
         return law.draw(weight)
     own = getattr(law, "redraw", None)
     return frozen if own is None else own(weight, frozen)
+
+
+def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""What a context on the noise of a model is: entered, left, entered again, and around functions.
+
+While one is open, its say lies on every noise of the model. What holds is worked out from all that are open, so
+they nest and close in any order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias, TypeVar
+
+import torch
+
+from weightnoise._errors import SpecError
+from weightnoise._noise.control import Setting, Switch
+from weightnoise._noise.decorating import decorated
+from weightnoise.laws import Noise, factor_problem_of
+
+
+class AnyNoise(Protocol):
+    """Noise on a weight or on activations."""
+
+    law: Noise
+    switch: Switch
+
+
+Settings: TypeAlias = list[tuple[AnyNoise, Setting]]
+FunctionT = TypeVar("FunctionT")
+
+
+@dataclass(eq=False)
+class Entry:
+    """What one entry of a context has laid on the noises.
+
+    Attributes:
+        settings: for each noise, what the context says about it.
+        thread: who entered.
+        resets: how often a hold has drawn anew.
+    """
+
+    settings: Settings
+    thread: int = 0
+    resets: int = 0
+
+
+class NoiseContext:
+    """A context manager, also usable as a decorator; it may be entered again while it is open.
+
+    The noises are looked up on entry, so a context may be made before noise is added. Around a generator or an
+    asynchronous function it is open while the body runs, and not while that waits; each call is one entry, so
+    that its draw is held from beginning to end.
+    """
+
+    def __init__(self, open_settings: Callable[[], Settings]) -> None:
+        self._open_settings = open_settings
+        self._entries: list[Entry] = []
+
+    def __enter__(self) -> Self:
+        self._lay(Entry(self._open_settings()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lift(self._latest())
+
+    def __call__(self, function: FunctionT) -> FunctionT:
+        """The function, method or coroutine function with its body inside the context."""
+        return decorated(function, lambda: _OfOneCall(self))
+
+    def _lay(self, entry: Entry) -> None:
+        entry.thread = _thread()
+        try:
+            _open(entry.settings)
+            self._entries.append(entry)
+        except BaseException:
+            _close(entry.settings)
+            raise
+
+    def _lift(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        try:
+            _close(entry.settings)
+        except BaseException:  # An interrupt half-way: noise must not stay switched.
+            _close(entry.settings)
+            raise
+
+    def _latest(self) -> Entry:
+        """The innermost entry of this thread; the innermost of all where another thread leaves for it."""
+        thread = _thread()
+        for entry in reversed(self._entries):
+            if entry.thread == thread:
+                return entry
+        return self._entries[-1]
+
+
+class _OfOneCall:
+    """A context around one call of a function, entered again with the same settings whenever its body goes on."""
+
+    def __init__(self, context: NoiseContext) -> None:
+        self._context = context
+        self._entry: Entry | None = None
+
+    def __enter__(self) -> None:
+        if self._entry is None:
+            self._entry = Entry(self._context._open_settings())
+        self._context._lay(self._entry)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._entry is not None:
+            self._context._lift(self._entry)
+
+
+class HeldNoise(NoiseContext):
+    """What `hold_noise` returns; inside, `reset` puts another draw in place."""
+
+    def __init__(self, open_settings: Callable[[int], Settings]) -> None:
+        super().__init__(lambda: open_settings(0))
+        self._reopen = open_settings
+
+    def reset(self) -> None:
+        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
+        if not self._entries:
+            raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
+        entry = self._latest()
+        opened = self._reopen(entry.resets + 1)
+        before = entry.settings
+        entry.settings = [*before, *opened]  # So that leaving closes them all, whatever happens here.
+        _open(opened)
+        _close(before)
+        entry.settings = opened
+        entry.resets += 1
+
+
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()  # Dynamo knows no threads.
+
+
+def _open(settings: Settings) -> None:
+    for noise, setting in settings:
+        noise.switch.push(setting)
+    problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
+    if problems.keys() - {None}:
+        raise SpecError(*(f"{problem}." for problem in problems if problem))
+
+
+def _close(settings: Settings) -> None:
+    for noise, setting in settings:
+        noise.switch.pull(setting)
