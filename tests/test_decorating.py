@@ -38,10 +38,11 @@ CONTEXTS: dict[str, Callable[[nn.Module], wn._noise_context.NoiseContext]] = {
     "scale_noise": lambda model: wn.scale_noise(model, 2.0),
     "force_noise": wn.force_noise,
 }
+Context = wn._noise_context.NoiseContext
 Reads = list[tuple[Any, ...]]
 
 
-def plain(model: nn.Module, reads: Reads, context: Any) -> Any:
+def plain(model: nn.Module, reads: Reads, context: Context) -> Any:
     @context
     def function() -> None:
         reads.append(shown(model))
@@ -49,7 +50,7 @@ def plain(model: nn.Module, reads: Reads, context: Any) -> Any:
     return function
 
 
-def method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def method(model: nn.Module, reads: Reads, context: Context) -> Any:
     class Own:
         @context
         def function(self) -> None:
@@ -58,7 +59,7 @@ def method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own().function
 
 
-def static_method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def static_method(model: nn.Module, reads: Reads, context: Context) -> Any:
     class Own:
         @context
         @staticmethod
@@ -68,7 +69,7 @@ def static_method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own().function
 
 
-def class_method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def class_method(model: nn.Module, reads: Reads, context: Context) -> Any:
     class Own:
         @context
         @classmethod
@@ -79,7 +80,7 @@ def class_method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own.function
 
 
-def generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def generator(model: nn.Module, reads: Reads, context: Context) -> Any:
     @context
     def function() -> Iterator[int]:
         for _ in range(2):
@@ -90,21 +91,22 @@ def generator(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: list(function())
 
 
-def hidden_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
-    function = context(lambda: (reads.append(shown(model)) for _ in range(2)))
+def hidden_generator(model: nn.Module, reads: Reads, context: Context) -> Any:
+    function = context(lambda: (reads.append(shown(model)) for _ in range(2)))  # type: ignore[func-returns-value]
     return lambda: list(function())
 
 
-def partial_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def partial_generator(model: nn.Module, reads: Reads, context: Context) -> Any:
     def function(times: int) -> Iterator[None]:
         for _ in range(times):
-            yield reads.append(shown(model))
+            reads.append(shown(model))
+            yield
 
     decorated = context(functools.partial(function, 2))
     return lambda: list(decorated())
 
 
-def coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
+def coroutine(model: nn.Module, reads: Reads, context: Context) -> Any:
     @context
     async def function() -> None:
         reads.append(shown(model))
@@ -114,7 +116,7 @@ def coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(function())
 
 
-def hidden_coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
+def hidden_coroutine(model: nn.Module, reads: Reads, context: Context) -> Any:
     async def function() -> None:
         await asyncio.sleep(0)
         reads.append(shown(model))
@@ -123,7 +125,7 @@ def hidden_coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(decorated())
 
 
-def async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def async_generator(model: nn.Module, reads: Reads, context: Context) -> Any:
     @context
     async def function() -> AsyncGenerator[int, None]:
         reads.append(shown(model))
@@ -137,9 +139,10 @@ def async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(run())
 
 
-def hidden_async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def hidden_async_generator(model: nn.Module, reads: Reads, context: Context) -> Any:
     async def function() -> AsyncGenerator[None, None]:
-        yield reads.append(shown(model))
+        reads.append(shown(model))
+        yield
 
     async def run() -> None:
         assert [value async for value in context(lambda: function())()] == [None]
@@ -174,7 +177,7 @@ def test_a_generator_holds_one_draw_while_others_read_afresh(size: int) -> None:
     model = make(size).train()
 
     @wn.hold_noise(model)
-    def reads() -> Iterator[Tensor]:
+    def reads() -> Generator[Tensor]:
         while True:
             yield model.weight.detach()
 
@@ -288,7 +291,7 @@ def test_tasks_take_turns() -> None:
         await asyncio.sleep(0)
         return not torch.equal(model.weight, model.weight)
 
-    async def run() -> list[Any]:
+    async def run() -> tuple[Any, ...]:
         return await asyncio.gather(held(), held(), off(), fresh())
 
     one, other, was_off, was_fresh = asyncio.run(run())

@@ -47,6 +47,7 @@ ORDER = [
     "_slots",
     "_select",
     "_plan",
+    "_writing",
     "_weights",
     "_decorating",
     "_noise_context",

@@ -14,7 +14,7 @@ from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
 from weightnoise._export import refuse_export
 from weightnoise._switch import Switch, When
 from weightnoise._tree import walk
-from weightnoise.laws import Noise, law_at
+from weightnoise.laws import Noise, guarded, law_at
 
 At: TypeAlias = Literal["output", "input"]
 
@@ -26,6 +26,7 @@ class ActivationNoise:
         self.law = law
         self.name = name
         self.at = at
+        self.handed = guarded(law, self._place())  # What is called with tensors.
         self.switch = Switch(when)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
@@ -47,10 +48,10 @@ class ActivationNoise:
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
                 "on the output of a module, or on the weights."
             )
-        law = self.law
+        law: Noise = self.handed
         if hasattr(law, "at"):
             with quiet(module):
-                law = law_at(law, module, inputs)
+                law = guarded(law_at(law, module, inputs), self._place())
         noise = self._draw(law, value)
         switch = self.switch
         factor = switch.compiled_factor() if torch.compiler.is_compiling() else switch.factor

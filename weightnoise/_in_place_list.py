@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightnoise._errors import UnsupportedParameterError
-from weightnoise._noise_module import WeightNoise, is_dtensor
+from weightnoise._noise_module import WeightNoise
+from weightnoise._private import is_dtensor
 from weightnoise._tree import is_fully_sharded
 
 TENSOR_PARALLEL = (

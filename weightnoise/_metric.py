@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NondeterministicMetricWarning
-from weightnoise._noise_module import is_dtensor
+from weightnoise._private import is_dtensor
 from weightnoise._tree import unwrap
 
 Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]

@@ -14,10 +14,11 @@ from weightnoise import _engine, _random
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._export import refuse_export
 from weightnoise._gradients import CleanRow, Identity
+from weightnoise._private import is_dtensor
 from weightnoise._recompute import Recipe, Recomputed
 from weightnoise._scope import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._switch import Switch, When, drawing_alone
-from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, moved, redraw
+from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, is_straight_through, moved, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -43,7 +44,6 @@ class WeightNoise(nn.Module):
         memory: Memory = "keep",
     ) -> None:
         super().__init__()
-        self.law = law
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
         self.scope = scope
@@ -53,15 +53,27 @@ class WeightNoise(nn.Module):
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
-        self.takes_keys: bool = getattr(law, "takes_keys", False)
+        self.law = law
         self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
+
+    @property
+    def law(self) -> Any:
+        """The law, as it stands in the spec."""
+        return self._law
+
+    @law.setter
+    def law(self, law: Noise) -> None:
+        self._law = law
+        self.handed = guarded(law, f"parameter '{self.name}'")  # What is called with a weight.
+        # A subclass of a law that takes keys may apply its draw in another way.
+        self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
 
     def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.frozen = _PENDING if weight.is_meta else freeze(self.law, weight, self.name)
+        self.frozen = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
         if strengths or self.frozen is not None:
             self.made_for = weight.shape
 
@@ -119,11 +131,11 @@ class WeightNoise(nn.Module):
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
-            noisy: Tensor = self.law.apply_key(weight, noise.number, factor)  # type: ignore[attr-defined]
+            noisy: Tensor = self.handed.apply_key(weight, noise.number, factor)
         elif self.strength_names:
-            noisy = apply_law(self.law, weight, noise, factor, self.strengths())
+            noisy = apply_law(self.handed, weight, noise, factor, self.strengths())
         else:
-            noisy = self.law.apply(weight, noise, factor)
+            noisy = self.handed.apply(weight, noise, factor)
         if self.clean_row is None:
             return noisy
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
@@ -165,19 +177,19 @@ class WeightNoise(nn.Module):
             )
         held = self.switch.held
         if held is not None:
-            return held.take(self.law, weight)
+            return held.take(self.handed, weight)
         if self.fuses(weight):
             return _key(weight)
         if self.memory == "recompute" and not torch.compiler.is_compiling():
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
-        return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+        return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
         with _random.seeded(seed, weight.device), torch.no_grad():
-            return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+            return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def fuses(self, weight: Tensor) -> bool:
         """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
@@ -187,8 +199,8 @@ class WeightNoise(nn.Module):
         if isinstance(self.frozen, str):
             with drawing_alone():
                 if isinstance(self.frozen, str):
-                    self.frozen = freeze(self.law, weight, self.name)
-        return redraw(self.law, weight, self.frozen)
+                    self.frozen = freeze(self.handed, weight, self.name)
+        return redraw(self.handed, weight, self.frozen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -246,9 +258,3 @@ def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
 
 def _key(weight: Tensor) -> Key:
     return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
-
-
-def is_dtensor(weight: object) -> bool:
-    """Whether it is a tensor over several processes."""
-    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
-    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")

@@ -33,6 +33,12 @@ def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any
     return None if ask is None else ask(True)
 
 
+def is_dtensor(weight: object) -> bool:
+    """Whether it is a tensor over several processes."""
+    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
+    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
 def storage_of(tensor: Tensor) -> int:
     """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
     number: int = tensor.untyped_storage()._cdata

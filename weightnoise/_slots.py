@@ -13,7 +13,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._in_place_list import TENSOR_PARALLEL, InPlaceList
-from weightnoise._noise_module import WeightNoise, is_dtensor
+from weightnoise._noise_module import WeightNoise
+from weightnoise._private import is_dtensor
 from weightnoise._tree import children, is_fully_sharded, parametrizations, walk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
