@@ -41,6 +41,7 @@ ORDER = [
     "_estimators",
     "_lookup",
     "_recurrent",
+    "_containers",
     "_in_place_list",
     "_noisy_class",
     "_parametrize",

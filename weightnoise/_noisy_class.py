@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from weightnoise._attachment import Attachment, in_scope, quiet
+from weightnoise._containers import container_overrides
 from weightnoise._errors import ExportError
 from weightnoise._estimators import forward_per_example
 from weightnoise._in_place_list import InPlaceList
@@ -165,6 +166,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, quiet)
+    body |= container_overrides(base, quiet)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
     noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
     return noisy
