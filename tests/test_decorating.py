@@ -39,10 +39,11 @@ CONTEXTS: dict[str, Callable[[nn.Module], NoiseContext]] = {
     "scale_noise": lambda model: wn.scale_noise(model, 2.0),
     "force_noise": wn.force_noise,
 }
+
 Reads = list[tuple[Any, ...]]
 
 
-def plain(model: nn.Module, reads: Reads, context: Any) -> Any:
+def plain(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     @context
     def function() -> None:
         reads.append(shown(model))
@@ -50,7 +51,7 @@ def plain(model: nn.Module, reads: Reads, context: Any) -> Any:
     return function
 
 
-def method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def method(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     class Own:
         @context
         def function(self) -> None:
@@ -59,7 +60,7 @@ def method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own().function
 
 
-def static_method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def static_method(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     class Own:
         @context
         @staticmethod
@@ -69,7 +70,7 @@ def static_method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own().function
 
 
-def class_method(model: nn.Module, reads: Reads, context: Any) -> Any:
+def class_method(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     class Own:
         @context
         @classmethod
@@ -80,7 +81,7 @@ def class_method(model: nn.Module, reads: Reads, context: Any) -> Any:
     return Own.function
 
 
-def generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def generator(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     @context
     def function() -> Iterator[int]:
         for _ in range(2):
@@ -91,21 +92,22 @@ def generator(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: list(function())
 
 
-def hidden_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
-    function = context(lambda: (reads.append(shown(model)) for _ in range(2)))
+def hidden_generator(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
+    function = context(lambda: (reads.append(shown(model)) for _ in range(2)))  # type: ignore[func-returns-value]
     return lambda: list(function())
 
 
-def partial_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def partial_generator(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     def function(times: int) -> Iterator[None]:
         for _ in range(times):
-            yield reads.append(shown(model))
+            reads.append(shown(model))
+            yield
 
     decorated = context(functools.partial(function, 2))
     return lambda: list(decorated())
 
 
-def coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
+def coroutine(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     @context
     async def function() -> None:
         reads.append(shown(model))
@@ -115,7 +117,7 @@ def coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(function())
 
 
-def hidden_coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
+def hidden_coroutine(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     async def function() -> None:
         await asyncio.sleep(0)
         reads.append(shown(model))
@@ -124,7 +126,7 @@ def hidden_coroutine(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(decorated())
 
 
-def async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def async_generator(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     @context
     async def function() -> AsyncGenerator[int, None]:
         reads.append(shown(model))
@@ -138,9 +140,10 @@ def async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
     return lambda: asyncio.run(run())
 
 
-def hidden_async_generator(model: nn.Module, reads: Reads, context: Any) -> Any:
+def hidden_async_generator(model: nn.Module, reads: Reads, context: NoiseContext) -> Any:
     async def function() -> AsyncGenerator[None, None]:
-        yield reads.append(shown(model))
+        reads.append(shown(model))
+        yield
 
     async def run() -> None:
         assert [value async for value in context(lambda: function())()] == [None]
@@ -175,7 +178,7 @@ def test_a_generator_holds_one_draw_while_others_read_afresh(size: int) -> None:
     model = make(size).train()
 
     @wn.hold_noise(model)
-    def reads() -> Iterator[Tensor]:
+    def reads() -> Generator[Tensor]:
         while True:
             yield model.weight.detach()
 
@@ -289,7 +292,7 @@ def test_tasks_take_turns() -> None:
         await asyncio.sleep(0)
         return not torch.equal(model.weight, model.weight)
 
-    async def run() -> list[Any]:
+    async def run() -> tuple[Any, ...]:
         return await asyncio.gather(held(), held(), off(), fresh())
 
     one, other, was_off, was_fresh = asyncio.run(run())

@@ -8,6 +8,7 @@ from torch import nn
 from weightnoise._attach.attach import noises
 from weightnoise._contexts import some
 from weightnoise._errors import UnsupportedParameterError
+from weightnoise._writing import written
 from weightnoise.laws import Clip
 from weightnoise.laws._scale import Per
 
@@ -63,5 +64,6 @@ def clip_weights(
             raise UnsupportedParameterError(f"{clip!r} does not fit parameter '{name}': {reason}.")
         weights[id(weight)] = weight
     with torch.no_grad():
-        for weight in weights.values():
-            weight.copy_(clip.apply(weight, None, 1.0))
+        clipped = [(weight, clip.apply(weight, None, 1.0)) for weight in weights.values()]
+    with written(clipped):
+        pass

@@ -148,7 +148,7 @@ def held_settings(model: nn.Module, seed: int | None, sign: int) -> Settings:
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None:
-            held.take(noise.law, weight)
+            held.take(noise.handed, weight)
         if noise.estimator != "shared":
             held.make_key()
         opened.append((noise, Setting(held=held)))

@@ -9,7 +9,7 @@ from weightnoise._attach.attach import noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._torch.modules import unwrap
-from weightnoise.laws import Chain, Noise, Protect
+from weightnoise.laws import Chain, Noise, Protect, guarded
 
 
 def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -71,7 +71,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
             if isinstance(law, Chain):
                 strengths = law.own(0, strengths)
                 law = law.laws[0]
-            own = getattr(law, "kl_divergence", None)
+            own = getattr(guarded(law, f"parameter '{name}'"), "kl_divergence", None)
             # Uses of a tied weight share what they learn.
             key = id(next(iter(strengths.values()), noise))
             if own is not None and key not in total:

@@ -103,7 +103,7 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
             site.slot.name,
             tuple(site.slot.tensor.shape),
             site.law,
-            effective_std(site.law, site.slot.tensor),
+            effective_std(site.handed, site.slot.tensor),
             site.tied_with,
         )
         for site in sites
@@ -127,7 +127,7 @@ def effective_std(law: Noise, weight: Tensor) -> float | None:
 
 def warn_if_rounded_away(sites: Sequence[Site]) -> None:
     """Warn once, naming every low-precision parameter that would lose most of its noise."""
-    lost = [site.slot.name for site in sites if _rounds_away(site.law, site.slot.tensor)]
+    lost = [site.slot.name for site in sites if _rounds_away(site.handed, site.slot.tensor)]
     if lost:
         listed = ", ".join(map(repr, lost))
         warnings.warn(

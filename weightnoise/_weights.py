@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.attach import attach, attachment, detach, noises
+from weightnoise._attach.noisy_class import own_noises
 from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Scope
-from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise, is_dtensor
+from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._plan import warn_if_rounded_away
 from weightnoise._select.resolve import Site, Spec, resolve
+from weightnoise._torch.modules import is_dtensor
+from weightnoise._writing import written
 from weightnoise.laws import Noise, strengths_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -124,13 +127,11 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
     found = list(noises(model))
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to remove.")
-    if bake:
-        _bake(found)
     own: dict[nn.Module, dict[str, WeightNoise]] = {}
     for _, owner, noise in found:
         own.setdefault(owner, {})[noise.tensor_name] = noise
-    for owner, mine in own.items():
-        detach(owner, mine)
+    with written(_baked(found)) if bake else nullcontext():
+        _detach_all(own)
     return model
 
 
@@ -182,6 +183,19 @@ def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator, memory:
         raise
 
 
+def _detach_all(own: Mapping[nn.Module, Mapping[str, WeightNoise]]) -> None:
+    try:
+        for owner, mine in own.items():
+            detach(owner, mine)
+    except BaseException:
+        for owner, mine in own.items():
+            left = [noise for _, noise in own_noises(owner)]
+            gone = {name: noise for name, noise in mine.items() if noise not in left}
+            if gone:
+                attach(owner, gone)
+        raise
+
+
 def _noise(
     site: Site,
     when: When,
@@ -193,13 +207,14 @@ def _noise(
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     slot = site.slot
     noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row, estimator, memory)
-    initial = strengths_of(site.law, slot.tensor)
+    initial = strengths_of(noise.handed, slot.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.equip(slot.tensor, learned.setdefault((id(slot.source), repr(site.law)), own))
     return noise
 
 
-def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:
+def _baked(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """One draw for each Parameter, all made before any is written."""
     stacked = [name for name, owner, noise in found if noise.tensor_name not in owner._parameters]
     if stacked:
         raise UnsupportedParameterError(
@@ -217,6 +232,4 @@ def _bake(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> None:
         parameter = owner._parameters[noise.tensor_name]
         if parameter is not None and id(parameter) not in samples:
             samples[id(parameter)] = parameter, noise.sample(parameter)
-    with torch.no_grad():
-        for parameter, sample in samples.values():
-            parameter.copy_(sample)
+    return list(samples.values())

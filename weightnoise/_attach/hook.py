@@ -16,7 +16,7 @@ from weightnoise._noise.control import Switch, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import may_be_in_checkpoint
 from weightnoise._torch.modules import walk
-from weightnoise.laws import Noise, law_at
+from weightnoise.laws import Noise, guarded, law_at
 
 At: TypeAlias = Literal["output", "input"]
 
@@ -28,6 +28,7 @@ class ActivationNoise:
         self.law = law
         self.name = name
         self.at = at
+        self.handed = guarded(law, self._place())  # What is called with tensors.
         self.switch = Switch(when)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
@@ -60,10 +61,10 @@ class ActivationNoise:
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
                 "on the output of a module, or on the weights."
             )
-        law = self.law
+        law: Noise = self.handed
         if hasattr(law, "at"):
             with quiet(module):
-                law = law_at(law, module, inputs)
+                law = guarded(law_at(law, module, inputs), self._place())
         noise = self._draw(law, value, control)
         factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
         return law.apply(value, noise, factor)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightnoise._attach.containers import container_overrides
 from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
 from weightnoise._attach.module_noise import Attachment, in_scope, quiet
 from weightnoise._attach.per_example import forward_per_example
@@ -167,6 +168,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, quiet)
+    body |= container_overrides(base, quiet)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
     noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
     return noisy

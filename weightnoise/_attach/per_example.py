@@ -74,7 +74,7 @@ def _add_local(
     noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
 ) -> Tensor:
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
-    deviation = deviation_of(noise.law, weight, noise.strengths())
+    deviation = deviation_of(noise.handed, weight, noise.strengths())
     assert deviation is not None
     variance = _output_variance(layer, inputs.square(), deviation.square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.

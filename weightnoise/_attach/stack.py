@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightnoise._errors import UnsupportedParameterError
-from weightnoise._noise.weight_noise import WeightNoise, is_dtensor
-from weightnoise._torch.modules import is_fully_sharded
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.modules import is_dtensor, is_fully_sharded
 
 TENSOR_PARALLEL = (
     "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "

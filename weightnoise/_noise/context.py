@@ -59,8 +59,7 @@ class NoiseContext:
         self._entries: list[Entry] = []
 
     def __enter__(self) -> Self:
-        self._lay(Entry(self._open_settings()))
-        return self
+        return self._lay(Entry(self._open_settings()))
 
     def __exit__(
         self,
@@ -68,28 +67,33 @@ class NoiseContext:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lift(self._latest())
+        entry = None
+        try:
+            entry = self._latest()
+            self._lift(entry)
+        except BaseException:  # An interrupt half-way: noise must not stay switched.
+            self._lift(entry or self._latest())
+            raise
 
     def __call__(self, function: FunctionT) -> FunctionT:
         """The function, method or coroutine function with its body inside the context."""
         return decorated(function, lambda: _OfOneCall(self))
 
-    def _lay(self, entry: Entry) -> None:
+    def _lay(self, entry: Entry) -> Self:
         entry.thread = _thread()
         try:
-            _open(entry.settings)
             self._entries.append(entry)
-        except BaseException:
-            _close(entry.settings)
+            _open(entry.settings)
+            return self
+        except BaseException:  # An interrupt too, up to the last line.
+            self._lift(entry)
             raise
 
     def _lift(self, entry: Entry) -> None:
-        self._entries.remove(entry)
-        try:
-            _close(entry.settings)
-        except BaseException:  # An interrupt half-way: noise must not stay switched.
-            _close(entry.settings)
-            raise
+        """Take back what an entry has laid; it may be done twice."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+        _close(entry.settings)
 
     def _latest(self) -> Entry:
         """The innermost entry of this thread; the innermost of all where another thread leaves for it."""
@@ -105,11 +109,13 @@ class _OfOneCall:
 
     def __init__(self, context: NoiseContext) -> None:
         self._context = context
-        self._entry: Entry | None = None
+        self._entry = Entry([])
+        self._made = False
 
     def __enter__(self) -> None:
-        if self._entry is None:
-            self._entry = Entry(self._context._open_settings())
+        if not self._made:
+            self._entry.settings = self._context._open_settings()
+            self._made = True
         self._context._lay(self._entry)
 
     def __exit__(
@@ -118,8 +124,12 @@ class _OfOneCall:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._entry is not None:
-            self._context._lift(self._entry)
+        entry = self._entry
+        try:
+            self._context._lift(entry)
+        except BaseException:
+            self._context._lift(entry)
+            raise
 
 
 class HeldNoise(NoiseContext):

@@ -20,7 +20,8 @@ from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import may_be_in_checkpoint
-from weightnoise.laws import Noise, apply_law, freeze, is_straight_through, moved, redraw
+from weightnoise._torch.modules import is_dtensor
+from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, is_straight_through, moved, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -46,7 +47,6 @@ class WeightNoise(nn.Module):
         memory: Memory = "keep",
     ) -> None:
         super().__init__()
-        self.law = law
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
         self.scope = scope
@@ -56,15 +56,27 @@ class WeightNoise(nn.Module):
         self.switch = Switch(when)
         self.frozen: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
-        self.takes_keys: bool = getattr(law, "takes_keys", False)
+        self.law = law
         self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
+
+    @property
+    def law(self) -> Any:
+        """The law, as it stands in the spec."""
+        return self._law
+
+    @law.setter
+    def law(self, law: Noise) -> None:
+        self._law = law
+        self.handed = guarded(law, f"parameter '{self.name}'")  # What is called with a weight.
+        # A subclass of a law that takes keys may apply its draw in another way.
+        self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
 
     def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.frozen = _PENDING if weight.is_meta else freeze(self.law, weight, self.name)
+        self.frozen = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
         if strengths or self.frozen is not None:
             self.made_for = weight.shape
 
@@ -131,11 +143,11 @@ class WeightNoise(nn.Module):
         if type(noise) is Seed:
             noise = self.seeded_draw(weight, noise)
         if type(noise) is Key:
-            noisy: Tensor = self.law.apply_key(weight, noise.number, factor)  # type: ignore[attr-defined]
+            noisy: Tensor = self.handed.apply_key(weight, noise.number, factor)
         elif self.strength_names:
-            noisy = apply_law(self.law, weight, noise, factor, self.strengths())
+            noisy = apply_law(self.handed, weight, noise, factor, self.strengths())
         else:
-            noisy = self.law.apply(weight, noise, factor)
+            noisy = self.handed.apply(weight, noise, factor)
         if self.clean_row is None:
             return noisy
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
@@ -176,7 +188,7 @@ class WeightNoise(nn.Module):
             )
         held = control.held
         if held is not None:
-            return held.take(self.law, weight)
+            return held.take(self.handed, weight)
         if isinstance(control, Recalled):
             return control.fresh(self, lambda: self._fresh(weight))
         return self._fresh(weight)
@@ -188,12 +200,12 @@ class WeightNoise(nn.Module):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
-        return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+        return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
         with _random.seeded(seed, weight.device), torch.no_grad():
-            return self.law.draw(weight) if self.frozen is None else self._redraw(weight)
+            return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
 
     def fuses(self, weight: Tensor) -> bool:
         """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
@@ -203,8 +215,8 @@ class WeightNoise(nn.Module):
         if isinstance(self.frozen, str):
             with drawing_alone():
                 if isinstance(self.frozen, str):
-                    self.frozen = freeze(self.law, weight, self.name)
-        return redraw(self.law, weight, self.frozen)
+                    self.frozen = freeze(self.handed, weight, self.name)
+        return redraw(self.handed, weight, self.frozen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -262,9 +274,3 @@ def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
 
 def _key(weight: Tensor) -> Key:
     return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
-
-
-def is_dtensor(weight: object) -> bool:
-    """Whether it is a tensor over several processes."""
-    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
-    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")

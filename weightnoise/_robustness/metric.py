@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NondeterministicMetricWarning
-from weightnoise._noise.weight_noise import is_dtensor
-from weightnoise._torch.modules import unwrap
+from weightnoise._torch.modules import is_dtensor, unwrap
 
 Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]
 

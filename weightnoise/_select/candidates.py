@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
-from weightnoise._noise.weight_noise import WeightNoise, is_dtensor
-from weightnoise._torch.modules import children, is_fully_sharded, parametrizations, walk
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -22,7 +22,7 @@ from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.candidates import Slot, find_slots
 from weightnoise._select.patterns import Key, choose, label, listed
 from weightnoise._torch.modules import distributed_wrapper
-from weightnoise.laws import ActivationLaw, Noise, as_law, is_for_activations, problem_of, strengths_of
+from weightnoise.laws import ActivationLaw, Noise, as_law, guarded, is_for_activations, problem_of, strengths_of
 
 Single: TypeAlias = Noise | ActivationLaw | float
 Law: TypeAlias = Single | Sequence[Single]
@@ -36,6 +36,17 @@ class Site:
     slot: Slot
     law: Noise
     tied_with: tuple[str, ...] = ()
+
+    @property
+    def handed(self) -> Noise:
+        """The law, kept from editing the tensor."""
+        return handed(self.law, self.slot)
+
+
+def handed(law: Noise, slot: Slot) -> Noise:
+    """The law, kept from editing the tensor of the slot."""
+    safe: Noise = guarded(law, f"parameter '{slot.name}'")
+    return safe
 
 
 def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Site]:
@@ -126,9 +137,9 @@ def _site_problems(
             )
         elif reason := slot.unsupported():
             problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}"))
-        elif reason := problem_of(law, slot.tensor):
+        elif reason := problem_of(handed(law, slot), slot.tensor):
             problems.append(UnsupportedParameterError(f"{law!r} does not fit parameter '{slot.name}': {reason}."))
-        elif reason := estimator_problem(estimator, slot.owner, slot.tensor_name, law, slot.tensor):
+        elif reason := estimator_problem(estimator, slot.owner, slot.tensor_name, handed(law, slot), slot.tensor):
             problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}."))
         problems += [
             TiedParameterError(
@@ -143,7 +154,9 @@ def _site_problems(
 
 def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
     wrapper = distributed_wrapper(model)
-    learned = [slot.name for slot, law in chosen.items() if wrapper and strengths_of(law, slot.tensor)]
+    if not wrapper:
+        return []
+    learned = [slot.name for slot, law in chosen.items() if strengths_of(handed(law, slot), slot.tensor)]
     if not learned:
         return []
     return [

@@ -58,6 +58,12 @@ def is_fully_sharded(owner: nn.Module) -> bool:
     return bool(owner.__dict__.get("_is_fsdp_managed_module", False))
 
 
+def is_dtensor(weight: object) -> bool:
+    """Whether it is a tensor over several processes."""
+    # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
+    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
 def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
     """The parametrization lists that torch has registered on ``module``, by tensor name."""
     holder = children(module).get("parametrizations")

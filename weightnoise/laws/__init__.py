@@ -9,6 +9,7 @@ from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import BitFlip, StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
+from weightnoise.laws._guarded import guarded, is_ours
 from weightnoise.laws._law import (
     ActivationLaw,
     Noise,
@@ -63,7 +64,9 @@ __all__ = [
     "deviation_of",
     "factor_problem_of",
     "freeze",
+    "guarded",
     "is_for_activations",
+    "is_ours",
     "is_straight_through",
     "law_at",
     "learns_or_freezes",

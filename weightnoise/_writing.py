@@ -1,0 +1,26 @@
+"""Writing new values into Parameters, all or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def written(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """The values are in the Parameters inside, and stay; if anything fails, what was there before comes back."""
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for parameter, value in values:
+                before.append((parameter, parameter.clone()))
+                parameter.copy_(value)
+        yield
+    except BaseException:
+        for parameter, value in before:
+            with torch.no_grad(), suppress(RuntimeError):  # The one that could not be written needs it not.
+                parameter.copy_(value)
+        raise
