@@ -8,7 +8,7 @@ from torch import nn
 from weightnoise._attach.attach import noises
 from weightnoise._contexts import some
 from weightnoise._errors import UnsupportedParameterError
-from weightnoise._writing import written
+from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
 from weightnoise.laws._scale import Per
 

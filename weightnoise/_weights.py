@@ -18,7 +18,7 @@ from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._plan import warn_if_rounded_away
 from weightnoise._select.resolve import Site, Spec, resolve
 from weightnoise._torch.modules import is_dtensor
-from weightnoise._writing import written
+from weightnoise._torch.writing import written
 from weightnoise.laws import Noise, strengths_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
