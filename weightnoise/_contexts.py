@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from itertools import chain
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -23,6 +23,9 @@ from weightnoise._parametrize import every_noise, noises
 from weightnoise._slots import clean_tensor
 from weightnoise._switch import HeldDraw, Setting
 from weightnoise.laws import factor_problem_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 T = TypeVar("T")
 AnyNoise: TypeAlias = WeightNoise | ActivationNoise
