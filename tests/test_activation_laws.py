@@ -64,7 +64,8 @@ def conv_sums(layer: Any, weight: Tensor, x: Tensor) -> Tensor:
             at = [p * s - pad + k * d for p, s, pad, k, d in
                   zip(place, layer.stride, layer.padding, offset, layer.dilation, strict=True)]  # fmt: skip
             if all(0 <= a < limit for a, limit in zip(at, x.shape[2:], strict=True)):
-                out[(n, o, *place)] += weight[(o, i, *offset)] * x[(n, first + i, *at)]
+                target, entry, source = (n, o, *place), (o, i, *offset), (n, first + i, *at)
+                out[target] += weight[entry] * x[source]
     return out
 
 

@@ -36,7 +36,7 @@ MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages([str(ROOT)], "weightnoise.")
     # The second is a C library, and the others need packages that are not always there.
-    if name not in ("weightnoise.__main__", "weightnoise._philox", "weightnoise._random.triton")
+    if name not in ("weightnoise.__main__", "weightnoise._random._philox", "weightnoise._random.triton")
     and ".integrations." not in name
 ]
 

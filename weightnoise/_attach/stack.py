@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -11,6 +11,9 @@ from torch.nn.utils import parametrize
 from weightnoise._errors import UnsupportedParameterError
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import is_dtensor, is_fully_sharded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 TENSOR_PARALLEL = (
     "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "

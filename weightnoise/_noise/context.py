@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -18,6 +18,9 @@ from weightnoise._errors import SpecError
 from weightnoise._noise.control import Setting, Switch
 from weightnoise._noise.decorating import decorated
 from weightnoise.laws import Noise, factor_problem_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 
 class AnyNoise(Protocol):

@@ -7,10 +7,10 @@ what torch does to reproduce random numbers holds for these as well.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +26,11 @@ _LEVELS = ("baseline", "AVX2", "AVX-512")
 
 
 def _load() -> ctypes.CDLL | None:
-    spec = importlib.util.find_spec("weightnoise._philox")
-    if spec is None or spec.origin is None or os.environ.get("WEIGHTNOISE_ENGINE") == "torch":
+    path = Path(__file__).with_name("_philox.dll" if os.name == "nt" else "_philox.so")  # As setup.py names it.
+    if not path.exists() or os.environ.get("WEIGHTNOISE_ENGINE") == "torch":
         return None
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(str(path))
     except OSError:  # Built for another machine: torch's generator serves.
         return None
     pointer, number, key, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
@@ -44,9 +44,11 @@ def _load() -> ctypes.CDLL | None:
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_block.argtypes = [key, key, key, pointer, small]
     library.weightnoise_use_threads.argtypes = [pointer]
-    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)  # Of the OpenMP runtime that torch has loaded.
-    if parallel is not None:
-        library.weightnoise_use_threads(ctypes.cast(parallel, pointer))
+    if os.name != "nt":  # Windows cannot be asked for a function of any library: there it is one thread.
+        # Of the OpenMP runtime that torch has loaded.
+        parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+        if parallel is not None:
+            library.weightnoise_use_threads(ctypes.cast(parallel, pointer))
     return library
 
 
