@@ -66,7 +66,9 @@ def noisy_property(name: str) -> property:
             if not in_place:
                 return stack()
             alone = stack.alone
-            return weight if alone is not None and alone.switch.off else stack.read(weight)
+            if alone is None or type(weight) is not nn.Parameter:
+                return stack.read(weight)
+            return weight if alone.switch.off else alone.forward(weight)  # Spelt out, as below.
         except AttributeError as error:
             # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
             raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
@@ -89,24 +91,30 @@ def noisy_property(name: str) -> property:
 
 def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a noisy module of class ``base``: all its reads see one draw."""
+    looks_up = base.forward in LOOKUPS
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         holder: Any = self._modules.get("parametrizations")
-        if holder is None or not holder.attachment.live():  # None where user code says type(module)(...).
+        if holder is None:  # Where user code says type(module)(...).
             return base.forward(self, *args, **kwargs)
         attachment: Attachment = holder.attachment
+        # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
+        for one in attachment._noises:
+            if not one.switch.off and (one.training or not one.switch.gated):
+                break
+        else:
+            return base.forward(self, *args, **kwargs)
         noise = attachment.per_example
         control = None if noise is None else noise.control()
         if noise is not None and control is not None:
             return forward_per_example(noise, control, base.forward, self, *args, **kwargs)
-        if base.forward in LOOKUPS:
+        if looks_up:
             found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
             if found is not None:
                 return found
         if attachment.recomputes:
             return in_scope(attachment, base.forward, self, *args, **kwargs)
-        # Spelt out, as a forward of a small layer takes no longer than a few calls.
         running = attachment.scope.running
         running.append({})
         try:

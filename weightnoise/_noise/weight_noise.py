@@ -19,7 +19,7 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modes import may_be_in_checkpoint
+from weightnoise._torch.modes import may_be_in_checkpoint, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, is_straight_through, moved, redraw
 
@@ -102,8 +102,8 @@ class WeightNoise(nn.Module):
             if kept is None:
                 return weight
         control: Control = switch
-        compiling = torch.compiler.is_compiling()
-        if compiling or switch.recomputing or may_be_in_checkpoint():
+        alone = not (switch.recomputing or may_matter())  # Alone with eager torch, as nearly always.
+        if not alone:
             found = self.control()
             if found is None:
                 return weight
@@ -112,14 +112,19 @@ class WeightNoise(nn.Module):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
-        refuse_export("weight", self.name)
+        if not alone:
+            refuse_export("weight", self.name)
+        factor = control.factor if alone else self.factor(control)
         if kept is None:
-            return self.make_noisy(weight, self.draw(weight, control), self.factor(control))
+            return self.make_noisy(weight, self.draw(weight, control, alone), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        state = None if compiling else _state(weight, control.factor)
+        compiling = not alone and torch.compiler.is_compiling()
+        # Inference tensors count no versions.
+        version = 0 if compiling or weight.is_inference() else weight._version
+        state = None if compiling else (version, torch.is_grad_enabled(), factor)
         last: Kept | None = kept.get(self.tensor_name)
         if last is None:
-            noise = self.draw(weight, control)
+            noise = self.draw(weight, control, alone)
         else:
             noise, noisy, of, before = last
             if noise is PER_EXAMPLE:
@@ -128,9 +133,9 @@ class WeightNoise(nn.Module):
             if of is weight and before == state and not compiling:
                 return noisy
         if type(kept) is Recomputed and self.memory == "recompute" and can_be_made_again(weight):
-            noisy = self.make_recomputable(weight, noise, self.factor(control), kept)
+            noisy = self.make_recomputable(weight, noise, factor, kept)
         else:
-            noisy = self.make_noisy(weight, noise, self.factor(control))
+            noisy = self.make_noisy(weight, noise, factor)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
@@ -179,23 +184,24 @@ class WeightNoise(nn.Module):
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
 
-    def draw(self, weight: Tensor, control: Control) -> Any:
-        """The held draw, the frozen one, or a fresh one."""
+    def draw(self, weight: Tensor, control: Control, alone: bool = False) -> Any:
+        """The held draw, the frozen one, or a fresh one; ``alone`` where `may_matter` said no."""
         if self.made_for is not None and self.made_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
                 _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.made_for))
             )
-        held = control.held
-        if held is not None:
-            return held.take(self.handed, weight)
+        if control.held is not None:
+            return control.held.take(self.handed, weight)
         if isinstance(control, Recalled):
             return control.fresh(self, lambda: self._fresh(weight))
-        return self._fresh(weight)
+        # Spelt out for a small weight, of whose time a call is a part that counts.
+        small = self.frozen is None and self.memory == "keep" and weight.numel() < _engine.LEAST
+        return self.handed.draw(weight) if small else self._fresh(weight, alone)
 
-    def _fresh(self, weight: Tensor) -> Any:
-        if self.fuses(weight):
-            return _key(weight)
+    def _fresh(self, weight: Tensor, alone: bool = False) -> Any:
+        if self.takes_keys and self.frozen is None and _engine.fuses(weight, alone):
+            return Key(_random.key(weight.device) if weight.is_cuda else int(_random.key()))
         if self.memory == "recompute" and not torch.compiler.is_compiling():
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
@@ -265,12 +271,3 @@ _DTENSOR = (
     "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
     "or use fully_shard, whose weights are whole inside the forward."
 )
-
-
-def _state(weight: Tensor, factor: float) -> tuple[int, bool, float]:
-    # Inference tensors count no versions.
-    return 0 if weight.is_inference() else weight._version, torch.is_grad_enabled(), factor
-
-
-def _key(weight: Tensor) -> Key:
-    return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))

@@ -29,7 +29,8 @@ _SEEDING = threading.RLock()  # torch's generator is one for all threads: who se
 
 def normal(like: Tensor) -> Tensor:
     """Standard normal numbers with the shape, dtype and device of ``like``."""
-    if _engine.serves(like, like.numel()):
+    count = like.numel()
+    if count >= _engine.LEAST and _engine.serves(like, count):  # For a small weight a call would be most of it.
         return _engine.filled(key(), like.shape).to(like.dtype)
     # Named, the size is parsed in half the time.
     return torch.randn(size=like.shape, dtype=like.dtype, device=like.device)

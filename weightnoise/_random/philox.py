@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from weightnoise._torch.autograd import memory_beside
-from weightnoise._torch.modes import in_transform, is_plain, sees_operations
+from weightnoise._torch.modes import PLAIN, in_transform, is_plain, runs_eagerly, sees_operations
 
 LEAST = 2048  # Numbers for which a call pays.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_STRIDED = torch.strided
 _LEVELS = ("baseline", "AVX2", "AVX-512")
 
 
@@ -126,16 +127,18 @@ if _LIBRARY is not None:
         return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
 
 
-def fuses(weight: Tensor) -> bool:
-    """Whether `add_normal` is right for this weight and worth its call, here and now."""
-    count = weight.numel()
+def fuses(weight: Tensor, eagerly: bool = False) -> bool:
+    """Whether `add_normal` is right for this weight and worth its call, here and now.
+
+    Args:
+        weight: any tensor.
+        eagerly: whether `may_matter` said no.
+    """
     return (
-        count >= LEAST  # First: for a small weight it is all that is looked at.
-        and not torch.compiler.is_compiling()
+        weight.numel() >= LEAST
         and weight.dtype is torch.float32
-        and not sees_operations()
-        and not in_transform()  # Before is_plain: what a transformation has wrapped has no memory to ask for.
-        and ((_LIBRARY is not None and weight.is_cpu) or by_triton(weight))
+        and (eagerly or runs_eagerly())  # First: what a transformation has wrapped has no memory to ask for.
+        and ((_LIBRARY is not None and weight.is_cpu) or (_TRITON and weight.is_cuda))
         and is_plain(weight)
     )
 
@@ -162,12 +165,16 @@ def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor
         _triton.add_normal(out, weight, key, strength, scales)
         return out
     assert _LIBRARY is not None
-    rows = 1 if scales is None else scales.numel()
+    if scales is None:
+        scale_at, row_size = None, count
+    else:
+        rows = scales.numel()
+        scale_at, row_size = _address(scales, torch.float32, rows), _size_of_rows(count, rows)
     _LIBRARY.weightnoise_add(
         _address(out, torch.float32, count),
         _address(weight, torch.float32, count),
-        None if scales is None else _address(scales, torch.float32, rows),
-        _size_of_rows(count, rows),
+        scale_at,
+        row_size,
         strength,
         count,
         key,
@@ -213,7 +220,9 @@ def add_normal_rows(
 
 def _address(tensor: Tensor, dtype: torch.dtype, count: int) -> int:
     """Where the numbers of a tensor are, for C to read or write: the one place that an address comes from."""
-    if not (tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == count and is_plain(tensor)):
+    # As is_plain, and spelt out: a call takes as long as a hundred numbers.
+    plain = type(tensor) in PLAIN and tensor.layout is _STRIDED and tensor.is_contiguous() and not tensor.is_neg()
+    if not (plain and tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == count):
         raise RuntimeError(
             f"The generator needs {count} numbers side by side in {dtype} on the CPU, and got a "
             f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}. Set "

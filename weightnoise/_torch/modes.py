@@ -8,19 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace
 
-_PLAIN = (Tensor, nn.Parameter)
+from weightnoise._torch import legacy
+
+PLAIN = (Tensor, nn.Parameter)
 _STRIDED = torch.strided
+
+
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_transformation: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 
 
 def sees_operations() -> bool:
     """Whether a dispatch mode sees every operation: fake tensors, tracing, counters, selective checkpoints."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return _dispatch_modes() > 0
 
 
 def in_transform() -> bool:
     """Whether a transformation of `torch.func` is running: tensors may be other than they look."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _transformation() is not None
+
+
+def runs_eagerly() -> bool:
+    """Whether operations do what they say on the tensors that they get: no compiler, mode or transformation."""
+    return not torch.compiler.is_compiling() and _dispatch_modes() == 0 and _transformation() is None
 
 
 def in_dual_level() -> bool:
@@ -35,7 +47,7 @@ def is_plain(tensor: Tensor) -> bool:
     neither one that functionalization has wrapped nor one of zeros that have no memory.
     """
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and tensor.layout is _STRIDED
         and tensor.is_contiguous()
         and not tensor.is_neg()
@@ -60,7 +72,27 @@ def may_be_in_checkpoint() -> bool:
     return _graph_task() != -1 or _top_hooks(True) is not None or not _forward_mode()
 
 
+def may_matter() -> bool:
+    """Whether anything goes on that a read of a noisy weight has to ask about: a compiler, a tracer, a checkpoint.
+
+    One call for what several functions tell apart, since most reads are in none of these; yes too often.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or legacy.NEEDED
+        or _graph_task() != -1
+        or _top_hooks(True) is not None
+        or not _forward_mode()
+        or torch.compiler._is_exporting_flag
+        or _jit_traces()
+        or _symbolic_trace._is_fx_tracing_flag
+        or _dispatch_modes() > 0
+        or _transformation() is not None
+    )
+
+
 _UNKNOWN: Any = object()
+_jit_traces: Callable[[], bool] = torch._C._is_tracing
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled
 # torch 2.6 does not tell: there may be hooks.

@@ -73,7 +73,7 @@ class Gaussian:
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * std * scale(weight) * noise``."""
-        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
         return add_scaled(weight, noise, factor * self.std, scale)
 
     @property
@@ -84,7 +84,7 @@ class Gaussian:
 
     def apply_key(self, weight: Tensor, key: int | Tensor, factor: float) -> Tensor:
         """`apply` to the normals that belong to a key, in one pass."""
-        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale)
 
     def apply_to_rows(
@@ -156,7 +156,7 @@ class Uniform:
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * bound * scale(weight) * noise``."""
-        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
         return add_scaled(weight, noise, factor * self.bound, scale)
 
     def problem(self, weight: Tensor) -> str | None:
