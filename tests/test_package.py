@@ -83,6 +83,14 @@ def test_every_room_says_what_it_is() -> None:
             assert all(word in text for word in ("Begin with", "May touch", "Promises")), folder.name
 
 
+def test_the_guide_through_the_house_names_every_file() -> None:
+    table = (ROOT.parent / "docs" / "design.md").read_text().split("## Files")[1]
+    named = {name for name in re.findall(r"`([\w/]+(?:\.py|/))`", table) if name != "csrc/"}
+    rooms = ("laws", "testing", "integrations")  # A line each.
+    files = {path.relative_to(ROOT).as_posix() for path in sources() if path.name != "__init__.py"}
+    assert named == {name for name in files if name.split("/")[0] not in rooms} | {f"{room}/" for room in rooms}
+
+
 def test_two_files_alone_know_torchs_parametrize() -> None:
     knowing = {path.name for path in sources() if "nn.utils import parametrize" in path.read_text()}
     assert knowing == {"stack.py", "attach.py"}

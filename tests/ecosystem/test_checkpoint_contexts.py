@@ -383,7 +383,11 @@ def test_a_recomputation_that_fails_leaves_the_contexts_as_they_are() -> None:
 
 def test_the_graph_keeps_no_noisy_weight() -> None:
     model = wn.add_weight_noise(block(64), wn.Custom(lambda weight: weight * 2))
+
+    def large() -> int:
+        return sum(type(thing) is Tensor and thing.shape == (64, 64) for thing in gc.get_objects())
+
+    before = large()
     loss = checkpoint(model, torch.ones(3, 64, requires_grad=True), use_reentrant=False).sum()
-    tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor and thing.shape == (64, 64)]
-    assert tensors == []
+    assert large() == before
     loss.backward()
