@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PARTS = ["LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py", "weightnoise"]
 REPORT = "import weightnoise; print(weightnoise.__file__, weightnoise.engine(), sep='|')"
 COMPILER = shutil.which("gcc" if os.name == "nt" else "cc")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import weightnoise as wn
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted((DOCS / "laws").glob("*.md"))
 
 

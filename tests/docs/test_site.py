@@ -15,7 +15,7 @@ from PIL import Image
 import weightnoise as wn
 import weightnoise.testing
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 

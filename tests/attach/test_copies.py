@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import weightnoise as wn
 from tests.cases import CASES
-from tests.hazards.helpers import Counting
+from tests.helpers import Counting
 
 PICKLED = [name for name in CASES if name != "weight_norm"]  # torch refuses to pickle its own parametrizations.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
-from tests.hazards.helpers import Counting
+from tests.helpers import Counting
 from tests.reference import held_weights, plain_copy_with
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import torch_before
-from tests.hazards.helpers import Counting
+from tests.helpers import Counting
 from tests.reference import held_weights, plain_copy_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")

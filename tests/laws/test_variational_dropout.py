@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from tests.test_identities import DRAWS, assert_mean
+from tests.laws.test_identities import DRAWS, assert_mean
 
 ALPHAS = torch.logspace(-4, 3, 29, dtype=torch.float64)
 

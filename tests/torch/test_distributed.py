@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.ecosystem.distributed_worker import checks_of, why_skipped
+from tests.torch.distributed_worker import checks_of, why_skipped
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ("ddp", "fsdp", "parallel", "checkpoints")
@@ -32,7 +32,7 @@ def torchrun(*arguments: str, folder: Path = ROOT) -> str:
 def results(group: str) -> tuple[list[dict[str, str]], str]:
     """For each process, what went wrong in each check that was run ("": nothing); and what torchrun said."""
     with tempfile.TemporaryDirectory() as folder:
-        said = torchrun("-m", "tests.ecosystem.distributed_worker", group, folder)
+        said = torchrun("-m", "tests.torch.distributed_worker", group, folder)
         return [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())], said
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import (
 
 import weightnoise as wn
 from tests.cases import CASES, kinds_of_noise
-from tests.hazards.helpers import Counting
+from tests.helpers import Counting
 
 Run = Callable[..., Any]
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
 from tests.cases import NO_CONTEXTS, needs_torch, single_loss
-from tests.test_identities import DRAWS, assert_mean
+from tests.laws.test_identities import DRAWS, assert_mean
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._random import draws as _random
 from weightnoise.testing import assert_restores, check_gradients

@@ -11,7 +11,7 @@ import pytest
 
 import weightnoise
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 SOURCES = Path(weightnoise.__file__).parent / "_random" / "csrc"
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 STRICT = ["-Wall", "-Wextra", "-Werror"]
@@ -19,7 +19,7 @@ STRICT = ["-Wall", "-Wextra", "-Werror"]
 
 def own_flags() -> list[str]:
     """Those that the package is built with; without them the numbers are others."""
-    for node in ast.parse((ROOT.parent / "setup.py").read_text()).body:
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OPTIONS":
             flags: list[str] = ast.literal_eval(node.value)
             return flags
@@ -28,7 +28,7 @@ def own_flags() -> list[str]:
 
 def build(compiler: str, flags: list[str], target: Path) -> subprocess.CompletedProcess[str]:
     kernels = sorted(map(str, SOURCES.glob("*.c")))
-    driver = [f"-I{SOURCES}", str(ROOT / "sanitizers" / "kernels.c"), *kernels]
+    driver = [f"-I{SOURCES}", str(Path(__file__).with_name("kernels.c")), *kernels]
     command = [compiler, *own_flags(), *flags, *driver, "-lm", "-lpthread", "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

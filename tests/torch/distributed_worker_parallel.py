@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import weightnoise as wn
 from tests.cases import torch_before
-from tests.ecosystem.distributed_worker_common import GAUSSIAN, RANKS, assert_all_close, fully_shard, make
+from tests.torch.distributed_worker_common import GAUSSIAN, RANKS, assert_all_close, fully_shard, make
 
 PLAN = {"0": ColwiseParallel(), "2": RowwiseParallel()}
 OUTSIDE = r"weight' is a DTensor that fully_shard does not manage \(tensor parallelism\)"

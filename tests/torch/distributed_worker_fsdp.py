@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations
 
 import weightnoise as wn
-from tests.ecosystem.distributed_worker_common import (
+from tests.torch.distributed_worker_common import (
     GAUSSIAN,
     RANKS,
     MixedPrecisionPolicy,

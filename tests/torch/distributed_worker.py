@@ -1,6 +1,6 @@
 """Started by torchrun: runs every check of one group in each process and writes down what failed.
 
-torchrun --standalone --nproc-per-node=2 -m tests.ecosystem.distributed_worker ddp OUTPUT
+torchrun --standalone --nproc-per-node=2 -m tests.torch.distributed_worker ddp OUTPUT
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 
 from tests.cases import torch_before
-from tests.ecosystem.distributed_worker_common import Check
+from tests.torch.distributed_worker_common import Check
 
 NO_SHARDS = "torch before 2.7: its fully_shard runs on GPUs alone"
 
 
 def checks_of(group: str) -> dict[str, Check]:
     """The functions of the group's file that are checks, by name."""
-    module = importlib.import_module(f"tests.ecosystem.distributed_worker_{group}")
+    module = importlib.import_module(f"tests.torch.distributed_worker_{group}")
     found = inspect.getmembers(module, inspect.isfunction)
     return {name.removeprefix("check_"): check for name, check in found if name.startswith("check_")}
 

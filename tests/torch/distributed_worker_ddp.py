@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
-from tests.ecosystem.distributed_worker_common import (
+from tests.torch.distributed_worker_common import (
     GAUSSIAN,
     RANKS,
     assert_all_close,

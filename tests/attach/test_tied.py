@@ -7,7 +7,7 @@ from torch import nn
 
 import weightnoise as wn
 from tests.cases import CASES
-from tests.hazards.helpers import Counting
+from tests.helpers import Counting
 from tests.reference import held_weights
 
 
