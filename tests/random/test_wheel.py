@@ -47,7 +47,9 @@ def built(place: Path, **environment: str) -> Path:
 
 def engine_without_compiler(wheel: Path, place: Path) -> str:
     """What the package says, installed from a wheel into a folder of its own, where no compiler is found."""
-    nothing = str(place / "nothing")
+    nothing = (
+        str(place / "nothing") if os.name == "posix" else os.environ["PATH"]
+    )  # Windows finds libraries by it.
     run(
         "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", "installed", str(wheel),
         at=place, PATH=nothing, CC="false",
