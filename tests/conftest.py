@@ -1,6 +1,9 @@
-"""Every test starts from the same random state on one thread."""
+"""Every test starts from the same random state on one thread; which tests are for a quick run."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,3 +24,60 @@ def _seed() -> None:
     torch.manual_seed(0)
     # What the inductor of torch 2.5 compiles switches subnormal numbers off for the whole process, once loaded.
     torch.set_flush_denormal(False)
+
+
+# Markers of whole files and folders, by the beginning of their path.
+MARKED = {
+    "benchmarks": "slow",
+    "ecosystem": "ecosystem",
+    "pretrained": "pretrained",
+    "sanitizers": "slow",
+    "torch/test_compile": "compile",
+    "torch/test_distributed": "distributed",
+    "torch/test_processes": "distributed",
+}
+# What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
+LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
+_MANY = 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help=f"leave out what is {', '.join(LEFT_OUT)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark whole folders and the larger part of large products; leave them out of a quick run."""
+    products: dict[object, list[Mapping[str, object]]] = {}
+    for item in items:
+        products.setdefault(_function(item), []).append(_parameters(item))
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        for beginning, marker in MARKED.items():
+            if path.startswith(beginning):
+                item.add_marker(marker)
+        if item.get_closest_marker("distributed"):
+            item.add_marker(pytest.mark.xdist_group("distributed"))  # One pair of processes at a time.
+        product = products[_function(item)]
+        if len(product) > _MANY and _steps(product[0], _parameters(item)) > 1:
+            item.add_marker("full")
+    if config.getoption("--quick"):
+        left = [item for item in items if _is_left_out(item)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _function(item: pytest.Item) -> tuple[Path, str]:
+    return item.path, item.name.partition("[")[0]
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _steps(first: Mapping[str, object], other: Mapping[str, object]) -> int:
+    """Along how many axes a case of a product differs from the first: one for each law on one model, and so on."""
+    return sum(value is not first[name] for name, value in other.items())
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    return not item.get_closest_marker("quick") and any(item.get_closest_marker(marker) for marker in LEFT_OUT)

@@ -50,7 +50,12 @@ def train_on_a_rank(rank: int, before: bool, same_seed: bool, law: Any, folder: 
 
 @pytest.mark.parametrize(
     ("before", "same_seed", "law"),
-    [(True, True, 0.3), (False, True, 0.3), (False, False, 0.3), (True, False, wn.LearnedGaussian(0.3))],
+    [
+        pytest.param(True, True, 0.3, marks=pytest.mark.quick),
+        (False, True, 0.3),
+        (False, False, 0.3),
+        (True, False, wn.LearnedGaussian(0.3)),
+    ],
 )
 def test_gradients_are_averaged_over_the_ranks(before: bool, same_seed: bool, law: Any, tmp_path: Path) -> None:
     mp.spawn(train_on_a_rank, args=(before, same_seed, law, str(tmp_path)), nprocs=WORLD)  # type: ignore[attr-defined]

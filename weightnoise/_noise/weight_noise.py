@@ -201,7 +201,7 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, alone: bool = False) -> Any:
         if self.takes_keys and self.frozen is None and _engine.fuses(weight, alone):
-            return Key(_random.key(weight.device) if weight.is_cuda else int(_random.key()))
+            return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
         if self.memory == "recompute" and not torch.compiler.is_compiling():
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.

@@ -138,7 +138,7 @@ def fuses(weight: Tensor, eagerly: bool = False) -> bool:
         weight.numel() >= LEAST
         and weight.dtype is torch.float32
         and (eagerly or runs_eagerly())  # First: what a transformation has wrapped has no memory to ask for.
-        and ((_LIBRARY is not None and weight.is_cpu) or (_TRITON and weight.is_cuda))
+        and ((_LIBRARY is not None and weight.is_cpu) or by_triton(weight))
         and is_plain(weight)
     )
 
