@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from weightnoise._noise.frames import Scope, opens_scope
-from weightnoise._noise.recompute import Recomputed, recomputing
+from weightnoise._noise.recompute import Recomputed, can_recompute, recomputing
 from weightnoise._noise.weight_noise import WeightNoise
 
 
@@ -61,7 +60,7 @@ class Attachment:
 @opens_scope
 def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a forward so that all its reads see one draw."""
-    if attachment.recomputes and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if attachment.recomputes and can_recompute():
         return _in_recomputing_scope(attachment.scope.running, call, *args, **kwargs)
     running = attachment.scope.running
     running.append({})
@@ -82,7 +81,7 @@ def _in_recomputing_scope(
             return call(*args, **kwargs)
     finally:
         running.pop()
-        kept.recipes.clear()  # The graph keeps the hooks, and they this.
+        kept.close()
 
 
 class InstanceForward:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,12 +14,12 @@ from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterErro
 from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
 from weightnoise._noise.control import Switch, When, drawing_alone
 from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
-from weightnoise._noise.recompute import Recipe, Recomputed
+from weightnoise._noise.recompute import Recipe, Recomputed, Source, tensors_in
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modes import may_be_in_checkpoint, may_matter
+from weightnoise._torch.modes import in_transform, may_be_in_checkpoint, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, is_straight_through, moved, redraw
 
@@ -160,20 +160,33 @@ class WeightNoise(nn.Module):
 
     def make_recomputable(self, weight: Tensor, noise: Any, factor: float, kept: Recomputed) -> Tensor:
         """As `make_noisy`, leaving a recipe and no tensors for the backward."""
-
-        def make(weight: Tensor) -> Tensor:
-            return self.make_noisy(weight, noise, factor)
-
+        recipe = Recipe(
+            self.name,
+            weight,
+            lambda weight: self.make_noisy(weight, noise, factor),
+            lambda: self._sources(weight, noise),
+        )
         if type(noise) is Key or not weight.requires_grad:
-            noisy = make(weight)
+            noisy = recipe.make(weight)
         elif is_straight_through(self.law) and not self.strength_names:
             with torch.no_grad():
-                value = make(weight)
+                value = recipe.make(weight)
             noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
         else:
-            noisy = checkpoint(make, weight, use_reentrant=False, preserve_rng_state=False)
-        kept.add(Recipe(make, weight, weight._version, self.name), noisy)
+            noisy = checkpoint(recipe.make, weight, use_reentrant=False, preserve_rng_state=False)
+        kept.add(recipe, noisy)
         return noisy
+
+    def _sources(self, weight: Tensor, noise: Any) -> Iterator[Source]:
+        """The tensors that a noisy weight is made from, each with what to call it after the parameter's name."""
+        yield "", weight
+        for name in self.strength_names:
+            yield f": its learned {name}", getattr(self, name)
+        for tensor in tensors_in(self.law):
+            yield f": a tensor of its law {type(self.law).__name__}", tensor
+        for drawn in (noise.number if type(noise) is Key else noise, self.frozen):
+            for tensor in tensors_in(drawn):
+                yield ": its draw", tensor
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
@@ -202,7 +215,7 @@ class WeightNoise(nn.Module):
     def _fresh(self, weight: Tensor, alone: bool = False) -> Any:
         if self.takes_keys and self.frozen is None and _engine.fuses(weight, alone):
             return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
-        if self.memory == "recompute" and not torch.compiler.is_compiling():
+        if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)

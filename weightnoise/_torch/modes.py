@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
 
@@ -64,6 +65,17 @@ def saved_tensors_hooks_around() -> tuple[Callable[[Tensor], Any], Callable[[Any
     """The innermost saved-tensor hooks that are open; None where there are none, and where torch does not tell."""
     hooks = _top_hooks(True)
     return None if hooks is _UNKNOWN else hooks
+
+
+def can_save_by_hooks() -> bool:
+    """Whether saved-tensor hooks are allowed: some contexts forbid them, and torch raises when one is opened."""
+    allowed: bool = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    return allowed
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether the tensor has a shape and no numbers."""
+    return isinstance(tensor, FakeTensor)
 
 
 def may_be_in_checkpoint() -> bool:
