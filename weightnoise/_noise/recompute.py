@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from weightnoise._torch.autograd import storage_of
+from weightnoise._torch.autograd import autocast_of, storage_of, under_autocast
 from weightnoise._torch.modes import can_save_by_hooks, in_transform, is_fake, saved_tensors_hooks_around
 
 # A tensor that a noisy weight is made from, with what to call it in an error, after the name of the parameter.
@@ -102,7 +101,7 @@ class Recipe:
         self.asked = 0
         self.made: Tensor | None = None
         self._make = make
-        self._autocast = _autocast_of(weight)
+        self._autocast = autocast_of(weight)
         self._stamps: list[_Stamp] = []
 
     def stamp(self) -> list[_Stamp]:
@@ -122,7 +121,7 @@ class Recipe:
         """The noisy weight, for one more of the saved tensors."""
         made = self.made  # Once: another thread may be about to put it away.
         if made is None:
-            with torch.no_grad(), _under(self._autocast):
+            with torch.no_grad(), under_autocast(self._autocast):
                 made = self.made = self.make(self.weight)
         self.asked += 1
         if self.asked >= self.uses:
@@ -253,23 +252,3 @@ def _has_numbers(tensor: Tensor) -> bool:
 def _version(tensor: Tensor) -> int:
     # Inference tensors count no versions.
     return 0 if tensor.is_inference() else tensor._version
-
-
-_Autocast: TypeAlias = tuple[str, bool, torch.dtype]
-
-
-def _autocast_of(weight: Tensor) -> _Autocast:
-    """What autocast does now to operations on the weight."""
-    device = "cpu" if weight.is_cpu or weight.is_meta else weight.device.type
-    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-def _under(then: _Autocast) -> AbstractContextManager[Any]:
-    """A context in which autocast does what it did then."""
-    device, enabled, dtype = then
-    if (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) == (enabled, dtype):
-        return _NOTHING
-    return torch.autocast(device, dtype, enabled)
-
-
-_NOTHING = nullcontext()

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
 from weightnoise._noise.control import Switch, When, drawing_alone
 from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
-from weightnoise._noise.recompute import Recipe, Recomputed, Source, tensors_in
+from weightnoise._noise.recompute import Recomputed
+from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.autograd import CleanRow, Identity, can_be_made_again
+from weightnoise._torch.autograd import CleanRow, can_be_made_again
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, may_be_in_checkpoint, may_matter
 from weightnoise._torch.modules import is_dtensor
-from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, is_straight_through, moved, redraw
+from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, moved, redraw
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -133,7 +133,7 @@ class WeightNoise(nn.Module):
             if of is weight and before == state and not compiling:
                 return noisy
         if type(kept) is Recomputed and self.memory == "recompute" and can_be_made_again(weight):
-            noisy = self.make_recomputable(weight, noise, factor, kept)
+            noisy = recomputable(self, weight, noise, factor, kept)
         else:
             noisy = self.make_noisy(weight, noise, factor)
         kept[self.tensor_name] = noise, noisy, weight, state
@@ -157,36 +157,6 @@ class WeightNoise(nn.Module):
             return noisy
         padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
         return padded
-
-    def make_recomputable(self, weight: Tensor, noise: Any, factor: float, kept: Recomputed) -> Tensor:
-        """As `make_noisy`, leaving a recipe and no tensors for the backward."""
-        recipe = Recipe(
-            self.name,
-            weight,
-            lambda weight: self.make_noisy(weight, noise, factor),
-            lambda: self._sources(weight, noise),
-        )
-        if type(noise) is Key or not weight.requires_grad:
-            noisy = recipe.make(weight)
-        elif is_straight_through(self.law) and not self.strength_names:
-            with torch.no_grad():
-                value = recipe.make(weight)
-            noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
-        else:
-            noisy = checkpoint(recipe.make, weight, use_reentrant=False, preserve_rng_state=False)
-        kept.add(recipe, noisy)
-        return noisy
-
-    def _sources(self, weight: Tensor, noise: Any) -> Iterator[Source]:
-        """The tensors that a noisy weight is made from, each with what to call it after the parameter's name."""
-        yield "", weight
-        for name in self.strength_names:
-            yield f": its learned {name}", getattr(self, name)
-        for tensor in tensors_in(self.law):
-            yield f": a tensor of its law {type(self.law).__name__}", tensor
-        for drawn in (noise.number if type(noise) is Key else noise, self.frozen):
-            for tensor in tensors_in(drawn):
-                yield ": its draw", tensor
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""

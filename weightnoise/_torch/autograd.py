@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -114,3 +115,23 @@ def storage_of(tensor: Tensor) -> int:
     """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
     number: int = tensor.untyped_storage()._cdata
     return number
+
+
+Autocast: TypeAlias = tuple[str, bool, torch.dtype]
+
+
+def autocast_of(weight: Tensor) -> Autocast:
+    """What autocast does now to operations on the weight."""
+    device = "cpu" if weight.is_cpu or weight.is_meta else weight.device.type
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def under_autocast(then: Autocast) -> AbstractContextManager[Any]:
+    """A context in which autocast does what it did then."""
+    device, enabled, dtype = then
+    if (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) == (enabled, dtype):
+        return _NOTHING
+    return torch.autocast(device, dtype, enabled)
+
+
+_NOTHING = nullcontext()

@@ -1,0 +1,50 @@
+"""The noisy weight of ``memory="recompute"``: made with a recipe, and with no tensors for the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from weightnoise._noise.frames import Key
+from weightnoise._noise.recompute import Recipe, Recomputed, Source, tensors_in
+from weightnoise._torch.autograd import Identity
+from weightnoise.laws import is_straight_through
+
+if TYPE_CHECKING:
+    from weightnoise._noise.weight_noise import WeightNoise
+
+
+def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, kept: Recomputed) -> Tensor:
+    """As `WeightNoise.make_noisy`, leaving a recipe in ``kept``."""
+    recipe = Recipe(
+        noise.name,
+        weight,
+        lambda weight: noise.make_noisy(weight, draw, factor),
+        lambda: _sources(noise, weight, draw),
+    )
+    if type(draw) is Key or not weight.requires_grad:
+        noisy = recipe.make(weight)
+    elif is_straight_through(noise.law) and not noise.strength_names:
+        with torch.no_grad():
+            value = recipe.make(weight)
+        noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
+    else:
+        noisy = checkpoint(recipe.make, weight, use_reentrant=False, preserve_rng_state=False)
+    kept.add(recipe, noisy)
+    return noisy
+
+
+def _sources(noise: WeightNoise, weight: Tensor, draw: Any) -> Iterator[Source]:
+    """The tensors that a noisy weight is made from, each with what to call it after the parameter's name."""
+    yield "", weight
+    for name, strength in noise.strengths().items():
+        yield f": its learned {name}", strength
+    for tensor in tensors_in(noise.law):
+        yield f": a tensor of its law {type(noise.law).__name__}", tensor
+    for drawn in (draw.number if type(draw) is Key else draw, noise.frozen):
+        for tensor in tensors_in(drawn):
+            yield ": its draw", tensor
