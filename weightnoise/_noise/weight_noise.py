@@ -101,13 +101,12 @@ class WeightNoise(nn.Module):
             kept = running[-1]
             if kept is None:
                 return weight
-        control: Control = switch
+        control: Control | None = switch
         alone = not (switch.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         if not alone:
-            found = self.control()
-            if found is None:
-                return weight
-            control = found
+            control = self.control()
+        if control is None:
+            return weight
         if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
