@@ -159,7 +159,7 @@ def test_where_the_divergence_is_defined() -> None:
     assert_close(wn.kl_divergence(first), wn.kl_divergence(_with_weights_of(make(), first)))
     law = wn.Variational()
     for wrong in ([wn.Clip(), law], wn.Protect(law, 0.1), [law, law]):
-        with pytest.raises(wn.UnsupportedParameterError, match="must come first and outside of Protect"):
+        with pytest.raises(wn.UnsupportedParameterError, match="must come first and stand by itself"):
             wn.kl_divergence(make(wrong))
     with pytest.raises(wn.NotNoisyError, match="no divergence to add"):
         wn.kl_divergence(make(0.1))

@@ -9,7 +9,7 @@ from weightnoise._attach.attach import noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._torch.modules import unwrap
-from weightnoise.laws import Chain, Noise, Protect, guarded
+from weightnoise.laws import Chain, Noise, guarded, innermost
 
 
 def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,7 +68,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
     with no_noise(model):
         for name, owner, noise in noises(model):
             law, strengths = noise.law, noise.strengths()
-            if isinstance(law, Chain):
+            while isinstance(law, Chain):
                 strengths = law.own(0, strengths)
                 law = law.laws[0]
             own = getattr(guarded(law, f"parameter '{name}'"), "kl_divergence", None)
@@ -76,10 +76,11 @@ def kl_divergence(model: nn.Module) -> Tensor:
             key = id(next(iter(strengths.values()), noise))
             if own is not None and key not in total:
                 total[key] = own(getattr(owner, noise.tensor_name), strengths)
-            if _variational_parts(noise.law) > (own is not None):
+            # A law of a user that has a divergence speaks for the laws that it is made of.
+            if _divergences(noise.law) > (0 if own is None else _divergences(law)):
                 raise UnsupportedParameterError(
-                    f"Parameter '{name}' has {noise.law!r}: a variational law must come first and outside of "
-                    "Protect, for its divergence to be that of the weight."
+                    f"Parameter '{name}' has {noise.law!r}: a variational law must come first and stand by "
+                    "itself, not in Protect or in another law, for its divergence to be that of the weight."
                 )
     if not total:
         raise NotNoisyError(
@@ -88,7 +89,5 @@ def kl_divergence(model: nn.Module) -> Tensor:
     return torch.stack(list(total.values())).sum()
 
 
-def _variational_parts(law: Noise) -> int:
-    if isinstance(law, Chain):
-        return sum(map(_variational_parts, law.laws))
-    return _variational_parts(law.law) if isinstance(law, Protect) else hasattr(law, "kl_divergence")
+def _divergences(law: Noise) -> int:
+    return sum(hasattr(part, "kl_divergence") for part in innermost(law))

@@ -50,7 +50,7 @@ MATRICES = ["encoder.0.weight", "encoder.2.weight", "head.weight"]
         (0.1, LAW),
         (LAW, LAW),
         ([LAW, wn.DropConnect(0.5)], wn.Chain((LAW, wn.DropConnect(0.5)))),
-        ((0.2,), wn.Chain((wn.Gaussian(0.2),))),
+        ((0.2,), wn.Gaussian(0.2)),
     ],
 )
 def test_a_law_covers_the_matrices(spec: Any, law: wn.Noise) -> None:

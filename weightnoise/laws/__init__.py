@@ -32,7 +32,7 @@ from weightnoise.laws._multiplicative import LogNormal
 from weightnoise.laws._programming import ProgrammingNoise
 from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
-from weightnoise.laws._spec import Chain, as_law, is_for_activations, learns_or_freezes
+from weightnoise.laws._spec import Chain, as_law, innermost, is_for_activations, learns_or_freezes
 from weightnoise.laws._variational_dropout import VariationalDropout
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "factor_problem_of",
     "freeze",
     "guarded",
+    "innermost",
     "is_for_activations",
     "is_ours",
     "is_straight_through",

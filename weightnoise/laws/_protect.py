@@ -13,6 +13,7 @@ from weightnoise._checks import check_strength
 from weightnoise.laws._law import (
     Noise,
     apply_law,
+    deviation_of,
     factor_problem_of,
     freeze,
     law_repr,
@@ -70,6 +71,11 @@ class Protect:
         """That of the law."""
         return getattr(self.law, "gradient", "exact")
 
+    @property
+    def sign_symmetric(self) -> bool:
+        """That of the law: a spared weight has the same noise, made smaller."""
+        return getattr(self.law, "sign_symmetric", False)
+
     def draw(self, weight: Tensor) -> Any:
         """What the law draws."""
         return self.law.draw(weight)
@@ -88,6 +94,11 @@ class Protect:
         mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         best = torch.topk(scores.flatten(), round(self.fraction * scores.numel()), sorted=False).indices
         return mask.scatter(0, best, True).reshape(weight.shape)
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """That of the law, times ``scale`` for the weights that are spared; None where the law has none."""
+        own = deviation_of(self.law, weight, strengths or strengths_of(self.law, weight))
+        return None if own is None else torch.where(self.spared(weight), self.scale * own, own)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """What the law learns."""

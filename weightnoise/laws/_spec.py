@@ -21,6 +21,7 @@ from weightnoise.laws._law import (
     redraw,
     strengths_of,
 )
+from weightnoise.laws._protect import Protect
 
 
 @dataclass(frozen=True)
@@ -125,23 +126,34 @@ def _as_chain(values: Sequence[object]) -> Noise:
     laws = [as_law(value) for value in values]
     if not laws or None in laws:
         raise SpecError(f"{values!r} must be a list of one or more laws, without None.")
-    return Chain(tuple(law for law in laws if law is not None))
+    # A list in a list is one list, and a list of one law is that law: with its names, its chip and what it can do.
+    flat = [part for law in laws if law is not None for part in (law.laws if isinstance(law, Chain) else (law,))]
+    return flat[0] if len(flat) == 1 else Chain(tuple(flat))
+
+
+def innermost(law: object) -> list[Any]:
+    """The laws that a law is made of: those of a list, the one in a `Protect`, and itself for any other.
+
+    A law of a user may have laws as attributes, which count too.
+    """
+    if isinstance(law, Chain):
+        return [part for one in law.laws for part in innermost(one)]
+    if isinstance(law, Protect):
+        return innermost(law.law)
+    held = [value for value in getattr(law, "__dict__", {}).values() if isinstance(value, Noise)]
+    return [law, *(part for one in held if not isinstance(one, type) for part in innermost(one))]
 
 
 def is_for_activations(law: Noise) -> bool:
     """Whether ``law`` needs the module and its input, so that no parameter can carry it."""
-    if isinstance(law, Chain):
-        return any(map(is_for_activations, law.laws))
-    return isinstance(law, ActivationLaw)
+    return any(isinstance(part, ActivationLaw) for part in innermost(law))
 
 
 def learns_or_freezes(law: Noise) -> str | None:
     """Why ``law`` needs a tensor of one fixed shape, and so cannot be on activations; None where it does not."""
-    parts = law.laws if isinstance(law, Chain) else (law,)
-    for part in parts:
-        inner = getattr(part, "law", part)
-        if hasattr(inner, "strengths") and not isinstance(inner, Chain):
+    for part in innermost(law):
+        if hasattr(part, "strengths"):
             return "it learns a strength for each weight, and activations have no fixed shape"
-        if getattr(inner, "chip", None) is not None:
+        if getattr(part, "chip", None) is not None:
             return "what a chip freezes has a fixed shape, and activations have none. Use chip=None"
     return None
