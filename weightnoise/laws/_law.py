@@ -52,7 +52,9 @@ class Noise(Protocol):
         Args:
             weight: the clean weight.
             noise: what `draw` returned.
-            factor: multiplies the strength; negative for the mirrored draw.
+            factor: multiplies the strength; negative for the mirrored draw. A float, or, in compiled code under a
+                `NoiseScheduler`, a 0-dim tensor, so that a step recompiles nothing: multiply by it, and where the
+                law must decide by it, use `torch.where` for a tensor.
         """
 
 
