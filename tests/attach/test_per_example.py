@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "conv3d": (lambda: nn.Conv3d(2, 4, 2, groups=2), (3, 2, 4, 3, 3)),
 }
 
-# The standard deviation of each weight, from the formulas of SCIENCE.md.
+# The standard deviation of each weight, from the formulas of the laws.
 FLIPPABLE: dict[str, tuple[wn.Noise, Callable[[Tensor], Tensor]]] = {
     "uniform": (wn.Uniform(0.3), lambda w: torch.full_like(w, 0.3 / math.sqrt(3))),
     "uniform_value": (wn.Uniform(0.3, relative_to="value"), lambda w: 0.3 / math.sqrt(3) * w),
@@ -266,7 +266,7 @@ def test_exact_multiplicative_noise_adds_decay_and_straight_through_adds_none(es
 
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_the_gradient_varies_at_least_ten_times_less_at_batch_64(estimator: Estimator) -> None:
-    # Linear regression on 64 inputs in [0, 1], as pixels: SCIENCE.md has 1/30 at batch 64.
+    # Linear regression on 64 inputs in [0, 1], as pixels: 1/30 at batch 64 is expected.
     x, target, plain = torch.rand(64, 64), torch.randn(64, 10), nn.Linear(64, 10)
     spread = {}
     for kind in ("shared", estimator):

@@ -61,7 +61,7 @@ def test_the_network_trained_with_noise_is_ahead_under_noise() -> None:
             assert gap.mean[index] > 2 * gap.error[index], index
             assert gap.values[index].mean(dim=1).min() > 0, index
         assert gap.mean[-1] > least
-        assert gap.mean[0].abs() < 1.0  # SCIENCE: clean accuracy stays within a point.
+        assert gap.mean[0].abs() < 1.0  # Expected: clean accuracy stays within a point.
     plain, noisy = results.alone
     assert (noisy.mean > plain.mean).all()
     assert results.parameters[int(plain.mean.argmin())] == "4.weight"

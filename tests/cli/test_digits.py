@@ -1,4 +1,4 @@
-"""The digits figures of SCIENCE.md come out: what training with noise buys under noise and stuck weights."""
+"""The expected figures on digits come out: what training with noise buys under noise and stuck weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.slow  # 20 networks of 60 epochs.
 # The protocol, one for all rows. Split, images / 16 and network are the demo's; the weight matrices carry the
 # noise and the biases none; AdamW keeps its weight decay of .01; the cosine falls once an epoch; clipping is
 # a projection of the clean weights after each optimizer step; at test time the noise is relative to the
-# trained weights as they are, and one draw is held for all 500 images. SCIENCE.md does not say how large a
+# trained weights as they are, and one draw is held for all 500 images. The figures do not say how large a
 # batch was: of 32, 64, 100 and 128 its figures fit 100 best, over all cells.
 SEEDS = 5
 EPOCHS = 60
 BATCH = 100
 DRAWS = 20
 
-# SCIENCE.md's accuracies in per cent and, since it states no errors, how much one network differs from the next:
+# The expected accuracies in per cent and, since they have no errors, how much one network differs from the next:
 # the standard deviation over 20 networks of the means of their draws, measured once. The 5 networks of a run
 # tell it too badly: at noise .3 those trained straight-through happen to lie close together (0.8 in place of
 # 1.9; with clip 0.16 in place of 0.57), and by their errors alone these two cells would fall short.
@@ -109,7 +109,7 @@ def curves() -> dict[str, _demo.Curve]:
 
 
 def standard_error(deviation: float) -> float:
-    """That of the difference between two means of 5 networks each, SCIENCE.md's and ours."""
+    """That of the difference between two means of 5 networks each, the expected one and ours."""
     return deviation * math.sqrt(2 / SEEDS)
 
 
@@ -139,7 +139,7 @@ def test_training_with_noise_is_ahead_under_noise_and_costs_nothing(
     # In pairs: both have the same seeds and draws.
     gap = _demo.Curve(f"{name} - nothing", curves[name].values - curves["nothing"].values)
     clean, *noisy = gap.mean
-    assert clean.abs() < 1, summary(gap)  # SCIENCE.md: "clean accuracy stays within a point".
+    assert clean.abs() < 1, summary(gap)  # Clean accuracy stays within a point.
     for mean, error in zip(noisy, gap.error[1:], strict=True):
         # 2.8 standard errors lie beyond 97.5 % of a t distribution with the 4 degrees of freedom of 5 pairs.
         assert mean > 2.8 * error, summary(gap)

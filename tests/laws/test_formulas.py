@@ -183,7 +183,7 @@ def test_flips_of_a_stored_code_stay_on_its_levels() -> None:
 
 
 def conductance(g: float, e: tuple[float, float, float], time: float, factor: float = 1.0) -> float:
-    """One phase-change device, from the formulas in SCIENCE.md and the docstring."""
+    """One phase-change device, from the formulas of the docstring and its source."""
     r = g / 25
     programmed = max(0.0, g + factor * (0.26348 + 1.9650 * r - 1.1731 * r * r) * e[0])
     log = math.log(max(r, 1e-7))
