@@ -179,7 +179,7 @@ def test_stuck_and_flipped_weights_come_at_their_rates() -> None:
 
 
 def test_programming_noise_of_phase_change_memory_has_the_measured_size() -> None:
-    # Nandakumar 2019: sigma is 1.05 % of g_max at 0, 4.22 % at g_max, and at most 1.0863 microsiemens, at r = .8375.
+    # Nandakumar 2019: sigma is 1.05 % of g_max at 0, 4.22 % at g_max; at most 1.0863 microsiemens, at r = .8375.
     def sigma(r: float) -> float:
         return 0.26348 + 1.9650 * r - 1.1731 * r * r
 
