@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from weightnoise._noise.frames import Scope, opens_scope
-from weightnoise._noise.recompute import Recomputed, can_recompute, recomputing
+from weightnoise._noise.recompute import Recomputed, can_recompute
 from weightnoise._noise.weight_noise import WeightNoise
 
 
@@ -77,7 +78,7 @@ def _in_recomputing_scope(
     kept = Recomputed()
     running.append(kept)
     try:
-        with recomputing(kept.recipes):
+        with saved_tensors_hooks(*kept.hooks):
             return call(*args, **kwargs)
     finally:
         running.pop()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from weightnoise._noise.frames import Key
-from weightnoise._noise.recompute import Recipe, Recomputed, Source, tensors_in
+from weightnoise._noise.recipe import Recipe, Source, tensors_in
+from weightnoise._noise.recompute import Recomputed
 from weightnoise._torch.autograd import Identity
 from weightnoise.laws import is_straight_through
 
@@ -33,18 +33,21 @@ def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, k
             value = recipe.make(weight)
         noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
     else:
-        noisy = checkpoint(recipe.make, weight, use_reentrant=False, preserve_rng_state=False)
+        recipe.checkpointed = True
+        with set_checkpoint_early_stop(False):  # So that it comes to look at what it has made.
+            noisy = checkpoint(recipe.make, weight, use_reentrant=False, preserve_rng_state=False)
     kept.add(recipe, noisy)
     return noisy
 
 
-def _sources(noise: WeightNoise, weight: Tensor, draw: Any) -> Iterator[Source]:
+def _sources(noise: WeightNoise, weight: Tensor, draw: Any) -> list[Source]:
     """The tensors that a noisy weight is made from, each with what to call it after the parameter's name."""
-    yield "", weight
-    for name, strength in noise.strengths().items():
-        yield f": its learned {name}", strength
-    for tensor in tensors_in(noise.law):
-        yield f": a tensor of its law {type(noise.law).__name__}", tensor
+    found = [("", weight)]
+    for name in noise.strength_names:
+        found.append((f": its learned {name}", getattr(noise, name)))
+    for tensor in noise.law_tensors:
+        found.append((f": a tensor of its law {type(noise.law).__name__}", tensor))
     for drawn in (draw.number if type(draw) is Key else draw, noise.frozen):
-        for tensor in tensors_in(drawn):
-            yield ": its draw", tensor
+        if drawn is not None and not isinstance(drawn, int):  # As a key or a seed is, which most draws are.
+            found += [(": its draw", tensor) for tensor in tensors_in(drawn)]
+    return found

@@ -13,11 +13,12 @@ from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterErro
 from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
 from weightnoise._noise.control import Switch, When, drawing_alone
 from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
+from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.autograd import CleanRow, can_be_made_again
+from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, may_be_in_checkpoint, may_matter
 from weightnoise._torch.modules import is_dtensor
@@ -67,6 +68,7 @@ class WeightNoise(nn.Module):
     @law.setter
     def law(self, law: Noise) -> None:
         self._law = law
+        self.law_tensors = tuple(tensors_in(law))  # For a recipe to look at.
         self.handed = guarded(law, f"parameter '{self.name}'")  # What is called with a weight.
         # A subclass of a law that takes keys may apply its draw in another way.
         self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
@@ -131,7 +133,7 @@ class WeightNoise(nn.Module):
                 return weight
             if of is weight and before == state and not compiling:
                 return noisy
-        if type(kept) is Recomputed and self.memory == "recompute" and can_be_made_again(weight):
+        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.serves(weight):
             noisy = recomputable(self, weight, noise, factor, kept)
         else:
             noisy = self.make_noisy(weight, noise, factor)

@@ -56,6 +56,21 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def is_strided(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in a storage, at a stride in each dimension; they may be fake."""
+    return (type(tensor) in PLAIN or isinstance(tensor, FakeTensor)) and tensor.layout is _STRIDED
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has more than a shape."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the device of a tensor, so that no number can be looked at."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward: a forward in it is a recomputation."""
     return _graph_task() != -1
@@ -73,15 +88,16 @@ def can_save_by_hooks() -> bool:
     return allowed
 
 
-def is_fake(tensor: Tensor) -> bool:
-    """Whether the tensor has a shape and no numbers."""
-    return isinstance(tensor, FakeTensor)
+def hooks_of_others() -> bool:
+    """Whether saved-tensor hooks are open that have no attribute ``alone``; yes where torch does not tell."""
+    hooks = _top_hooks(True)
+    return hooks is not None and (hooks is _UNKNOWN or not getattr(hooks[0], "alone", False))
 
 
 def may_be_in_checkpoint() -> bool:
     """Whether this thread may be in a checkpointed region; cheap, and yes more often than it is."""
     # A backward; hooks, as a checkpoint has; the forward of an autograd Function, as a reentrant checkpoint is.
-    return _graph_task() != -1 or _top_hooks(True) is not None or not _forward_mode()
+    return _graph_task() != -1 or hooks_of_others() or not _forward_mode()
 
 
 def may_matter() -> bool:
@@ -93,7 +109,7 @@ def may_matter() -> bool:
         torch.compiler.is_compiling()
         or legacy.NEEDED
         or _graph_task() != -1
-        or _top_hooks(True) is not None
+        or hooks_of_others()
         or not _forward_mode()
         or torch.compiler._is_exporting_flag
         or _jit_traces()
