@@ -12,7 +12,7 @@ from torch import nn
 import weightnoise as wn
 from weightnoise._cli import demo as _demo
 
-pytestmark = pytest.mark.slow  # 20 networks of 60 epochs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # 20 networks of 60 epochs.
 
 # The protocol, one for all rows. Split, images / 16 and network are the demo's; the weight matrices carry the
 # noise and the biases none; AdamW keeps its weight decay of .01; the cosine falls once an epoch; clipping is
