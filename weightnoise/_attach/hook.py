@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from weightnoise._attach.module_noise import quiet
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
-from weightnoise._noise.checkpoints import Control, control_in_region, fresh
+from weightnoise._noise.checkpoints import Control, control_of, fresh
 from weightnoise._noise.control import Switch, When
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modes import may_be_in_checkpoint
 from weightnoise._torch.modules import walk
 from weightnoise.laws import Noise, guarded, law_at
 
@@ -33,7 +32,7 @@ class ActivationNoise:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
         """The noisy output; as a pre-hook, which gets none, the noisy inputs."""
-        control = self._control(module)
+        control = control_of(self, module.training)
         if control is None:
             return None
         refuse_export("activation", self.name)
@@ -48,12 +47,6 @@ class ActivationNoise:
             return (self._replace(args[0], noisy), *args[1:]), kwargs
         name = self._only_one(kwargs)
         return args, {**kwargs, name: self._replace(kwargs[name], noisy)}
-
-    def _control(self, module: nn.Module) -> Control | None:
-        """What holds for this call; None while noise is off."""
-        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
-            return control_in_region(self, module.training)
-        return self.switch if self.switch.live(module.training) else None
 
     def _noisy(self, value: Tensor, control: Control, module: nn.Module, inputs: Any) -> Tensor:
         if not value.is_floating_point():

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
+import torch
+
 from weightnoise._noise.frames import OPENERS, Scope
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints
 from weightnoise._torch.modes import may_be_in_checkpoint
@@ -115,6 +117,14 @@ def regions_around() -> tuple[Region, ...]:
     if not may_be_in_checkpoint():
         return ()
     return tuple(_region(one) for one in running_checkpoints(OPENERS))
+
+
+def control_of(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:
+    """What holds for a read of ``noise`` now; None where noise is off. The arguments are those of the next one."""
+    if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+        return control_in_region(noise, training, scope)
+    switch: Switch = noise.switch
+    return switch if switch.live(training) else None
 
 
 def control_in_region(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:

@@ -115,9 +115,7 @@ class Recomputed(dict[str, Any]):
         self.recipes.clear()  # The graph keeps the hooks, and they this.
 
 
-def hooks_for(
-    recipes: Mapping[int, tuple[Recipe, Stamp]],
-) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+def hooks_for(recipes: Mapping[int, tuple[Recipe, Stamp]]) -> Hooks:
     """Hooks by which autograd saves recipes in place of noisy weights and of their views."""
     # Hooks do not nest: those of a checkpoint around this are asked for all other tensors.
     around = saved_tensors_hooks_around()

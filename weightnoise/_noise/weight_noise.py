@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
-from weightnoise._noise.checkpoints import Control, Recalled, control_in_region
+from weightnoise._noise.checkpoints import Control, Recalled, control_of
 from weightnoise._noise.control import Switch, When, drawing_alone
 from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
 from weightnoise._noise.recipe import tensors_in
@@ -20,7 +20,7 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modes import in_transform, may_be_in_checkpoint, may_matter
+from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, moved, redraw
 
@@ -88,9 +88,7 @@ class WeightNoise(nn.Module):
 
     def control(self) -> Control | None:
         """What holds for a read here and now; None while noise is off."""
-        if not torch.compiler.is_compiling() and may_be_in_checkpoint():
-            return control_in_region(self, self.training, self.scope)
-        return self.switch if self.live() else None
+        return control_of(self, self.training, self.scope)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off."""
