@@ -89,7 +89,7 @@ def _detach(
 ) -> None:
     for name, noise in noises.items():
         _take_out(owner, name, noise)
-        noise.switch.removed = True
+        noise.switch.remove(noise.name)
     left = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
     base = _base(noisy)

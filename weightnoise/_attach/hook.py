@@ -125,7 +125,8 @@ def unregister(module: nn.Module) -> None:
     for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
         hooks = getattr(module, dictionary)
         for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
-            hooks.pop(key).switch.removed = True
+            noise: ActivationNoise = hooks.pop(key)
+            noise.switch.remove(noise.name)
             getattr(module, f"{dictionary}_with_kwargs").pop(key, None)
 
 

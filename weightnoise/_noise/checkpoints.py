@@ -4,18 +4,22 @@ Activation checkpointing runs a function again in the backward. By then contexts
 schedule may have gone on, and the forward of the module that owns a weight is over. So the first noisy read in a
 region puts a `Region` in the place of the function that torch will call again. It keeps what held then, and lays
 it on this thread for the length of the recomputation. Noise that a region's forward never read was off there.
+
+Compiled code runs no Python of ours, so none of its reads can do this. But contexts and schedules open, close and
+step in Python: before one of them changes what holds, it is kept for every region that waits for its backward, and
+holds again, for all threads, while compiled code there runs a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 
 from weightnoise._noise.frames import OPENERS, Scope
-from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints
+from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
 from weightnoise._torch.modes import may_be_in_checkpoint
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ class Region:
         then: what held, by noise.
         before: what an owner's forward around the region had drawn before it, by scope.
         draws: the draws of each noise in order, where torch does not put the random state back.
+        compiled: what held for compiled code, by switch, for all that has changed since.
     """
 
     def __init__(self, function: Callable[..., Any], repeats_numbers: bool) -> None:
@@ -55,14 +60,16 @@ class Region:
         self.before: dict[Scope, dict[str, Any]] = {}
         self.draws: dict[Any, list[Any]] = {}
         self.drawn: dict[Any, int] = {}
+        self.compiled: dict[Switch, Held] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the function again."""
         switches = [noise.switch for noise in self.then]
-        for noise in self.then:
-            if noise.switch.removed:
-                raise RuntimeError(_REMOVED.format(name=noise.name))
+        for switch in (*switches, *self.compiled):
+            if switch.removed:
+                raise RuntimeError(_REMOVED.format(name=switch.removed))
         self.drawn = {}
+        now = {switch: switch.put(then) for switch, then in self.compiled.items()}
         for switch in switches:
             switch.recall(1)
         running = [(scope.running, dict(before)) for scope, before in self.before.items()]
@@ -75,6 +82,8 @@ class Region:
                 stack.pop()
             for switch in switches:
                 switch.recall(-1)
+            for switch, held in now.items():
+                switch.put(held)
 
     def again(self, noise: Any) -> Any:
         """The next draw of a noise, as it was in the forward."""
@@ -103,8 +112,29 @@ class Recalled:
         return draw
 
 
+# The contexts that are open and the factor of the schedule.
+Held: TypeAlias = "tuple[Sequence[Setting], float]"
+
 # What holds for one read.
 Control: TypeAlias = Union["Switch", Recalled]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _reads_are_compiled() -> bool:
+    """Called when a read is traced, and by no compiled code."""
+    global _compiled
+    _compiled = True
+    return True
+
+
+_compiled = False
+
+
+def keep_for_compiled(switch: Switch, then: Held) -> None:
+    """Keep what has held for a noise until now, for compiled code in regions that a backward may compute again."""
+    if _compiled and not torch.compiler.is_compiling():
+        for checkpoint in waiting_checkpoints():
+            _region(checkpoint).compiled.setdefault(switch, then)
 
 
 def fresh(control: Control, noise: Any, make: Callable[[], T]) -> T:
@@ -121,7 +151,9 @@ def regions_around() -> tuple[Region, ...]:
 
 def control_of(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:
     """What holds for a read of ``noise`` now; None where noise is off. The arguments are those of the next one."""
-    if not torch.compiler.is_compiling() and may_be_in_checkpoint():
+    if torch.compiler.is_compiling():
+        _reads_are_compiled()
+    elif may_be_in_checkpoint():
         return control_in_region(noise, training, scope)
     switch: Switch = noise.switch
     return switch if switch.live(training) else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._errors import WeightNoiseError
-from weightnoise._noise.checkpoints import Region, regions_around
+from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
 from weightnoise._random import draws as _random
 from weightnoise.laws import Noise
 
@@ -81,6 +81,22 @@ class Setting:
     )
 
 
+_OFF = Setting(off=True, regions=())
+
+
+@dataclass(frozen=True, eq=False)
+class Instead:
+    """What holds in the place of the open contexts while compiled code in a checkpoint runs a second time.
+
+    Attributes:
+        hidden: the contexts that were open when that began.
+    """
+
+    settings: Sequence[Setting]
+    scheduled: float
+    hidden: tuple[Setting, ...]
+
+
 class Resolved(NamedTuple):
     """What several settings amount to."""
 
@@ -102,17 +118,19 @@ class Switch:
         held: the draw to use, where one is held.
         factor: multiplies the strength; negative for a mirrored draw.
         recomputing: how many checkpointed regions are being computed again, in any thread.
-        removed: whether the noise was taken off its module.
+        removed: the name of the noise once it was taken off its module.
     """
 
     def __init__(self, when: When, scheduled: float = 1.0) -> None:
         self.when = when
         self.settings: list[Setting] = []
         self.scheduled = scheduled
-        self.removed = False
+        self.removed = ""
         self.recomputing = 0
+        self._instead: Instead | None = None
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
+        keep_for_compiled(self, ([_OFF], 1.0))
         self._settle()
 
     def schedule(self, factor: float, device: torch.device) -> None:
@@ -121,6 +139,7 @@ class Switch:
             if self._schedule is None or self._schedule.device != device:
                 with torch.inference_mode(False):  # Else no later step could write into it.
                     self._schedule = torch.full((), float(factor), dtype=torch.float32, device=device)
+            keep_for_compiled(self, self._now())
             self._schedule.fill_(factor)
             self.scheduled = factor
             self._settle()
@@ -135,14 +154,44 @@ class Switch:
     def push(self, setting: Setting) -> None:
         """Let a context have its say."""
         with self._alone():
+            keep_for_compiled(self, self._now())
             self.settings = [*self.settings, setting]
             self._settle()
 
     def pull(self, setting: Setting) -> None:
         """Take a context's say back; contexts may close in any order."""
         with self._alone():
+            keep_for_compiled(self, self._now())
             self.settings = [other for other in self.settings if other is not setting]
             self._settle()
+
+    def remove(self, name: str) -> None:
+        """Note that the noise, of this name, was taken off its module."""
+        keep_for_compiled(self, self._now())
+        self.removed = name
+
+    def put(self, then: Held | Instead | None) -> Instead | None:
+        """Let what held then hold again, for every read in every thread; what opens meanwhile comes on top.
+
+        Args:
+            then: what held, or what this method has returned, to take it back.
+        """
+        with self._alone():
+            keep_for_compiled(self, self._now())
+            before = self._instead
+            self._instead = Instead(*then, tuple(self.settings)) if isinstance(then, tuple) else then
+            if self._schedule is not None:
+                self._schedule.fill_(self._now()[1])
+            self._settle()
+            return before
+
+    def _now(self) -> Held:
+        """The settings and the factor of the schedule that hold."""
+        instead = self._instead
+        if instead is None:
+            return self.settings, self.scheduled
+        opened = [setting for setting in self.settings if setting not in instead.hidden]
+        return [*instead.settings, *opened], instead.scheduled
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Threads that share a model open and close contexts at any time. Dynamo cannot trace a lock."""
@@ -171,12 +220,13 @@ class Switch:
         return Resolved(off, self.when == "training" and not forced, held, factor * scheduled)
 
     def _settle(self) -> None:
-        off, gated, held, factor = self.resolved(self.settings, 1.0)
+        settings, scheduled = self._now()
+        off, gated, held, factor = self.resolved(settings, 1.0)
         # Only now, since other threads read them meanwhile.
         self._off, self._gated, self.held = off, gated, held
         self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
         self._by_contexts = factor
-        self.factor = factor * self.scheduled
+        self.factor = factor * scheduled
 
     def __reduce__(self) -> tuple[type[Switch], tuple[When, float]]:
         return Switch, (self.when, self.scheduled)

@@ -1,9 +1,11 @@
-"""The checkpointed regions that a thread is in, found on its stack: torch does not tell."""
+"""The checkpointed regions that a thread is in, found on its stack, and those that wait for their backward."""
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from types import CodeType
@@ -127,3 +129,40 @@ def _started(steps: Any) -> Checkpoint | None:
     inside = steps.gi_frame if steps is not None else None
     holder = None if inside is None else inside.f_locals.get("new_frame")
     return None if holder is None else Checkpoint(holder, "recompute_fn", False)
+
+
+class _Waiting:
+    """The objects of one class of torch's that are alive: the checkpointed regions whose graph is.
+
+    Each holds a reference to its class, so that the count of these tells whether to look through the memory.
+    """
+
+    def __init__(self, kind: type, name: str) -> None:
+        self._kind, self._name = kind, name
+        self._count = -1
+        self._found: list[weakref.ref[Any]] = []
+
+    def all(self) -> list[Checkpoint]:
+        """Each as a checkpoint that is not running."""
+        holders = [reference() for reference in self._found]
+        count = sys.getrefcount(self._kind)
+        if count != self._count or any(holder is None for holder in holders):
+            holders = [one for one in gc.get_referrers(self._kind) if type(one) is self._kind]
+            self._found = [weakref.ref(holder) for holder in holders]
+            self._count = sys.getrefcount(self._kind)
+        return [Checkpoint(holder, self._name, again=False) for holder in holders if hasattr(holder, self._name)]
+
+
+_WAITING = [
+    _Waiting(kind, name)
+    for kind, name in (
+        (getattr(_checkpoint, "_CheckpointFrame", None), "recompute_fn"),
+        (getattr(getattr(_checkpoint, "CheckpointFunction", None), "_backward_cls", None), "run_function"),
+    )
+    if kind is not None
+]
+
+
+def waiting_checkpoints() -> list[Checkpoint]:
+    """The checkpointed regions of all threads that a backward may compute again."""
+    return [one for waiting in _WAITING for one in waiting.all()]
