@@ -54,12 +54,12 @@ def test_contexts_are_decorators_reenter_and_restore_after_any_exception(
 ) -> None:
     model = make()
     noise = model.parametrizations.weight[0]
-    rest = {**noise.switch.__dict__}
+    rest = {**noise.control.__dict__}
     decorated = context(model)
 
     @decorated
     def recurse(depth: int) -> None:
-        assert len(noise.switch.settings) == depth
+        assert len(noise.control.overrides) == depth
         if depth == 3:
             raise KeyboardInterrupt
         recurse(depth + 1)
@@ -67,7 +67,7 @@ def test_contexts_are_decorators_reenter_and_restore_after_any_exception(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recurse(1)
-        assert noise.switch.__dict__ == rest
+        assert noise.control.__dict__ == rest
 
 
 def test_contexts_close_in_any_order() -> None:

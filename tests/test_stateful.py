@@ -122,7 +122,7 @@ class Life(RuleBasedStateMachine):
     def _should_be_noisy(self, module: nn.Module, name: str) -> bool:
         if not parametrize.is_parametrized(module, name):
             return False
-        when = module.parametrizations[name][0].switch.when
+        when = module.parametrizations[name][0].control.when
         kinds = [kind for kind, _ in self.open]
         return "off" not in kinds and (when == "always" or module.training or "force" in kinds)
 

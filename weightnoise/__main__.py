@@ -23,7 +23,7 @@ from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
 from weightnoise._cli.load import CommandError, load_metric, load_model, read_spec
 from weightnoise._cli.parser import make_parser
-from weightnoise._cli.sweep import Journal
+from weightnoise._cli.sweep import ResumableMetric
 from weightnoise._errors import WeightNoiseError
 from weightnoise._plan import plan_weight_noise
 from weightnoise._random.philox import engine
@@ -161,7 +161,7 @@ def _measured(
         "weightnoise": weightnoise.__version__,
         "engine": engine().partition(" ")[0],  # Without its instruction set, which changes no number.
     }
-    journal = Journal(metric, options.out, about, seed=options.seed, fresh=options.fresh)
+    journal = ResumableMetric(metric, options.out, about, seed=options.seed, fresh=options.fresh)
     if journal.report is not None:
         _say(f"{options.out} is complete; --fresh measures again")
         return journal.report
@@ -176,7 +176,7 @@ def _yields(report: RobustnessReport) -> str:
         return ""
     lines = []
     for name in report.curves:
-        shares = zip(report.levels, report[name].yield_.tolist(), strict=True)
+        shares = zip(report.levels, report[name].chip_yield.tolist(), strict=True)
         listed = ", ".join(f"{100 * share:.3g} % at {level:g}" for level, share in shares)
         lines.append(f"\ndraws that reach {report.threshold:g}, {name}: {listed}")
     return "".join(lines)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from weightnoise._attach.attach import noises
-from weightnoise._contexts import some
+from weightnoise._contexts import require_noise
 from weightnoise._errors import UnsupportedParameterError
 from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
@@ -53,7 +53,7 @@ def clip_weights(
     """
     clip = Clip(k, low=low, high=high, per=per)
     weights: dict[int, nn.Parameter] = {}
-    for name, owner, noise in some(noises(model)):
+    for name, owner, noise in require_noise(noises(model)):
         weight = owner._parameters.get(noise.tensor_name)
         if weight is None:
             raise UnsupportedParameterError(

@@ -15,8 +15,8 @@ from torch import nn
 from weightnoise._attach.attach import every_noise, noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._errors import NotNoisyError
-from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Settings
-from weightnoise._noise.control import HeldDraw, Setting
+from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
+from weightnoise._noise.control import HeldDraw, Override
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import clean_tensor
 
@@ -41,7 +41,7 @@ def no_noise(*models: nn.Module) -> NoiseContext:
         ...     isinstance(model.weight, nn.Parameter)
         True
     """
-    return NoiseContext(lambda: _on_each(chain.from_iterable(map(every_noise, models)), Setting(off=True)))
+    return NoiseContext(lambda: _on_each(chain.from_iterable(map(every_noise, models)), Override(off=True)))
 
 
 def force_noise(model: nn.Module) -> NoiseContext:
@@ -60,7 +60,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
         ...     isinstance(model.weight, nn.Parameter)
         False
     """
-    return NoiseContext(lambda: _on_each(some(every_noise(model)), Setting(forced=True)))
+    return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(forced=True)))
 
 
 def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
@@ -86,7 +86,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     """
     if not 0 <= factor < math.inf:  # Not math.isfinite, which Dynamo cannot trace.
         raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
-    return NoiseContext(lambda: _on_each(some(every_noise(model)), Setting(scale=float(factor))))
+    return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(scale=float(factor))))
 
 
 def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> HeldNoise:
@@ -122,23 +122,23 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     if isinstance(sign, bool) or sign not in (1, -1):
         raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
 
-    def open_settings(resets: int) -> Settings:
+    def open_overrides(resets: int) -> Overrides:
         own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
-        return held_settings(model, own, sign)
+        return held_overrides(model, own, sign)
 
-    return HeldNoise(open_settings)
-
-
-def _on_each(found: Iterable[AnyNoise], setting: Setting) -> Settings:
-    """One setting on all noises: one for each entry of a context, which may be entered again while it is open."""
-    return [(noise, setting) for noise in found]
+    return HeldNoise(open_overrides)
 
 
-def held_settings(model: nn.Module, seed: int | None, sign: int) -> Settings:
+def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
+    """One override on all noises: one for each entry of a context, which may be entered again while it is open."""
+    return [(noise, override) for noise in found]
+
+
+def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
     """What `hold_noise` lays on each noise of the model, its draws made."""
-    some(every_noise(model))
+    require_noise(every_noise(model))
     draws: dict[tuple[object, str], HeldDraw] = {}
-    opened: Settings = []
+    opened: Overrides = []
     for name, owner, noise in noises(model):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
@@ -148,10 +148,10 @@ def held_settings(model: nn.Module, seed: int | None, sign: int) -> Settings:
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None:
-            held.take(noise.handed, weight)
+            held.draw(noise.handed, weight)
         if noise.estimator != "shared":
             held.make_key()
-        opened.append((noise, Setting(held=held)))
+        opened.append((noise, Override(held=held)))
     activations = list(activation_noises(model))
     if activations and seed is None:
         # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
@@ -159,11 +159,11 @@ def held_settings(model: nn.Module, seed: int | None, sign: int) -> Settings:
         seed = int(_random.key())
     for name, _, activation in activations:
         own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
-        opened.append((activation, Setting(held=HeldDraw(own_seed, sign))))
+        opened.append((activation, Override(held=HeldDraw(own_seed, sign))))
     return opened
 
 
-def some(found: Iterable[T]) -> list[T]:
+def require_noise(found: Iterable[T]) -> list[T]:
     """All that was found; an error where there is no noise."""
     listed = list(found)
     if not listed:

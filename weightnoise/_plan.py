@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from weightnoise._errors import NoiseRoundsAwayWarning
 from weightnoise._random import draws as _random
-from weightnoise._select.candidates import find_slots
-from weightnoise._select.resolve import Site, Spec, resolve
+from weightnoise._select.candidates import find_candidates
+from weightnoise._select.resolve import Placement, Spec, resolve
 from weightnoise.laws import Noise, deviation_of, sample, strengths_of
 
 _SEED = 0
@@ -95,18 +95,18 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
         weight  100 x 300  Gaussian(std=0.01)  0.01           -
         1 of 2 parameters noisy; clean: bias
     """
-    sites = resolve(model, spec, min_ndim)
-    noisy = {site.slot.name for site in sites}
-    clean = tuple(slot.name for slot in find_slots(model) if slot.name not in noisy)
+    placements = resolve(model, spec, min_ndim)
+    noisy = {placement.candidate.name for placement in placements}
+    clean = tuple(candidate.name for candidate in find_candidates(model) if candidate.name not in noisy)
     rows = (
         PlannedNoise(
-            site.slot.name,
-            tuple(site.slot.tensor.shape),
-            site.law,
-            effective_std(site.handed, site.slot.tensor),
-            site.tied_with,
+            placement.candidate.name,
+            tuple(placement.candidate.tensor.shape),
+            placement.law,
+            effective_std(placement.handed, placement.candidate.tensor),
+            placement.tied_with,
         )
-        for site in sites
+        for placement in placements
     )
     return NoisePlan(tuple(rows), clean)
 
@@ -125,9 +125,13 @@ def effective_std(law: Noise, weight: Tensor) -> float | None:
     return torch.stack(squares).mean().sqrt().item()
 
 
-def warn_if_rounded_away(sites: Sequence[Site]) -> None:
+def warn_if_rounded_away(placements: Sequence[Placement]) -> None:
     """Warn once, naming every low-precision parameter that would lose most of its noise."""
-    lost = [site.slot.name for site in sites if _rounds_away(site.handed, site.slot.tensor)]
+    lost = [
+        placement.candidate.name
+        for placement in placements
+        if _rounds_away(placement.handed, placement.candidate.tensor)
+    ]
     if lost:
         listed = ", ".join(map(repr, lost))
         warnings.warn(

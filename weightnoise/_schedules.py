@@ -12,7 +12,7 @@ from torch import nn
 
 from weightnoise._attach.attach import every_noise
 from weightnoise._checks import check_strength
-from weightnoise._contexts import some
+from weightnoise._contexts import require_noise
 from weightnoise._errors import SpecError
 from weightnoise.laws import factor_problem_of
 
@@ -125,14 +125,14 @@ class AdaptiveNoise:
 def set_factor(model: nn.Module, factor: float) -> None:
     """Multiply the strength of every noise of ``model`` by ``factor`` until the next call."""
     check_strength("A schedule", "factor", factor)
-    found = some(every_noise(model))
+    found = require_noise(every_noise(model))
     problems = dict.fromkeys(factor_problem_of(noise.law, factor) for noise in found)
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     for noise in found:
-        noise.switch.schedule(factor, device)
+        noise.control.schedule(factor, device)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import attach, attachment, detach, noises
+from weightnoise._attach.attach import attach, detach, module_noise, noises
 from weightnoise._attach.noisy_class import own_noises
 from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.control import When
-from weightnoise._noise.frames import Scope
+from weightnoise._noise.frames import Frames
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._plan import warn_if_rounded_away
-from weightnoise._select.resolve import Site, Spec, resolve
+from weightnoise._select.resolve import Placement, Spec, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise, strengths_of
@@ -95,9 +95,9 @@ def add_weight_noise(
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
         raise ValueError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
-    sites = resolve(model, spec, min_ndim, estimator)
-    warn_if_rounded_away(sites)
-    _attach_all(sites, when, estimator, memory)
+    placements = resolve(model, spec, min_ndim, estimator)
+    warn_if_rounded_away(placements)
+    _attach_all(placements, when, estimator, memory)
     return model
 
 
@@ -164,17 +164,20 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
     return {name: noise.law for name, _, noise in noises(model)}
 
 
-def _attach_all(sites: Sequence[Site], when: When, estimator: Estimator, memory: Memory) -> None:
-    owned: dict[nn.Module, list[Site]] = {}
-    for site in sites:
-        owned.setdefault(site.slot.owner, []).append(site)
+def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimator, memory: Memory) -> None:
+    owned: dict[nn.Module, list[Placement]] = {}
+    for placement in placements:
+        owned.setdefault(placement.candidate.owner, []).append(placement)
     learned: dict[object, dict[str, nn.Parameter]] = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
-            before = attachment(owner)
-            scope = Scope() if before is None else before.scope
-            made = {site.slot.tensor_name: _noise(site, when, scope, learned, estimator, memory) for site in own}
+            before = module_noise(owner)
+            frames = Frames() if before is None else before.frames
+            made = {
+                placement.candidate.tensor_name: _noise(placement, when, frames, learned, estimator, memory)
+                for placement in own
+            }
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -197,19 +200,19 @@ def _detach_all(own: Mapping[nn.Module, Mapping[str, WeightNoise]]) -> None:
 
 
 def _noise(
-    site: Site,
+    placement: Placement,
     when: When,
-    scope: Scope,
+    frames: Frames,
     learned: dict[object, dict[str, nn.Parameter]],
     estimator: Estimator,
     memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
-    slot = site.slot
-    noise = WeightNoise(site.law, slot.name, when, scope, slot.clean_row, estimator, memory)
-    initial = strengths_of(noise.handed, slot.tensor)
+    candidate = placement.candidate
+    noise = WeightNoise(placement.law, candidate.name, when, frames, candidate.padding_row, estimator, memory)
+    initial = strengths_of(noise.handed, candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
-    noise.equip(slot.tensor, learned.setdefault((id(slot.source), repr(site.law)), own))
+    noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))
     return noise
 
 

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import CASES, kinds_of_noise
-from weightnoise._attach.attach import attachment, every_noise
+from weightnoise._attach.attach import every_noise, module_noise
 
 X = torch.linspace(-1.0, 1.0, 20).reshape(5, 4)
 PACKAGE = str(Path(wn.__file__).parent)
@@ -109,11 +109,11 @@ def state(model: nn.Module) -> list[Any]:
 def assert_nothing_is_stuck(model: nn.Module) -> None:
     """No forward is running, no context is open, the noise is on and fresh, and it holds and switches off."""
     for module in model.modules():
-        attached = attachment(module)
-        assert attached is None or attached.scope.running == []
+        attached = module_noise(module)
+        assert attached is None or attached.frames.running == []
     for noise in every_noise(model):
-        switch = noise.switch
-        assert (switch.settings, switch.off, switch.held, switch.factor) == ([], False, None, 1.0)
+        control = noise.control
+        assert (control.overrides, control.off, control.held, control.factor) == ([], False, None, 1.0)
     assert not torch.equal(model(X), model(X))
     with wn.hold_noise(model, seed=0):
         assert torch.equal(model(X), model(X))
@@ -411,7 +411,7 @@ def test_a_context_that_is_entered_again_while_it_is_open_stays_open_until_its_l
         assert not torch.equal(model(X), model(X))
     halved = wn.scale_noise(model, 0.5)
     with halved, halved:
-        assert every_noise(model)[0].switch.factor == 0.25
+        assert every_noise(model)[0].control.factor == 0.25
 
 
 @contextmanager
@@ -514,21 +514,21 @@ class Slow:
 
 def test_contexts_that_open_at_the_same_time_are_both_open_and_readers_see_no_state_between() -> None:
     model, slow = noisy(), Slow()
-    switch = every_noise(model)[0].switch
+    control = every_noise(model)[0].control
     with wn.no_noise(model), wn.scale_noise(model, 0.5) as scaled:
-        first = threading.Thread(target=switch.push, args=(slow,))
+        first = threading.Thread(target=control.add, args=(slow,))
         second = threading.Thread(target=scaled.__enter__)
         first.start()
         assert slow.asked.wait(20)
-        assert switch.off  # The reader: what was off stays off while another context opens.
+        assert control.off  # The reader: what was off stays off while another context opens.
         second.start()
         second.join(0.1)  # It waits for the first one; else it would be done by now.
         slow.go_on.set()
         first.join()
         second.join()
-        assert switch.factor == 0.25
+        assert control.factor == 0.25
         scaled.__exit__(None, None, None)
-        switch.pull(slow)  # type: ignore[arg-type]
+        control.discard(slow)  # type: ignore[arg-type]
     assert_nothing_is_stuck(model)
 
 

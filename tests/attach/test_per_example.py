@@ -109,7 +109,7 @@ def test_flipout_equals_a_layer_for_each_example_with_signs_on_its_rows_and_colu
     with wn.hold_noise(layer, seed=5):
         moved = layer.weight.detach() - plain.weight  # A read outside of the forward: the shared draw.
         found = layer(x)
-        key = noise_of(layer).switch.held.key
+        key = noise_of(layer).control.held.key
     single = name.endswith("single")
     examples, outputs = (1 if single else shape[0]), plain.weight.shape[0]
     groups = getattr(plain, "groups", 1)
@@ -137,7 +137,7 @@ def test_local_adds_the_root_of_the_variance_that_a_layer_of_variances_has(name:
     wn.add_weight_noise(layer, GAUSSIAN[law][0], estimator="local")
     with wn.hold_noise(layer, seed=5):
         found = layer(x)
-        key = noise_of(layer).switch.held.key
+        key = noise_of(layer).control.held.key
     std = GAUSSIAN[law][1](plain.weight.detach())
     silent = {"weight": std.square(), **({} if plain.bias is None else {"bias": torch.zeros_like(plain.bias)})}
     variance = functional_call(plain, silent, (x.square(),))
@@ -360,8 +360,8 @@ def test_a_schedule_scales_too(estimator: Estimator) -> None:
     with wn.hold_noise(layer, seed=0):
         full = layer(x) - clean
         wn.NoiseScheduler(layer, wn.linear_ramp(4)).step()
-        assert_close(layer(x) - clean, full * noise_of(layer).switch.factor)
-    assert noise_of(layer).switch.factor < 1
+        assert_close(layer(x) - clean, full * noise_of(layer).control.factor)
+    assert noise_of(layer).control.factor < 1
 
 
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)

@@ -28,8 +28,8 @@ def is_off(model: nn.Module) -> bool:
 
 def shown(model: nn.Module) -> tuple[Any, ...]:
     """What the contexts say about the noise of a model."""
-    switch = model.parametrizations.weight[0].switch
-    return len(switch.settings), switch.off, switch.gated, switch.held is None, switch.factor
+    control = model.parametrizations.weight[0].control
+    return len(control.overrides), control.off, control.gated, control.held is None, control.factor
 
 
 CONTEXTS: dict[str, Callable[[nn.Module], NoiseContext]] = {

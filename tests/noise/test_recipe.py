@@ -321,13 +321,13 @@ def with_scores(edit: Callable[[Tensor], object]) -> Callable[[Any], None]:
 
 def another_chip(layer: Any) -> None:
     noise = noise_of(layer)
-    if noise.frozen is not None:
-        noise.frozen = (noise.law.laws[0].draw(owned(layer)), *noise.frozen[1:])
+    if noise.chip_draw is not None:
+        noise.chip_draw = (noise.law.laws[0].draw(owned(layer)), *noise.chip_draw[1:])
 
 
 def of_the_frozen(edit: Callable[[Tensor], object]) -> Callable[[Any], None]:
     def change(layer: Any) -> None:
-        frozen = noise_of(layer).frozen
+        frozen = noise_of(layer).chip_draw
         while isinstance(frozen, tuple):
             frozen = frozen[0]
         if frozen is not None:

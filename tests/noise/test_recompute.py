@@ -23,8 +23,8 @@ def keep_what_it_saves(model: nn.Module) -> None:
     """From now on autograd keeps the noisy weights, of the same draws."""
     for module in model.modules():
         holder: Any = module._modules.get("parametrizations")
-        if holder is not None and hasattr(holder, "attachment"):
-            holder.attachment.recomputes = False
+        if holder is not None and hasattr(holder, "module_noise"):
+            holder.module_noise.recomputes = False
 
 
 def gradients(model: Any, x: Tensor, passes: int = 1) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from weightnoise._noise.control import HeldDraw, Switch
+from weightnoise._noise.control import HeldDraw, NoiseControl
 
 SIZES = [8, 64]  # From 2048 numbers on the C engine draws.
 
@@ -68,7 +68,7 @@ class SlowFresh(Slow):
 @pytest.mark.parametrize("law", [SlowFresh(), wn.Gaussian(0.1)], ids=repr)
 def test_a_draw_is_made_once(law: Any, seed: int | None, size: int) -> None:
     held, weight = HeldDraw(seed, 1), torch.randn(size, size)
-    first, *others = at_once(lambda: held.take(law, weight))
+    first, *others = at_once(lambda: held.draw(law, weight))
     assert isinstance(first, Tensor)
     assert all(other is first for other in others)
 
@@ -89,8 +89,8 @@ def test_a_key_is_made_once(seed: int | None) -> None:
 def test_a_draw_that_failed_is_made_when_asked_again(size: int) -> None:
     held, weight, law = HeldDraw(None, 1), torch.randn(size, size), SlowFresh([1])
     with pytest.raises(OSError, match="out of luck"):
-        held.take(law, weight)
-    assert isinstance(held.take(law, weight), Tensor)
+        held.draw(law, weight)
+    assert isinstance(held.draw(law, weight), Tensor)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -138,17 +138,17 @@ def test_what_a_chip_freezes_late_is_frozen_once(size: int) -> None:
 
 def test_a_schedule_is_never_read_half_made() -> None:
     for _ in range(20):
-        switch = Switch("always")
+        control = NoiseControl("always")
         stop = threading.Event()
         seen: set[float] = set()
 
-        def read(switch: Switch = switch, stop: threading.Event = stop, seen: set[float] = seen) -> None:
+        def read(control: NoiseControl = control, stop: threading.Event = stop, seen: set[float] = seen) -> None:
             while not stop.is_set():
-                seen.add(float(switch.compiled_factor()))
+                seen.add(float(control.compiled_factor()))
 
         thread = threading.Thread(target=read)
         thread.start()
-        switch.schedule(0.25, torch.device("cpu"))
+        control.schedule(0.25, torch.device("cpu"))
         time.sleep(0.001)
         stop.set()
         thread.join()
@@ -157,7 +157,7 @@ def test_a_schedule_is_never_read_half_made() -> None:
 
 def test_a_held_draw_can_be_copied_and_pickled() -> None:
     held = HeldDraw(3, 1)
-    held.take(wn.Gaussian(0.1), torch.zeros(8, 8))
+    held.draw(wn.Gaussian(0.1), torch.zeros(8, 8))
     for other in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
         assert torch.equal(other.noise, held.noise)
 
@@ -183,12 +183,12 @@ def test_threads_leave_the_hold_that_they_entered(seed: int | None) -> None:
 
     thread = threading.Thread(target=other)
     with held:
-        own = model.parametrizations.weight[0].switch.settings[0]
+        own = model.parametrizations.weight[0].control.overrides[0]
         thread.start()
         entered.wait()
-    settings = model.parametrizations.weight[0].switch.settings
-    assert len(settings) == 1
-    assert settings[0] is not own
+    overrides = model.parametrizations.weight[0].control.overrides
+    assert len(overrides) == 1
+    assert overrides[0] is not own
     left.set()
     thread.join()
-    assert not model.parametrizations.weight[0].switch.settings
+    assert not model.parametrizations.weight[0].control.overrides

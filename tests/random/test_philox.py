@@ -220,7 +220,7 @@ def layer(law: wn.Noise | None = None, **options: Any) -> Any:
 def test_a_fused_law_is_the_law_of_its_draw(law: wn.Gaussian) -> None:
     assert law.takes_keys
     weight = torch.randn(128, 128, requires_grad=True)
-    assert _engine.fuses(weight)
+    assert _engine.can_fuse(weight)
     noise = _engine.filled(key(1), weight.shape)
     for factor in (1.0, -0.5):
         assert_close(
@@ -428,7 +428,7 @@ def test_any_dtype(dtype: torch.dtype) -> None:
 def test_any_layout() -> None:
     conv: Any = nn.Conv2d(64, 64, 3)
     conv = conv.to(memory_format=torch.channels_last)
-    assert not _engine.fuses(conv.weight)
+    assert not _engine.can_fuse(conv.weight)
     plain = copy.deepcopy(conv).weight.detach()
     noisy = wn.add_weight_noise(conv, 0.1)
     assert (noisy.weight - plain).std().item() == pytest.approx(0.1, rel=0.05)

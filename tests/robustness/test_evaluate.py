@@ -206,13 +206,13 @@ def test_statistics_of_a_report() -> None:
     assert_close(report.std, torch.tensor([math.sqrt(14 / 3), math.sqrt(0.5)], dtype=torch.float64))
     assert_close(report.sem, report.std / torch.tensor([2.0, math.sqrt(2)], dtype=torch.float64))
     assert report.worst.tolist() == [1.0, 0.0]
-    assert report.yield_.tolist() == [0.75, 0.0]
+    assert report.chip_yield.tolist() == [0.75, 0.0]
     assert report.quantile(0.5).tolist() == [2.5, 0.5]
     lower = wn.RobustnessReport((0.1, 0.2), report.curves, threshold=2.0, higher_is_better=False)
     assert lower.worst.tolist() == [6.0, 1.0]
-    assert lower.yield_.tolist() == [0.5, 1.0]
+    assert lower.chip_yield.tolist() == [0.5, 1.0]
     with pytest.raises(ValueError, match="has no threshold"):
-        wn.RobustnessReport((0.1, 0.2), report.curves).yield_  # noqa: B018
+        wn.RobustnessReport((0.1, 0.2), report.curves).chip_yield  # noqa: B018
     with pytest.raises(ValueError, match=r"Curve 'a' must have the shape \(levels, draws\) = \(1, ...\)"):
         wn.RobustnessReport((0.1,), report.curves)
 

@@ -378,7 +378,7 @@ def test_a_recomputation_that_fails_leaves_the_contexts_as_they_are() -> None:
         with pytest.raises(ValueError, match="again"):
             loss.backward()
         assert model[0].weight is model[0]._parameters["weight"]
-        assert model[0].parametrizations.weight.alone.scope.running == []
+        assert model[0].parametrizations.weight.only_noise.frames.running == []
 
 
 def test_the_graph_keeps_no_noisy_weight() -> None:

@@ -17,17 +17,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from weightnoise._attach.hook import ActivationNoise, own_activation_noises
-from weightnoise._attach.module_noise import Attachment, InstanceForward
+from weightnoise._attach.module_noise import InstanceForward, ModuleNoise
 from weightnoise._attach.noisy_class import clean_class, noisy_class, own_noises, set_class
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import children, parametrizations, unwrap, walk
 
 
-def attachment(owner: nn.Module) -> Attachment | None:
+def module_noise(owner: nn.Module) -> ModuleNoise | None:
     """What a noisy module carries beside its noises; None for any other module."""
     holder = owner.__dict__["_modules"].get("parametrizations")
-    return None if holder is None else holder.__dict__.get("attachment")
+    return None if holder is None else holder.__dict__.get("module_noise")
 
 
 def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
@@ -48,11 +48,11 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
             _register(owner, name, noise)
         _refill(owner._parameters, parameters)
         holder = owner.__dict__["_modules"]["parametrizations"].__dict__
-        scope = next(iter(noises.values())).scope
-        if "attachment" not in holder:
-            holder["attachment"] = Attachment(scope, [], stock_class if stacked else None)
-            holder["attachment"].stock_names = set(stacked)
-        found = holder["attachment"]
+        frames = next(iter(noises.values())).frames
+        if "module_noise" not in holder:
+            holder["module_noise"] = ModuleNoise(frames, [], stock_class if stacked else None)
+            holder["module_noise"].stock_names = set(stacked)
+        found = holder["module_noise"]
         found.owner = weakref.ref(owner)
         found.noises += noises.values()
         made_by_torch = type(owner)
@@ -74,7 +74,7 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
 
 def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
     """Take these noises off ``owner`` and leave what else is registered on it."""
-    found = attachment(owner)  # None where torch transferred the noise here from another module.
+    found = module_noise(owner)  # None where torch transferred the noise here from another module.
     noisy = type(owner)
     try:
         _detach(owner, noises, found, noisy)
@@ -85,11 +85,11 @@ def detach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
 
 
 def _detach(
-    owner: nn.Module, noises: Mapping[str, WeightNoise], found: Attachment | None, noisy: type[nn.Module]
+    owner: nn.Module, noises: Mapping[str, WeightNoise], found: ModuleNoise | None, noisy: type[nn.Module]
 ) -> None:
     for name, noise in noises.items():
         _take_out(owner, name, noise)
-        noise.switch.removed = True
+        noise.control.removed = True
     left = [noise for _, noise in own_noises(owner)]
     rest = parametrizations(owner)
     base = _base(noisy)
@@ -104,7 +104,7 @@ def _detach(
         owner._modules.pop("parametrizations", None)
         set_class(owner, base)
         return
-    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("attachment", None)
+    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("module_noise", None)
     if (
         found is not None
         and found.stock_class is not None
@@ -136,7 +136,7 @@ def every_noise(model: nn.Module) -> list[WeightNoise | ActivationNoise]:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        own = attachment(module)
+        own = module_noise(module)
         if own is not None:
             found += [noise for _, noise in own_noises(module)]
         found += own_activation_noises(module)
@@ -159,7 +159,7 @@ def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     stack.__class__ = InPlaceList
     stack.tensor_name = name
     stack.owner = weakref.ref(owner)
-    stack.__dict__["alone"] = noise  # Past nn.Module.__setattr__, which would make it a submodule twice.
+    stack.__dict__["only_noise"] = noise  # Past nn.Module.__setattr__, which would make it a submodule twice.
 
 
 def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
@@ -176,7 +176,7 @@ def _take_out(owner: nn.Module, name: str, noise: WeightNoise) -> None:
     elif isinstance(stack, InPlaceList):
         # Somebody stacked a parametrization on the noise: leave what torch would have made of it.
         stack.__class__ = parametrize.ParametrizationList  # type: ignore[assignment]
-        del stack.owner, stack.tensor_name, stack.__dict__["alone"]
+        del stack.owner, stack.tensor_name, stack.__dict__["only_noise"]
         stack.register_parameter("original", owner._parameters.pop(name))
 
 

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from weightnoise._errors import UnsupportedParameterError
 
-Quiet: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
+CleanReads: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
 # Where torch takes values out of an iterable and makes Parameters of them.
 _WRAPPING = (nn.ParameterList.extend.__code__, nn.ParameterDict.update.__code__)
 
 
-def container_overrides(base: type[nn.Module], quiet: Quiet) -> dict[str, Any]:
+def container_overrides(base: type[nn.Module], clean_reads: CleanReads) -> dict[str, Any]:
     """The methods of a noisy container of Parameters; none for any other module."""
     if issubclass(base, nn.ParameterList):
-        return _list_overrides(base, quiet)
-    return _dict_overrides(base, quiet) if issubclass(base, nn.ParameterDict) else {}
+        return _list_overrides(base, clean_reads)
+    return _dict_overrides(base, clean_reads) if issubclass(base, nn.ParameterDict) else {}
 
 
 class NoisySlice(Sequence[Any]):
@@ -55,7 +55,7 @@ class NoisySlice(Sequence[Any]):
         raise AttributeError(_SLICE.format(attribute=name, name=_name(self._owner, key)))
 
 
-def _list_overrides(base: type[nn.ParameterList], quiet: Quiet) -> dict[str, Any]:
+def _list_overrides(base: type[nn.ParameterList], clean_reads: CleanReads) -> dict[str, Any]:
     def get(self: nn.ParameterList, index: Any) -> Any:
         if not isinstance(index, slice):
             return base.__getitem__(self, index)
@@ -82,10 +82,14 @@ def _list_overrides(base: type[nn.ParameterList], quiet: Quiet) -> dict[str, Any
         return base.extend(self, values)
 
     own = {"__getitem__": get, "__setitem__": put, "append": append, "extend": extend}
-    return {**own, "__iter__": _iterating(base, "__iter__"), "extra_repr": _quietly(base, "extra_repr", quiet)}
+    return {
+        **own,
+        "__iter__": _iterating(base, "__iter__"),
+        "extra_repr": _quietly(base, "extra_repr", clean_reads),
+    }
 
 
-def _dict_overrides(base: type[nn.ParameterDict], quiet: Quiet) -> dict[str, Any]:
+def _dict_overrides(base: type[nn.ParameterDict], clean_reads: CleanReads) -> dict[str, Any]:
     def put(self: nn.ParameterDict, key: str, value: Any) -> None:
         _refuse_tensors(self, [value], key)
         base.__setitem__(self, key, value)
@@ -104,16 +108,16 @@ def _dict_overrides(base: type[nn.ParameterDict], quiet: Quiet) -> dict[str, Any
 
     own = {"__setitem__": put, "update": update, "fromkeys": from_keys}
     own |= {name: _iterating(base, name) for name in ("values", "items")}
-    own |= {name: _quietly(base, name, quiet) for name in ("pop", "popitem", "extra_repr")}
+    own |= {name: _quietly(base, name, clean_reads) for name in ("pop", "popitem", "extra_repr")}
     return own | {name: _building(base, name) for name in ("copy", "__or__", "__ror__")}
 
 
-def _quietly(base: type[nn.Module], name: str, quiet: Quiet) -> Callable[..., Any]:
+def _quietly(base: type[nn.Module], name: str, clean_reads: CleanReads) -> Callable[..., Any]:
     """The method, to which the container reads clean: it takes a Parameter out, or looks at it alone."""
     method = getattr(base, name)
 
     def call(self: nn.Module, *args: Any) -> Any:
-        with quiet(self):
+        with clean_reads(self):
             return method(self, *args)
 
     return call
@@ -164,17 +168,17 @@ def _refuse_tensors(container: nn.Module, values: Iterable[Any], key: str | None
 def _reads_noisy(container: nn.Module) -> bool:
     """Whether a read of any of its values is noisy now."""
     holder: Any = container.__dict__["_modules"].get("parametrizations")
-    attachment = None if holder is None else holder.__dict__.get("attachment")
-    if attachment is None or not attachment.live():
+    module_noise = None if holder is None else holder.__dict__.get("module_noise")
+    if module_noise is None or not module_noise.live():
         return False
-    running = attachment.scope.running
+    running = module_noise.frames.running
     return not running or running[-1] is not None
 
 
 def _name(container: nn.Module, key: str | None = None) -> str:
     """The full name of a noisy value: that of the key, or the first."""
     holder: Any = container._modules["parametrizations"]
-    named = {noise.tensor_name: noise.name for noise in holder.attachment.noises}
+    named = {noise.tensor_name: noise.name for noise in holder.module_noise.noises}
     name: str = named.get(key, next(iter(named.values())))
     return name
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from weightnoise._noise.checkpoints import Control
+from weightnoise._noise.checkpoints import EffectiveControl
 from weightnoise._noise.frames import Key
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
@@ -20,34 +20,34 @@ _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     """What the layer puts out with noise; None where the whole weight has to be made noisy."""
-    control = None if noise is None else noise.control()
-    if noise is None or control is None:
+    effective = None if noise is None else noise.effective()
+    if noise is None or effective is None:
         return None
     weight = layer._parameters.get("weight")
     tokens = args[0] if args else kwargs.get("input")
-    if not _fits(noise, control, layer, weight, tokens):
+    if not _fits(noise, effective, layer, weight, tokens):
         return None
     refuse_export("weight", noise.name)
-    draw = noise.draw(weight, control)
+    draw = noise.draw(weight, effective)
     if type(draw) is Key:
         draw = draw.number
     index, places = torch.unique(tokens, return_inverse=True)
-    rows = F.embedding(index, weight, noise.clean_row, sparse=layer.sparse)
-    table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(control), noise.clean_row)
+    rows = F.embedding(index, weight, noise.padding_row, sparse=layer.sparse)
+    table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(effective), noise.padding_row)
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
     kwargs.pop("input", None)
     return _bag(layer, table, index, places, *args[1:], **kwargs)
 
 
-def _fits(noise: WeightNoise, control: Control, layer: Any, weight: Any, tokens: Any) -> bool:
+def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: Any, tokens: Any) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.is_cpu
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and (noise.fuses(weight) if control.held is None else _takes_rows_of_held(noise, weight))
+        and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 
 

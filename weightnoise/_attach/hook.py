@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.module_noise import quiet
+from weightnoise._attach.module_noise import clean_reads
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
-from weightnoise._noise.checkpoints import Control, control_of, fresh
-from weightnoise._noise.control import Switch, When
+from weightnoise._noise.checkpoints import EffectiveControl, effective_control, fresh
+from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modules import walk
 from weightnoise.laws import Noise, guarded, law_at
@@ -28,27 +28,27 @@ class ActivationNoise:
         self.name = name
         self.at = at
         self.handed = guarded(law, self._place())  # What is called with tensors.
-        self.switch = Switch(when)
+        self.control = NoiseControl(when)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
         """The noisy output; as a pre-hook, which gets none, the noisy inputs."""
-        control = control_of(self, module.training)
-        if control is None:
+        effective = effective_control(self, module.training)
+        if effective is None:
             return None
         refuse_export("activation", self.name)
         if output:
             first = _first(args, kwargs)
-            return self._replace(output[0], lambda value: self._noisy(value, control, module, first))
+            return self._replace(output[0], lambda value: self._noisy(value, effective, module, first))
 
         def noisy(value: Tensor) -> Tensor:
-            return self._noisy(value, control, module, value)
+            return self._noisy(value, effective, module, value)
 
         if args:
             return (self._replace(args[0], noisy), *args[1:]), kwargs
         name = self._only_one(kwargs)
         return args, {**kwargs, name: self._replace(kwargs[name], noisy)}
 
-    def _noisy(self, value: Tensor, control: Control, module: nn.Module, inputs: Any) -> Tensor:
+    def _noisy(self, value: Tensor, effective: EffectiveControl, module: nn.Module, inputs: Any) -> Tensor:
         if not value.is_floating_point():
             raise UnsupportedActivationError(
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
@@ -56,23 +56,23 @@ class ActivationNoise:
             )
         law: Noise = self.handed
         if hasattr(law, "at"):
-            with quiet(module):
+            with clean_reads(module):
                 law = guarded(law_at(law, module, inputs), self._place())
-        noise = self._draw(law, value, control)
-        factor = self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
+        noise = self._draw(law, value, effective)
+        factor = self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
         return law.apply(value, noise, factor)
 
-    def _draw(self, law: Noise, value: Tensor, control: Control) -> Any:
-        held = control.held
+    def _draw(self, law: Noise, value: Tensor, effective: EffectiveControl) -> Any:
+        held = effective.held
         if held is None:
-            return fresh(control, self, lambda: law.draw(value))
+            return fresh(effective, self, lambda: law.draw(value))
         if held.shape is not None and held.shape != value.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
                 f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
                 "smaller batch), open a hold for each shape, or call reset() on it."
             )
-        return held.take(law, value)
+        return held.draw(law, value)
 
     def _replace(self, value: Any, noisy: Any) -> Any:
         """``value`` with noise on its tensor: itself, its first item, or the only one that it has by name."""
@@ -105,7 +105,7 @@ class ActivationNoise:
         return f"the {self.at} of module '{self.name}'"
 
     def __repr__(self) -> str:
-        return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.switch.when!r})"
+        return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.control.when!r})"
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +125,7 @@ def unregister(module: nn.Module) -> None:
     for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
         hooks = getattr(module, dictionary)
         for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
-            hooks.pop(key).switch.removed = True
+            hooks.pop(key).control.removed = True
             getattr(module, f"{dictionary}_with_kwargs").pop(key, None)
 
 

@@ -11,17 +11,17 @@ from typing import Any
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from weightnoise._noise.frames import Scope, opens_scope
+from weightnoise._noise.frames import Frames, opens_frame
 from weightnoise._noise.recompute import Recomputed, can_recompute
 from weightnoise._noise.weight_noise import WeightNoise
 
 
-class Attachment:
+class ModuleNoise:
     """What one module carries beside its parametrizations.
 
     Attributes:
         owner: the module; None in a copy until the copied module adopts it.
-        scope: what was drawn in the running forwards.
+        frames: what was drawn in the running forwards.
         noises: the noises on the module's own tensors.
         recomputes: whether the backward makes the noisy weight of any of them again.
         per_example: the one of them that differs from example to example; None for most modules.
@@ -31,10 +31,10 @@ class Attachment:
     """
 
     def __init__(
-        self, scope: Scope, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
+        self, frames: Frames, noises: Sequence[WeightNoise], stock_class: type[nn.Module] | None = None
     ) -> None:
         self.owner: weakref.ref[nn.Module] | None = None
-        self.scope = scope
+        self.frames = frames
         self.noises = list(noises)
         self.stock_class = stock_class
         self.stock_names: set[str] = set()
@@ -54,16 +54,16 @@ class Attachment:
         """Whether a read of any of the tensors is noisy now."""
         return any(noise.live() for noise in self._noises)
 
-    def __reduce__(self) -> tuple[type[Attachment], tuple[Scope, list[WeightNoise]]]:
-        return Attachment, (self.scope, self.noises)
+    def __reduce__(self) -> tuple[type[ModuleNoise], tuple[Frames, list[WeightNoise]]]:
+        return ModuleNoise, (self.frames, self.noises)
 
 
-@opens_scope
-def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+@opens_frame
+def in_frame(module_noise: ModuleNoise, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a forward so that all its reads see one draw."""
-    if attachment.recomputes and can_recompute():
-        return _in_recomputing_scope(attachment.scope.running, call, *args, **kwargs)
-    running = attachment.scope.running
+    if module_noise.recomputes and can_recompute():
+        return _in_recomputing_frame(module_noise.frames.running, call, *args, **kwargs)
+    running = module_noise.frames.running
     running.append({})
     try:
         return call(*args, **kwargs)
@@ -71,8 +71,8 @@ def in_scope(attachment: Attachment, call: Callable[..., Any], *args: Any, **kwa
         running.pop()
 
 
-@opens_scope
-def _in_recomputing_scope(
+@opens_frame
+def _in_recomputing_frame(
     running: list[dict[str, Any] | None], call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     kept = Recomputed()
@@ -88,26 +88,26 @@ def _in_recomputing_scope(
 class InstanceForward:
     """A forward that was set on the instance, as accelerate does it, in the scope of its module."""
 
-    def __init__(self, inner: Callable[..., Any], attachment: Attachment) -> None:
+    def __init__(self, inner: Callable[..., Any], module_noise: ModuleNoise) -> None:
         functools.update_wrapper(self, inner)
         self.inner = inner
-        self.attachment = attachment
+        self.module_noise = module_noise
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The inner forward's result."""
-        if not self.attachment.live():
+        if not self.module_noise.live():
             return self.inner(*args, **kwargs)
-        return in_scope(self.attachment, self.inner, *args, **kwargs)
+        return in_frame(self.module_noise, self.inner, *args, **kwargs)
 
 
 @contextmanager
-def quiet(owner: nn.Module) -> Iterator[None]:
+def clean_reads(owner: nn.Module) -> Iterator[None]:
     """In this thread, reads of the owner's own tensors are clean inside."""
     holder: Any = owner._modules.get("parametrizations")
     if holder is None:
         yield
         return
-    running = holder.attachment.scope.running
+    running = holder.module_noise.frames.running
     running.append(None)
     try:
         yield

@@ -15,12 +15,12 @@ from torch import nn
 
 from weightnoise._attach.containers import container_overrides
 from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
-from weightnoise._attach.module_noise import Attachment, in_scope, quiet
+from weightnoise._attach.module_noise import ModuleNoise, clean_reads, in_frame
 from weightnoise._attach.per_example import forward_per_example
 from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError
-from weightnoise._noise.frames import opens_scope
+from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import children, parametrizations
 
@@ -65,10 +65,10 @@ def noisy_property(name: str) -> property:
         try:
             if not in_place:
                 return stack()
-            alone = stack.alone
-            if alone is None or type(weight) is not nn.Parameter:
+            only_noise = stack.only_noise
+            if only_noise is None or type(weight) is not nn.Parameter:
                 return stack.read(weight)
-            return weight if alone.switch.off else alone.forward(weight)  # Spelt out, as below.
+            return weight if only_noise.control.off else only_noise.forward(weight)  # Spelt out, as below.
         except AttributeError as error:
             # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
             raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
@@ -98,31 +98,33 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
         holder: Any = self._modules.get("parametrizations")
         if holder is None:  # Where user code says type(module)(...).
             return base.forward(self, *args, **kwargs)
-        attachment: Attachment = holder.attachment
+        module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
-        for one in attachment._noises:
-            if not one.switch.off and (one.training or not one.switch.gated):
+        for one in module_noise._noises:
+            if not one.control.off and (one.training or not one.control.gated):
                 break
         else:
             return base.forward(self, *args, **kwargs)
-        noise = attachment.per_example
-        control = None if noise is None else noise.control()
-        if noise is not None and control is not None:
-            return forward_per_example(noise, control, base.forward, self, *args, **kwargs)
+        noise = module_noise.per_example
+        effective = None if noise is None else noise.effective()
+        if noise is not None and effective is not None:
+            return forward_per_example(noise, effective, base.forward, self, *args, **kwargs)
         if looks_up:
-            found = forward_looked_up(getattr(holder._modules.get("weight"), "alone", None), self, *args, **kwargs)
+            found = forward_looked_up(
+                getattr(holder._modules.get("weight"), "only_noise", None), self, *args, **kwargs
+            )
             if found is not None:
                 return found
-        if attachment.recomputes:
-            return in_scope(attachment, base.forward, self, *args, **kwargs)
-        running = attachment.scope.running
+        if module_noise.recomputes:
+            return in_frame(module_noise, base.forward, self, *args, **kwargs)
+        running = module_noise.frames.running
         running.append({})
         try:
             return base.forward(self, *args, **kwargs)
         finally:
             running.pop()
 
-    return opens_scope(forward)
+    return opens_frame(forward)
 
 
 def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
@@ -146,7 +148,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
         if not parametrizations(self):
             return blank, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
-        with quiet(self), torch.no_grad():
+        with clean_reads(self), torch.no_grad():
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def set_state(self: nn.Module, state: Any) -> None:
@@ -175,8 +177,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase):
-        body |= recurrent_overrides(base, quiet)
-    body |= container_overrides(base, quiet)
+        body |= recurrent_overrides(base, clean_reads)
+    body |= container_overrides(base, clean_reads)
     meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
     noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
     return noisy
@@ -222,12 +224,12 @@ def rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 def adopt(owner: nn.Module) -> None:
     """Make the parametrizations of a module that was copied or unpickled its own."""
     holder: Any = owner._modules["parametrizations"]
-    if holder.attachment.owner is not None:
+    if holder.module_noise.owner is not None:
         # A shallow copy shares them with the original. It goes on sharing the Parameters alone.
         shared = {id(tensor): tensor for tensor in (*holder.parameters(), *holder.buffers())}
         holder = copy.deepcopy(holder, shared)
         owner.__dict__["_modules"] = {**owner._modules, "parametrizations": holder}
-    holder.attachment.owner = weakref.ref(owner)
+    holder.module_noise.owner = weakref.ref(owner)
     for stack in parametrizations(owner).values():
         if isinstance(stack, InPlaceList):
             stack.owner = weakref.ref(owner)

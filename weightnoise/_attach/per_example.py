@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._noise.checkpoints import Control, fresh
-from weightnoise._noise.frames import PER_EXAMPLE, opens_scope
+from weightnoise._noise.checkpoints import EffectiveControl, fresh
+from weightnoise._noise.frames import PER_EXAMPLE, opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product
@@ -22,17 +22,17 @@ from weightnoise.laws import Noise, deviation_of, is_straight_through
 _FORWARDS = {kind.forward for kind in PRODUCTS}
 
 
-@opens_scope
+@opens_frame
 def forward_per_example(
     noise: WeightNoise,
-    control: Control,
+    effective: EffectiveControl,
     forward: Callable[..., Any],
     layer: nn.Module,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
     """The clean forward of a layer, plus what the noise of its weight adds to each example."""
-    running = noise.scope.running
+    running = noise.frames.running
     kept: dict[str, Any] = {noise.tensor_name: (PER_EXAMPLE, None, None, None)}
     running.append(kept)
     try:
@@ -44,26 +44,31 @@ def forward_per_example(
     if is_straight_through(noise.law):
         weight = weight.detach()
     add = _add_flipout if noise.estimator == "flipout" else _add_local
-    return add(noise, control, layer, inputs, weight, output)
+    return add(noise, effective, layer, inputs, weight, output)
 
 
 def _add_flipout(
-    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+    noise: WeightNoise,
+    effective: EffectiveControl,
+    layer: nn.Module,
+    inputs: Tensor,
+    weight: Tensor,
+    output: Tensor,
 ) -> Tensor:
     """``output + r * layer(s * inputs; dw)``: an example with signs r and s has the weight ``w + dw * r s^T``."""
-    factor = noise.factor(control)
+    factor = noise.factor(effective)
     if isinstance(factor, Tensor):
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = noise.make_noisy(weight, noise.draw(weight, control), size) - weight
-    held = control.held
+    moved = noise.make_noisy(weight, noise.draw(weight, effective), size) - weight
+    held = effective.held
     key = None if held is None else held.key
 
     def signs(like: Tensor, stream: int) -> Tensor:
         shape = _per_channel(layer, like)
         if key is None:
-            return fresh(control, noise, lambda: _random.signs(like, shape))
+            return fresh(effective, noise, lambda: _random.signs(like, shape))
         return _random.keyed_signs(key, like, shape, stream)
 
     added = layer_product(layer, inputs * signs(inputs, 0), moved)
@@ -71,7 +76,12 @@ def _add_flipout(
 
 
 def _add_local(
-    noise: WeightNoise, control: Control, layer: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor
+    noise: WeightNoise,
+    effective: EffectiveControl,
+    layer: nn.Module,
+    inputs: Tensor,
+    weight: Tensor,
+    output: Tensor,
 ) -> Tensor:
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
     deviation = deviation_of(noise.handed, weight, noise.strengths())
@@ -80,12 +90,12 @@ def _add_local(
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
     there = variance > 0
     std = torch.where(there, variance, 1.0).sqrt() * there
-    held = control.held
+    held = effective.held
     if held is None or held.key is None:
-        normal = fresh(control, noise, lambda: _random.normal(output))
+        normal = fresh(effective, noise, lambda: _random.normal(output))
     else:
         normal = _random.keyed_normal(held.key, output)
-    return output + (std * normal * noise.factor(control)).to(output.dtype)  # As autocast has it.
+    return output + (std * normal * noise.factor(effective)).to(output.dtype)  # As autocast has it.
 
 
 def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 
 def recurrent_overrides(
-    base: type[nn.RNNBase], quiet: Callable[[nn.Module], AbstractContextManager[None]]
+    base: type[nn.RNNBase], clean_reads: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> dict[str, Any]:
     """The attributes and methods that keep the noisy weights of a recurrent layer to its forward."""
 
@@ -23,7 +23,7 @@ def recurrent_overrides(
         # torch calls this in a forward, and in conversions and copies, which must not draw.
         if _running(self) is not None:
             return base._init_flat_weights(self)
-        with quiet(self):
+        with clean_reads(self):
             return base._init_flat_weights(self)
 
     names = ("_flat_weights", "_flat_weight_refs")
@@ -54,5 +54,5 @@ def _of_the_forward(name: str) -> property:
 
 def _running(layer: nn.Module) -> dict[str, Any] | None:
     holder: Any = layer.__dict__["_modules"].get("parametrizations")
-    running = [] if holder is None else holder.attachment.scope.running
+    running = [] if holder is None else holder.module_noise.frames.running
     return running[-1] if running else None

@@ -26,7 +26,7 @@ class InPlaceList(parametrize.ParametrizationList):
 
     tensor_name: str
     owner: weakref.ref[nn.Module]  # Weak: a cycle would keep a model's memory until the next collection.
-    alone: WeightNoise | None  # The noise, while nothing is stacked on it.
+    only_noise: WeightNoise | None  # The noise, while nothing is stacked on it.
 
     @property
     def original(self) -> Tensor | None:  # type: ignore[override]
@@ -40,12 +40,12 @@ class InPlaceList(parametrize.ParametrizationList):
 
     def read(self, weight: Tensor | None) -> Tensor | None:
         """The noisy weight for a clean one."""
-        alone = self.alone
-        if alone is not None:
+        only_noise = self.only_noise
+        if only_noise is not None:
             # Past Module.__call__ and the loop: a read has to cost next to nothing.
-            if weight is None or alone.switch.off:
+            if weight is None or only_noise.control.off:
                 return weight
-            noisy = alone.forward(weight)
+            noisy = only_noise.forward(weight)
             if noisy is weight and type(weight) is not nn.Parameter:
                 self._check_managed(weight)
             return noisy
@@ -57,17 +57,17 @@ class InPlaceList(parametrize.ParametrizationList):
 
     def _check_managed(self, weight: Tensor) -> None:
         """`fully_shard` looks at a clean weight between forwards; with tensor parallelism another module may."""
-        alone, owner = self.alone, self.owner()
-        if alone is None or owner is None or not alone.live() or alone.scope.running:
+        only_noise, owner = self.only_noise, self.owner()
+        if only_noise is None or owner is None or not only_noise.live() or only_noise.frames.running:
             return
         if is_dtensor(weight) and not is_fully_sharded(owner):
-            raise UnsupportedParameterError(f"Parameter '{alone.name}' {TENSOR_PARALLEL}")
+            raise UnsupportedParameterError(f"Parameter '{only_noise.name}' {TENSOR_PARALLEL}")
 
     def append(self, module: nn.Module) -> Self:
         """Stack another parametrization on the noise; torch calls this on registration."""
-        if self.alone is not None and self.alone.estimator != "shared":
+        if self.only_noise is not None and self.only_noise.estimator != "shared":
             raise RuntimeError(
-                f"{type(module).__name__} cannot come after noise with estimator={self.alone.estimator!r}, which "
+                f"{type(module).__name__} cannot come after noise with estimator={self.only_noise.estimator!r}, which "
                 "goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, and "
                 "add the noise again."
             )
@@ -77,7 +77,7 @@ class InPlaceList(parametrize.ParametrizationList):
                 "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
             )
         super().append(module)
-        self.alone = None
+        self.only_noise = None
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from weightnoise._robustness.report import RobustnessReport
 _INTERVAL = 1.0  # Seconds between two writes, so that a fast metric is not slowed down.
 
 
-class Journal:
+class ResumableMetric:
     """A metric that remembers all it has found, also in another process.
 
     An evaluation calls its metric in a fixed order. So an interrupted one goes on when it is run again

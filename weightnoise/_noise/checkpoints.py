@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 
-from weightnoise._noise.frames import OPENERS, Scope
+from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints
 from weightnoise._torch.modes import may_be_in_checkpoint
 
 if TYPE_CHECKING:
-    from weightnoise._noise.control import HeldDraw, Setting, Switch
+    from weightnoise._noise.control import HeldDraw, NoiseControl, Override
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ class Then:
     """What held for one noise in the forward of a region.
 
     Attributes:
-        settings: those of the contexts that were open around the region.
+        overrides: those of the contexts that were open around the region.
         scheduled: the factor of the schedule.
         training: whether the module was in training mode.
     """
 
-    settings: tuple[Setting, ...]
+    overrides: tuple[Override, ...]
     scheduled: float
     training: bool
 
@@ -52,20 +52,20 @@ class Region:
         self.function = function
         self.repeats_numbers = repeats_numbers
         self.then: dict[Any, Then] = {}
-        self.before: dict[Scope, dict[str, Any]] = {}
+        self.before: dict[Frames, dict[str, Any]] = {}
         self.draws: dict[Any, list[Any]] = {}
         self.drawn: dict[Any, int] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the function again."""
-        switches = [noise.switch for noise in self.then]
+        controls = [noise.control for noise in self.then]
         for noise in self.then:
-            if noise.switch.removed:
+            if noise.control.removed:
                 raise RuntimeError(_REMOVED.format(name=noise.name))
         self.drawn = {}
-        for switch in switches:
-            switch.recall(1)
-        running = [(scope.running, dict(before)) for scope, before in self.before.items()]
+        for control in controls:
+            control.recall(1)
+        running = [(frames.running, dict(before)) for frames, before in self.before.items()]
         for stack, kept in running:
             stack.append(kept)
         try:
@@ -73,8 +73,8 @@ class Region:
         finally:
             for stack, _ in running:
                 stack.pop()
-            for switch in switches:
-                switch.recall(-1)
+            for control in controls:
+                control.recall(-1)
 
     def again(self, noise: Any) -> Any:
         """The next draw of a noise, as it was in the forward."""
@@ -83,7 +83,7 @@ class Region:
 
 
 class Recalled:
-    """What holds for a read in a checkpointed region; what `Switch` says elsewhere.
+    """What holds for a read in a checkpointed region; what `NoiseControl` says elsewhere.
 
     Attributes:
         held: the draw to use, where one is held.
@@ -104,12 +104,12 @@ class Recalled:
 
 
 # What holds for one read.
-Control: TypeAlias = Union["Switch", Recalled]
+EffectiveControl: TypeAlias = Union["NoiseControl", Recalled]
 
 
-def fresh(control: Control, noise: Any, make: Callable[[], T]) -> T:
+def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T]) -> T:
     """A fresh draw, where nothing is held."""
-    return control.fresh(noise, make) if isinstance(control, Recalled) else make()
+    return effective.fresh(noise, make) if isinstance(effective, Recalled) else make()
 
 
 def regions_around() -> tuple[Region, ...]:
@@ -119,52 +119,54 @@ def regions_around() -> tuple[Region, ...]:
     return tuple(_region(one) for one in running_checkpoints(OPENERS))
 
 
-def control_of(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:
+def effective_control(noise: Any, training: bool, frames: Frames | None = None) -> EffectiveControl | None:
     """What holds for a read of ``noise`` now; None where noise is off. The arguments are those of the next one."""
     if not torch.compiler.is_compiling() and may_be_in_checkpoint():
-        return control_in_region(noise, training, scope)
-    switch: Switch = noise.switch
-    return switch if switch.live(training) else None
+        return effective_control_in_region(noise, training, frames)
+    control: NoiseControl = noise.control
+    return control if control.live(training) else None
 
 
-def control_in_region(noise: Any, training: bool, scope: Scope | None = None) -> Control | None:
+def effective_control_in_region(
+    noise: Any, training: bool, frames: Frames | None = None
+) -> EffectiveControl | None:
     """What holds for a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
 
     Args:
-        noise: has a ``switch``.
+        noise: has a ``control``.
         training: whether the module is in training mode.
-        scope: of the module that owns the weight.
+        frames: of the module that owns the weight.
     """
-    switch: Switch = noise.switch
+    control: NoiseControl = noise.control
     running = running_checkpoints(OPENERS)
     place = next((place for place, one in enumerate(running) if one.again), None)
     if place is None:
-        region, now = None, Then(tuple(switch.settings), switch.scheduled, training)
+        region, now = None, Then(tuple(control.overrides), control.scheduled, training)
     else:
         region = _region(running[place])
         then = region.then.get(noise)
         if then is None:
             return None
-        inside = tuple(setting for setting in switch.settings if region in setting.regions)
-        now = Then((*then.settings, *inside), then.scheduled, then.training)
-    off, gated, held, factor = switch.resolved(now.settings, now.scheduled)
+        inside = tuple(override for override in control.overrides if region in override.regions)
+        now = Then((*then.overrides, *inside), then.scheduled, then.training)
+    off, gated, held, factor = control.resolved(now.overrides, now.scheduled)
     if off or (gated and not now.training):
         return None
     if not running:
-        return switch
-    forwards = [_remember(one, noise, now, scope) for one in running[:place]]
+        return control
+    forwards = [_remember(one, noise, now, frames) for one in running[:place]]
     return Recalled(held, factor, forwards, region)
 
 
-def _remember(checkpoint: Checkpoint, noise: Any, now: Then, scope: Scope | None) -> Region:
+def _remember(checkpoint: Checkpoint, noise: Any, now: Then, frames: Frames | None) -> Region:
     region = _region(checkpoint)
     if noise not in region.then:
-        around = tuple(setting for setting in now.settings if region not in setting.regions)
+        around = tuple(override for override in now.overrides if region not in override.regions)
         region.then[noise] = Then(around, now.scheduled, now.training)
-    if scope is not None and scope.running and scope not in region.before:
-        kept = scope.running[-1]
-        if kept is not None and not _is_any(scope.running, checkpoint.opened):
-            region.before[scope] = _shared(kept, checkpoint)
+    if frames is not None and frames.running and frames not in region.before:
+        kept = frames.running[-1]
+        if kept is not None and not _is_any(frames.running, checkpoint.opened):
+            region.before[frames] = _shared(kept, checkpoint)
     return region
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 import torch
 
 from weightnoise._errors import SpecError
-from weightnoise._noise.control import Setting, Switch
+from weightnoise._noise.control import NoiseControl, Override
 from weightnoise._noise.decorating import decorated
 from weightnoise.laws import Noise, factor_problem_of
 
@@ -27,10 +27,10 @@ class AnyNoise(Protocol):
     """Noise on a weight or on activations."""
 
     law: Noise
-    switch: Switch
+    control: NoiseControl
 
 
-Settings: TypeAlias = list[tuple[AnyNoise, Setting]]
+Overrides: TypeAlias = list[tuple[AnyNoise, Override]]
 FunctionT = TypeVar("FunctionT")
 
 
@@ -39,12 +39,12 @@ class Entry:
     """What one entry of a context has laid on the noises.
 
     Attributes:
-        settings: for each noise, what the context says about it.
+        overrides: for each noise, what the context says about it.
         thread: who entered.
         resets: how often a hold has drawn anew.
     """
 
-    settings: Settings
+    overrides: Overrides
     thread: int = 0
     resets: int = 0
 
@@ -57,12 +57,12 @@ class NoiseContext:
     that its draw is held from beginning to end.
     """
 
-    def __init__(self, open_settings: Callable[[], Settings]) -> None:
-        self._open_settings = open_settings
+    def __init__(self, open_overrides: Callable[[], Overrides]) -> None:
+        self._open_overrides = open_overrides
         self._entries: list[Entry] = []
 
     def __enter__(self) -> Self:
-        return self._lay(Entry(self._open_settings()))
+        return self._lay(Entry(self._open_overrides()))
 
     def __exit__(
         self,
@@ -86,7 +86,7 @@ class NoiseContext:
         entry.thread = _thread()
         try:
             self._entries.append(entry)
-            _open(entry.settings)
+            _open(entry.overrides)
             return self
         except BaseException:  # An interrupt too, up to the last line.
             self._lift(entry)
@@ -96,7 +96,7 @@ class NoiseContext:
         """Take back what an entry has laid; it may be done twice."""
         if entry in self._entries:
             self._entries.remove(entry)
-        _close(entry.settings)
+        _close(entry.overrides)
 
     def _latest(self) -> Entry:
         """The innermost entry of this thread; the innermost of all where another thread leaves for it."""
@@ -108,7 +108,7 @@ class NoiseContext:
 
 
 class _OfOneCall:
-    """A context around one call of a function, entered again with the same settings whenever its body goes on."""
+    """A context around one call of a function, entered again with the same overrides whenever its body goes on."""
 
     def __init__(self, context: NoiseContext) -> None:
         self._context = context
@@ -117,7 +117,7 @@ class _OfOneCall:
 
     def __enter__(self) -> None:
         if not self._made:
-            self._entry.settings = self._context._open_settings()
+            self._entry.overrides = self._context._open_overrides()
             self._made = True
         self._context._lay(self._entry)
 
@@ -138,9 +138,9 @@ class _OfOneCall:
 class HeldNoise(NoiseContext):
     """What `hold_noise` returns; inside, `reset` puts another draw in place."""
 
-    def __init__(self, open_settings: Callable[[int], Settings]) -> None:
-        super().__init__(lambda: open_settings(0))
-        self._reopen = open_settings
+    def __init__(self, open_overrides: Callable[[int], Overrides]) -> None:
+        super().__init__(lambda: open_overrides(0))
+        self._reopen = open_overrides
 
     def reset(self) -> None:
         """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
@@ -148,11 +148,11 @@ class HeldNoise(NoiseContext):
             raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
         entry = self._latest()
         opened = self._reopen(entry.resets + 1)
-        before = entry.settings
-        entry.settings = [*before, *opened]  # So that leaving closes them all, whatever happens here.
+        before = entry.overrides
+        entry.overrides = [*before, *opened]  # So that leaving closes them all, whatever happens here.
         _open(opened)
         _close(before)
-        entry.settings = opened
+        entry.overrides = opened
         entry.resets += 1
 
 
@@ -160,14 +160,14 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()  # Dynamo knows no threads.
 
 
-def _open(settings: Settings) -> None:
-    for noise, setting in settings:
-        noise.switch.push(setting)
-    problems = dict.fromkeys(factor_problem_of(noise.law, noise.switch.factor) for noise, _ in settings)
+def _open(overrides: Overrides) -> None:
+    for noise, override in overrides:
+        noise.control.add(override)
+    problems = dict.fromkeys(factor_problem_of(noise.law, noise.control.factor) for noise, _ in overrides)
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
 
 
-def _close(settings: Settings) -> None:
-    for noise, setting in settings:
-        noise.switch.pull(setting)
+def _close(overrides: Overrides) -> None:
+    for noise, override in overrides:
+        noise.control.discard(override)

@@ -43,7 +43,7 @@ class HeldDraw:
                 own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
-    def take(self, law: Noise, weight: Tensor) -> Any:
+    def draw(self, law: Noise, weight: Tensor) -> Any:
         """The held draw, made when it is first asked for."""
         if not self.drawn:
             with drawing_alone():
@@ -65,7 +65,7 @@ class HeldDraw:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class Override:
     """What one open context says about one noise.
 
     Attributes:
@@ -82,7 +82,7 @@ class Setting:
 
 
 class Resolved(NamedTuple):
-    """What several settings amount to."""
+    """What several overrides amount to."""
 
     off: bool
     gated: bool
@@ -90,7 +90,7 @@ class Resolved(NamedTuple):
     factor: float
 
 
-class Switch:
+class NoiseControl:
     """The say of all open contexts on one noise, worked out whenever one opens or closes.
 
     A copy or a pickle is not inside the contexts that the original is in; it keeps what a schedule
@@ -107,23 +107,23 @@ class Switch:
 
     def __init__(self, when: When, scheduled: float = 1.0) -> None:
         self.when = when
-        self.settings: list[Setting] = []
+        self.overrides: list[Override] = []
         self.scheduled = scheduled
         self.removed = False
         self.recomputing = 0
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
-        self._settle()
+        self._resolve()
 
     def schedule(self, factor: float, device: torch.device) -> None:
         """Multiply the strength by ``factor`` until the next call."""
-        with self._alone():
+        with self._locked():
             if self._schedule is None or self._schedule.device != device:
                 with torch.inference_mode(False):  # Else no later step could write into it.
                     self._schedule = torch.full((), float(factor), dtype=torch.float32, device=device)
             self._schedule.fill_(factor)
             self.scheduled = factor
-            self._settle()
+            self._resolve()
 
     def compiled_factor(self) -> float:
         """The factor, for compiled code: a 0-dim tensor under a schedule, so that a step recompiles nothing."""
@@ -132,51 +132,51 @@ class Switch:
         product: Any = self._schedule * self._by_contexts
         return product  # type: ignore[no-any-return]
 
-    def push(self, setting: Setting) -> None:
+    def add(self, override: Override) -> None:
         """Let a context have its say."""
-        with self._alone():
-            self.settings = [*self.settings, setting]
-            self._settle()
+        with self._locked():
+            self.overrides = [*self.overrides, override]
+            self._resolve()
 
-    def pull(self, setting: Setting) -> None:
+    def discard(self, override: Override) -> None:
         """Take a context's say back; contexts may close in any order."""
-        with self._alone():
-            self.settings = [other for other in self.settings if other is not setting]
-            self._settle()
+        with self._locked():
+            self.overrides = [other for other in self.overrides if other is not override]
+            self._resolve()
 
-    def _alone(self) -> AbstractContextManager[Any]:
+    def _locked(self) -> AbstractContextManager[Any]:
         """Threads that share a model open and close contexts at any time. Dynamo cannot trace a lock."""
         return nullcontext() if torch.compiler.is_compiling() else self._lock
 
     def recall(self, more: int) -> None:
         """Count the regions that are being computed again: no read can tell at once then that noise is off."""
-        with self._alone():
+        with self._locked():
             self.recomputing += more
-            self._settle()
+            self._resolve()
 
     def live(self, training: bool) -> bool:
         """Whether the open contexts leave the noise on for a module in this mode."""
         return not self._off and (training or not self._gated)
 
-    def resolved(self, settings: Sequence[Setting], scheduled: float) -> Resolved:
-        """What these settings amount to, with the factor of a schedule."""
+    def resolved(self, overrides: Sequence[Override], scheduled: float) -> Resolved:
+        """What these overrides amount to, with the factor of a schedule."""
         off, forced, factor, held = False, False, 1.0, None
-        for setting in settings:
-            off = off or setting.off
-            forced = forced or setting.forced
-            factor *= setting.scale
-            held = setting.held or held
+        for override in overrides:
+            off = off or override.off
+            forced = forced or override.forced
+            factor *= override.scale
+            held = override.held or held
         if held is not None:
             factor *= held.sign
         return Resolved(off, self.when == "training" and not forced, held, factor * scheduled)
 
-    def _settle(self) -> None:
-        off, gated, held, factor = self.resolved(self.settings, 1.0)
+    def _resolve(self) -> None:
+        off, gated, held, factor = self.resolved(self.overrides, 1.0)
         # Only now, since other threads read them meanwhile.
         self._off, self._gated, self.held = off, gated, held
         self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
         self._by_contexts = factor
         self.factor = factor * self.scheduled
 
-    def __reduce__(self) -> tuple[type[Switch], tuple[When, float]]:
-        return Switch, (self.when, self.scheduled)
+    def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, float]]:
+        return NoiseControl, (self.when, self.scheduled)

@@ -21,16 +21,16 @@ PER_EXAMPLE = "per example"
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
 # from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
 # made at every forward.
-Kept: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
+Memo: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
 
 
-def opens_scope(function: FunctionT) -> FunctionT:
+def opens_frame(function: FunctionT) -> FunctionT:
     """Register a function that opens a scope for the length of a call."""
     OPENERS[id(function.__code__)] = function.__code__
     return function
 
 
-class Scope(threading.local):
+class Frames(threading.local):
     """What was drawn in the running forwards of one module, innermost last: empty at rest.
 
     None stands for a stretch in which reads are clean. Per thread, because threads may share a
@@ -40,8 +40,8 @@ class Scope(threading.local):
     def __init__(self) -> None:
         self.running: list[dict[str, Any] | None] = []
 
-    def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
-        return Scope, ()
+    def __reduce__(self) -> tuple[type[Frames], tuple[()]]:
+        return Frames, ()
 
 
 class Key:

@@ -91,7 +91,7 @@ class Recomputed(dict[str, Any]):
         self.recipes: dict[int, tuple[Recipe, Stamp]] = {}
         self.hooks = hooks_for(self.recipes)
 
-    def serves(self, weight: Tensor) -> bool:
+    def applies_to(self, weight: Tensor) -> bool:
         """Whether autograd asks these hooks, not those of a checkpoint inside, and a recipe can be followed."""
         top = saved_tensors_hooks_around()
         asked = top is None or top[0] is self.hooks[0]  # torch 2.6 does not tell.
@@ -131,7 +131,7 @@ def hooks_for(recipes: Mapping[int, tuple[Recipe, Stamp]]) -> Hooks:
         return packed.unpack()
 
     # So that a read of a weight knows that these are no checkpoint, nor in one.
-    pack.alone = not hooks_of_others()  # type: ignore[attr-defined]
+    pack.outermost = not hooks_of_others()  # type: ignore[attr-defined]
     return pack, unpack
 
 

@@ -47,7 +47,7 @@ def _sources(noise: WeightNoise, weight: Tensor, draw: Any) -> list[Source]:
         found.append((f": its learned {name}", getattr(noise, name)))
     for tensor in noise.law_tensors:
         found.append((f": a tensor of its law {type(noise.law).__name__}", tensor))
-    for drawn in (draw.number if type(draw) is Key else draw, noise.frozen):
+    for drawn in (draw.number if type(draw) is Key else draw, noise.chip_draw):
         if drawn is not None and not isinstance(drawn, int):  # As a key or a seed is, which most draws are.
             found += [(": its draw", tensor) for tensor in tensors_in(drawn)]
     return found

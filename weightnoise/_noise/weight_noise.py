@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
-from weightnoise._noise.checkpoints import Control, Recalled, control_of
-from weightnoise._noise.control import Switch, When, drawing_alone
-from weightnoise._noise.frames import PER_EXAMPLE, Kept, Key, Scope, Seed
+from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
+from weightnoise._noise.control import NoiseControl, When, drawing_alone
+from weightnoise._noise.frames import PER_EXAMPLE, Frames, Key, Memo, Seed
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
@@ -42,23 +42,23 @@ class WeightNoise(nn.Module):
         law: Noise,
         name: str,
         when: When,
-        scope: Scope,
-        clean_row: int | None = None,
+        frames: Frames,
+        padding_row: int | None = None,
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
-        self.scope = scope
-        self.clean_row = clean_row
+        self.frames = frames
+        self.padding_row = padding_row
         self.estimator = estimator
         self.memory = memory
-        self.switch = Switch(when)
-        self.frozen: Any = None  # The draw of the law's chip.
+        self.control = NoiseControl(when)
+        self.chip_draw: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
         self.law = law
-        self.made_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
     @property
     def law(self) -> Any:
@@ -73,57 +73,57 @@ class WeightNoise(nn.Module):
         # A subclass of a law that takes keys may apply its draw in another way.
         self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
 
-    def equip(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.frozen = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
-        if strengths or self.frozen is not None:
-            self.made_for = weight.shape
+        self.chip_draw = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
+        if strengths or self.chip_draw is not None:
+            self.built_for = weight.shape
 
     def live(self) -> bool:
         """Whether the open contexts leave reads noisy."""
-        return self.switch.live(self.training)
+        return self.control.live(self.training)
 
-    def control(self) -> Control | None:
+    def effective(self) -> EffectiveControl | None:
         """What holds for a read here and now; None while noise is off."""
-        return control_of(self, self.training, self.scope)
+        return effective_control(self, self.training, self.frames)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off."""
-        switch = self.switch
-        if switch.off or (switch.gated and not self.training):
+        control = self.control
+        if control.off or (control.gated and not self.training):
             return weight
-        running = self.scope.running
+        running = self.frames.running
         kept = None
         if running:
             kept = running[-1]
             if kept is None:
                 return weight
-        control: Control | None = switch
-        alone = not (switch.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        if not alone:
-            control = self.control()
-        if control is None:
+        effective: EffectiveControl | None = control
+        eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
+        if not eager:
+            effective = self.effective()
+        if effective is None:
             return weight
         if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
             raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
-        if not alone:
+        if not eager:
             refuse_export("weight", self.name)
-        factor = control.factor if alone else self.factor(control)
+        factor = effective.factor if eager else self.factor(effective)
         if kept is None:
-            return self.make_noisy(weight, self.draw(weight, control, alone), factor)
+            return self.make_noisy(weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        compiling = not alone and torch.compiler.is_compiling()
+        compiling = not eager and torch.compiler.is_compiling()
         # Inference tensors count no versions.
         version = 0 if compiling or weight.is_inference() else weight._version
         state = None if compiling else (version, torch.is_grad_enabled(), factor)
-        last: Kept | None = kept.get(self.tensor_name)
+        last: Memo | None = kept.get(self.tensor_name)
         if last is None:
-            noise = self.draw(weight, control, alone)
+            noise = self.draw(weight, effective, eager)
         else:
             noise, noisy, of, before = last
             if noise is PER_EXAMPLE:
@@ -131,16 +131,16 @@ class WeightNoise(nn.Module):
                 return weight
             if of is weight and before == state and not compiling:
                 return noisy
-        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.serves(weight):
+        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
             noisy = recomputable(self, weight, noise, factor, kept)
         else:
             noisy = self.make_noisy(weight, noise, factor)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
-    def factor(self, control: Control) -> float:
+    def factor(self, effective: EffectiveControl) -> float:
         """What multiplies the strength now; negative for the mirrored draw."""
-        return self.switch.compiled_factor() if torch.compiler.is_compiling() else control.factor
+        return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
     def make_noisy(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
         """Apply the law to a draw, leaving an embedding's padding row clean."""
@@ -152,63 +152,63 @@ class WeightNoise(nn.Module):
             noisy = apply_law(self.handed, weight, noise, factor, self.strengths())
         else:
             noisy = self.handed.apply(weight, noise, factor)
-        if self.clean_row is None:
+        if self.padding_row is None:
             return noisy
-        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.clean_row)  # type: ignore[no-untyped-call]
+        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.padding_row)  # type: ignore[no-untyped-call]
         return padded
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
-            return self.make_noisy(weight, self.draw(weight, self.switch), self.factor(self.switch))
+            return self.make_noisy(weight, self.draw(weight, self.control), self.factor(self.control))
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
 
-    def draw(self, weight: Tensor, control: Control, alone: bool = False) -> Any:
-        """The held draw, the frozen one, or a fresh one; ``alone`` where `may_matter` said no."""
-        if self.made_for is not None and self.made_for != weight.shape:
+    def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
+        """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
+        if self.built_for is not None and self.built_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
-                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.made_for))
+                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
-        if control.held is not None:
-            return control.held.take(self.handed, weight)
-        if isinstance(control, Recalled):
-            return control.fresh(self, lambda: self._fresh(weight))
+        if effective.held is not None:
+            return effective.held.draw(self.handed, weight)
+        if isinstance(effective, Recalled):
+            return effective.fresh(self, lambda: self._fresh(weight))
         # Spelt out for a small weight, of whose time a call is a part that counts.
-        small = self.frozen is None and self.memory == "keep" and weight.numel() < _engine.LEAST
-        return self.handed.draw(weight) if small else self._fresh(weight, alone)
+        small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
+        return self.handed.draw(weight) if small else self._fresh(weight, eager)
 
-    def _fresh(self, weight: Tensor, alone: bool = False) -> Any:
-        if self.takes_keys and self.frozen is None and _engine.fuses(weight, alone):
+    def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
+        if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
             return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
-        return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
+        return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
         with _random.seeded(seed, weight.device), torch.no_grad():
-            return self.handed.draw(weight) if self.frozen is None else self._redraw(weight)
+            return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
 
-    def fuses(self, weight: Tensor) -> bool:
+    def can_fuse(self, weight: Tensor) -> bool:
         """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
-        return self.takes_keys and self.frozen is None and _engine.fuses(weight)
+        return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
 
     def _redraw(self, weight: Tensor) -> Any:
-        if isinstance(self.frozen, str):
+        if isinstance(self.chip_draw, str):
             with drawing_alone():
-                if isinstance(self.frozen, str):
-                    self.frozen = freeze(self.handed, weight, self.name)
-        return redraw(self.handed, weight, self.frozen)
+                if isinstance(self.chip_draw, str):
+                    self.chip_draw = freeze(self.handed, weight, self.name)
+        return redraw(self.handed, weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.frozen = moved(self.frozen, fn)
+        self.chip_draw = moved(self.chip_draw, fn)
         return self
 
     def _load_from_state_dict(
@@ -235,7 +235,7 @@ class WeightNoise(nn.Module):
         """What `print(model)` shows."""
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
-        return f"{self.law!r}, when={self.switch.when!r}{estimator}{memory}"
+        return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"
 
 
 _PLAIN_CHECKPOINT = (

@@ -30,7 +30,7 @@ _SEEDING = threading.RLock()  # torch's generator is one for all threads: who se
 def normal(like: Tensor) -> Tensor:
     """Standard normal numbers with the shape, dtype and device of ``like``."""
     count = like.numel()
-    if count >= _engine.LEAST and _engine.serves(like, count):  # For a small weight a call would be most of it.
+    if count >= _engine.LEAST and _engine.can_fill(like, count):  # For a small weight a call would be most of it.
         return _engine.filled(key(), like.shape).to(like.dtype)
     # Named, the size is parsed in half the time.
     return torch.randn(size=like.shape, dtype=like.dtype, device=like.device)
@@ -48,7 +48,7 @@ def symmetric_uniform(like: Tensor) -> Tensor:
 
 def unit_uniform(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Numbers uniform on [0, 1) of the given shape, in float32 or better, on the device of ``like``."""
-    if _engine.serves(like, math.prod(shape)):
+    if _engine.can_fill(like, math.prod(shape)):
         return _engine.filled(key(), shape, uniform=True)
     dtype = torch.float32 if like.dtype in _LOW_PRECISION else like.dtype
     return torch.rand(tuple(shape), dtype=dtype, device=like.device)

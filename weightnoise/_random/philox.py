@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightnoise._torch.autograd import memory_beside
+from weightnoise._torch.autograd import output_like
 from weightnoise._torch.modes import PLAIN, in_transform, is_plain, runs_eagerly, sees_operations
 
 LEAST = 2048  # Numbers for which a call pays.
@@ -81,7 +81,7 @@ def engine() -> str:
     return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
 
 
-def serves(like: Tensor, count: int) -> bool:
+def can_fill(like: Tensor, count: int) -> bool:
     """Whether the engine draws ``count`` numbers with the dtype and device of ``like``, here and now."""
     return (
         _LIBRARY is not None
@@ -127,7 +127,7 @@ if _LIBRARY is not None:
         return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
 
 
-def fuses(weight: Tensor, eagerly: bool = False) -> bool:
+def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:
     """Whether `add_normal` is right for this weight and worth its call, here and now.
 
     Args:
@@ -157,7 +157,7 @@ def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
     """
-    out, count = memory_beside(weight), weight.numel()
+    out, count = output_like(weight), weight.numel()
     scales = None if scale is None else scale.to(torch.float32).contiguous()
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.
@@ -202,7 +202,7 @@ def add_normal_rows(
     if scale is None:
         scale = torch.ones((), dtype=torch.float32, device="cpu")
     scales = scale.to(torch.float32).reshape(-1).expand(count).contiguous()
-    index, out = index.to(torch.int64).contiguous(), memory_beside(rows)
+    index, out = index.to(torch.int64).contiguous(), output_like(rows)
     _LIBRARY.weightnoise_add_rows(
         _address(out, torch.float32, count * width),
         _address(rows, torch.float32, count * width),

@@ -18,7 +18,7 @@ from weightnoise._checks import check_count, check_strength
 from weightnoise._contexts import force_noise, hold_noise, scale_noise
 from weightnoise._errors import NotVectorizedWarning, SpecError
 from weightnoise._noise.context import NoiseContext
-from weightnoise._noise.control import Setting
+from weightnoise._noise.control import Override
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
 from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
@@ -186,7 +186,7 @@ def _parts(model: nn.Module, by_parameter: bool) -> list[tuple[str | None, Abstr
 
 
 def _all_off_but(model: nn.Module, one: object) -> NoiseContext:
-    off = Setting(off=True)
+    off = Override(off=True)
     return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
 
 

@@ -106,7 +106,7 @@ class RobustnessReport:
         return filled.amin(dim=1) if self.higher_is_better else filled.amax(dim=1)
 
     @property
-    def yield_(self) -> Tensor:
+    def chip_yield(self) -> Tensor:
         """The share of draws that reach the threshold, per level."""
         if self.threshold is None:
             raise ValueError("The report has no threshold. Pass threshold=... to evaluate_robustness.")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from weightnoise._attach.hook import ActivationNoise
-from weightnoise._contexts import held_settings
+from weightnoise._contexts import held_overrides
 from weightnoise._noise.context import NoiseContext
-from weightnoise._noise.control import HeldDraw, Setting
+from weightnoise._noise.control import HeldDraw, Override
 
 _ELEMENTS = 2**24  # Of all draws that are stacked at a time: 64 MiB in float32.
 
@@ -40,17 +40,17 @@ def evaluate_together(
 def _at_once(
     model: nn.Module, function: Callable[[nn.Module], Mapping[str, Tensor]], seeds: Sequence[int], sign: int
 ) -> dict[str, Tensor]:
-    opened = [held_settings(model, seed, sign) for seed in seeds]
+    opened = [held_overrides(model, seed, sign) for seed in seeds]
     noises = [noise for noise, _ in opened[0]]
     if any(isinstance(noise, ActivationNoise) for noise in noises):
         raise NotImplementedError("noise on activations is drawn within the metric")
-    parts = [[(setting.held.noise, setting.held.key) for _, setting in one if setting.held] for one in opened]
+    parts = [[(override.held.noise, override.held.key) for _, override in one if override.held] for one in opened]
     stacked = pytree.tree_map(lambda *part: torch.stack(part) if isinstance(part[0], Tensor) else part[0], *parts)
 
     def one(draws: list[Any]) -> dict[str, Tensor]:
         held = (HeldDraw(None, sign, noise, drawn=True, key=key) for noise, key in draws)
-        settings = [(noise, Setting(held=draw)) for noise, draw in zip(noises, held, strict=True)]
-        with NoiseContext(lambda: settings):
+        overrides = [(noise, Override(held=draw)) for noise, draw in zip(noises, held, strict=True)]
+        with NoiseContext(lambda: overrides):
             return dict(function(model))
 
     dims = pytree.tree_map(lambda part: 0 if isinstance(part, Tensor) else None, stacked)

@@ -20,7 +20,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class Candidate:
     """A Parameter, or a tensor that a stack of parametrizations makes, in the module that owns it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Slot:
         return math.inf if is_lazy(self.tensor) else self.tensor.ndim
 
     @property
-    def clean_row(self) -> int | None:
+    def padding_row(self) -> int | None:
         """The row that stays clean: an embedding's padding, whose vector stands for nothing."""
         return self.owner.padding_idx if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) else None
 
@@ -73,9 +73,9 @@ class Slot:
         return None
 
 
-def find_slots(model: nn.Module) -> list[Slot]:
+def find_candidates(model: nn.Module) -> list[Candidate]:
     """Every tensor of the model that could carry noise, in parameter order."""
-    slots: list[Slot] = []
+    candidates: list[Candidate] = []
     for node in walk(model):
         stacks = parametrizations(node.module)
         parameters = dict(node.module._parameters.items())  # A ScriptModule has a mapping of its own kind.
@@ -86,8 +86,8 @@ def find_slots(model: nn.Module) -> list[Slot]:
                 continue
             names = tuple(prefix + name for prefix in node.prefixes)
             source = stack if parameter is None else parameter
-            slots.append(Slot(names, node.module, name, tensor, source, _noise_in(stack)))
-    return slots
+            candidates.append(Candidate(names, node.module, name, tensor, source, _noise_in(stack)))
+    return candidates
 
 
 def _noise_in(stack: nn.Module | None) -> WeightNoise | None:

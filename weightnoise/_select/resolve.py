@@ -19,7 +19,7 @@ from weightnoise._errors import (
     raise_problems,
 )
 from weightnoise._noise.weight_noise import Estimator
-from weightnoise._select.candidates import Slot, find_slots
+from weightnoise._select.candidates import Candidate, find_candidates
 from weightnoise._select.patterns import Key, choose, label, listed
 from weightnoise._torch.modules import distributed_wrapper
 from weightnoise.laws import ActivationLaw, Noise, as_law, guarded, is_for_activations, problem_of, strengths_of
@@ -30,26 +30,26 @@ Spec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, Tensor, nn.Mod
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Placement:
     """A tensor of the model and the law that goes on it."""
 
-    slot: Slot
+    candidate: Candidate
     law: Noise
     tied_with: tuple[str, ...] = ()
 
     @property
     def handed(self) -> Noise:
         """The law, kept from editing the tensor."""
-        return handed(self.law, self.slot)
+        return handed(self.law, self.candidate)
 
 
-def handed(law: Noise, slot: Slot) -> Noise:
+def handed(law: Noise, candidate: Candidate) -> Noise:
     """The law, kept from editing the tensor of the slot."""
-    safe: Noise = guarded(law, f"parameter '{slot.name}'")
+    safe: Noise = guarded(law, f"parameter '{candidate.name}'")
     return safe
 
 
-def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Site]:
+def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
     """The sites that ``spec`` chooses in ``model``, in parameter order.
 
     Raises:
@@ -60,45 +60,52 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
         raise TypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
-    slots = find_slots(model)
+    candidates = find_candidates(model)
     problems: list[WeightNoiseError] = []
-    chosen = _choose(slots, spec, min_ndim, problems)
-    problems += _site_problems(slots, chosen, estimator)
+    chosen = _choose(candidates, spec, min_ndim, problems)
+    problems += _placement_problems(candidates, chosen, estimator)
     problems += _learned_too_late(model, chosen)
     if not chosen and not problems:
-        problems.append(_nothing_covered(slots, min_ndim))
+        problems.append(_nothing_covered(candidates, min_ndim))
     raise_problems(problems)
-    tied = _by_source(slots)
-    return [Site(slot, chosen[slot], _others(slot, tied)) for slot in slots if slot in chosen]
+    tied = _by_source(candidates)
+    return [
+        Placement(candidate, chosen[candidate], _others(candidate, tied))
+        for candidate in candidates
+        if candidate in chosen
+    ]
 
 
 def _choose(
-    slots: Sequence[Slot], spec: Spec, min_ndim: int, problems: list[WeightNoiseError]
-) -> dict[Slot, Noise]:
+    candidates: Sequence[Candidate], spec: Spec, min_ndim: int, problems: list[WeightNoiseError]
+) -> dict[Candidate, Noise]:
     if isinstance(spec, Mapping):
-        return _choose_by_mapping(slots, spec, min_ndim, problems)
+        return _choose_by_mapping(candidates, spec, min_ndim, problems)
     if callable(spec) and not isinstance(spec, (Noise, type)):
         laws = {
-            slot: law_or_problem(spec(slot.name, slot.tensor, slot.owner), problems, slot.name) for slot in slots
+            candidate: law_or_problem(
+                spec(candidate.name, candidate.tensor, candidate.owner), problems, candidate.name
+            )
+            for candidate in candidates
         }
-        return {slot: law for slot, law in laws.items() if law is not None}
+        return {candidate: law for candidate, law in laws.items() if law is not None}
     law = law_or_problem(spec, problems)
     if law is None:
         problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
         return {}
-    return {slot: law for slot in slots if slot.ndim >= min_ndim}
+    return {candidate: law for candidate in candidates if candidate.ndim >= min_ndim}
 
 
 def _choose_by_mapping(
-    slots: Sequence[Slot], spec: Mapping[Key, Any], min_ndim: int, problems: list[WeightNoiseError]
-) -> dict[Slot, Noise]:
+    candidates: Sequence[Candidate], spec: Mapping[Key, Any], min_ndim: int, problems: list[WeightNoiseError]
+) -> dict[Candidate, Noise]:
     if not spec:
         problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
     laws = {key: law_or_problem(value, problems, label(key)) for key, value in spec.items()}
-    chosen: dict[Slot, Noise] = {}
-    for key, won in choose(spec, slots, "parameter", problems).items():
+    chosen: dict[Candidate, Noise] = {}
+    for key, won in choose(spec, candidates, "parameter", problems).items():
         law = laws[key]
-        covered = [slot for slot in won if slot.ndim >= min_ndim or key in slot.names]
+        covered = [candidate for candidate in won if candidate.ndim >= min_ndim or key in candidate.names]
         if law is None:
             continue
         chosen |= dict.fromkeys(covered, law)
@@ -116,47 +123,55 @@ def law_or_problem(value: object, problems: list[WeightNoiseError], where: str |
         return None
 
 
-def _site_problems(
-    slots: Sequence[Slot], chosen: Mapping[Slot, Noise], estimator: Estimator
+def _placement_problems(
+    candidates: Sequence[Candidate], chosen: Mapping[Candidate, Noise], estimator: Estimator
 ) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
-    tied = _by_source(slots)
-    for slot, law in chosen.items():
-        if slot.noise is not None:
+    tied = _by_source(candidates)
+    for candidate, law in chosen.items():
+        if candidate.noise is not None:
             problems.append(
                 AlreadyNoisyError(
-                    f"Parameter '{slot.name}' already has weight noise {slot.noise.law!r}. "
+                    f"Parameter '{candidate.name}' already has weight noise {candidate.noise.law!r}. "
                     "Call remove_weight_noise(model) first."
                 )
             )
         elif is_for_activations(law):
             problems.append(
                 SpecError(
-                    f"{law!r} is for activations, not for parameter '{slot.name}'. See add_activation_noise."
+                    f"{law!r} is for activations, not for parameter '{candidate.name}'. See add_activation_noise."
                 )
             )
-        elif reason := slot.unsupported():
-            problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}"))
-        elif reason := problem_of(handed(law, slot), slot.tensor):
-            problems.append(UnsupportedParameterError(f"{law!r} does not fit parameter '{slot.name}': {reason}."))
-        elif reason := estimator_problem(estimator, slot.owner, slot.tensor_name, handed(law, slot), slot.tensor):
-            problems.append(UnsupportedParameterError(f"Parameter '{slot.name}' {reason}."))
+        elif reason := candidate.unsupported():
+            problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}"))
+        elif reason := problem_of(handed(law, candidate), candidate.tensor):
+            problems.append(
+                UnsupportedParameterError(f"{law!r} does not fit parameter '{candidate.name}': {reason}.")
+            )
+        elif reason := estimator_problem(
+            estimator, candidate.owner, candidate.tensor_name, handed(law, candidate), candidate.tensor
+        ):
+            problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}."))
         problems += [
             TiedParameterError(
-                f"Parameter '{slot.name}' is tied to '{other.name}', but the spec covers only "
-                f"'{slot.name}'. Cover both, or leave both clean with None."
+                f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "
+                f"'{candidate.name}'. Cover both, or leave both clean with None."
             )
-            for other in tied[id(slot.source)]
+            for other in tied[id(candidate.source)]
             if other not in chosen
         ]
     return problems
 
 
-def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[WeightNoiseError]:
+def _learned_too_late(model: nn.Module, chosen: Mapping[Candidate, Noise]) -> list[WeightNoiseError]:
     wrapper = distributed_wrapper(model)
     if not wrapper:
         return []
-    learned = [slot.name for slot, law in chosen.items() if strengths_of(handed(law, slot), slot.tensor)]
+    learned = [
+        candidate.name
+        for candidate, law in chosen.items()
+        if strengths_of(handed(law, candidate), candidate.tensor)
+    ]
     if not learned:
         return []
     return [
@@ -167,31 +182,31 @@ def _learned_too_late(model: nn.Module, chosen: Mapping[Slot, Noise]) -> list[We
     ]
 
 
-def _by_source(slots: Sequence[Slot]) -> dict[int, list[Slot]]:
+def _by_source(candidates: Sequence[Candidate]) -> dict[int, list[Candidate]]:
     """The uses of each tensor."""
-    found: dict[int, list[Slot]] = {}
-    for slot in slots:
-        found.setdefault(id(slot.source), []).append(slot)
+    found: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        found.setdefault(id(candidate.source), []).append(candidate)
     return found
 
 
-def _others(slot: Slot, tied: Mapping[int, Sequence[Slot]]) -> tuple[str, ...]:
-    return tuple(other.name for other in tied[id(slot.source)] if other is not slot)
+def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tuple[str, ...]:
+    return tuple(other.name for other in tied[id(candidate.source)] if other is not candidate)
 
 
-def _too_few_dimensions(key: Key, won: Sequence[Slot], min_ndim: int) -> NoMatchError:
+def _too_few_dimensions(key: Key, won: Sequence[Candidate], min_ndim: int) -> NoMatchError:
     return NoMatchError(
         f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: "
-        f"{listed(slot.name for slot in won[:3])}. "
+        f"{listed(candidate.name for candidate in won[:3])}. "
         "Name a parameter exactly, or pass a smaller min_ndim."
     )
 
 
-def _nothing_covered(slots: Sequence[Slot], min_ndim: int) -> NoMatchError:
-    if not slots:
+def _nothing_covered(candidates: Sequence[Candidate], min_ndim: int) -> NoMatchError:
+    if not candidates:
         return NoMatchError("The model has no parameters to put noise on.")
-    largest = max(slot.ndim for slot in slots)
+    largest = max(candidate.ndim for candidate in candidates)
     return NoMatchError(
-        f"The spec puts noise on none of the model's {len(slots)} parameters. A law or a number covers "
+        f"The spec puts noise on none of the model's {len(candidates)} parameters. A law or a number covers "
         f"floating-point parameters with at least min_ndim={min_ndim} dimensions; the most here is {largest}."
     )

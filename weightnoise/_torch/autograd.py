@@ -11,7 +11,7 @@ from torch import Tensor
 from weightnoise._torch.modes import in_dual_level
 
 
-def memory_beside(weight: Tensor) -> Tensor:
+def output_like(weight: Tensor) -> Tensor:
     """A tensor to write what is made of the weight into, past autograd; the gradient goes to the weight unchanged.
 
     To torch it is as new as a sum with the weight is, with a count of in-place changes of its own. A sum, only to

@@ -89,9 +89,9 @@ def can_save_by_hooks() -> bool:
 
 
 def hooks_of_others() -> bool:
-    """Whether saved-tensor hooks are open that have no attribute ``alone``; yes where torch does not tell."""
+    """Whether saved-tensor hooks are open that have no attribute ``outermost``; yes where torch does not tell."""
     hooks = _top_hooks(True)
-    return hooks is not None and (hooks is _UNKNOWN or not getattr(hooks[0], "alone", False))
+    return hooks is not None and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
 
 
 def may_be_in_checkpoint() -> bool:

@@ -14,7 +14,7 @@ from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product
 from weightnoise.laws._law import law_repr, straight_through
-from weightnoise.laws._rates import check_rate, happens, rate_problem
+from weightnoise.laws._rates import check_rate, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, extremes
 
 
@@ -73,7 +73,7 @@ class SaltAndPepper:
             raise ValueError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         low, high = extremes(clean, "tensor") if self.levels is None else map(clean.new_tensor, self.levels)
-        pepper, salt = happens(noise, self.p / 2, factor), happens(noise, self.p / 2, -factor)
+        pepper, salt = event_mask(noise, self.p / 2, factor), event_mask(noise, self.p / 2, -factor)
         noisy = torch.where(salt, high, torch.where(pepper, low, clean))
         return noisy if self.gradient == "exact" else straight_through(weight, noisy)
 

@@ -13,7 +13,7 @@ from weightnoise._checks import check_choice, check_per
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._quantize import check_bits, precise, step_and_zero
-from weightnoise.laws._rates import check_chip, check_rate, happens, rate_problem
+from weightnoise.laws._rates import check_chip, check_rate, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
@@ -98,7 +98,7 @@ class StuckAt:
         # From the widest share of [0, 1) to the narrowest, each over the one before.
         for rate, level in ((self._rate, bottom), (self.zero + self.high, top), (self.zero, 0.0)):
             if rate:
-                stuck = torch.where(happens(noise, rate, factor), level, stuck)
+                stuck = torch.where(event_mask(noise, rate, factor), level, stuck)
         return stuck if self.gradient == "exact" else straight_through(weight, stuck)
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ class BitFlip:
         code = (clean / step).round().to(torch.int32)
         stored = code & (2**self.bits - 1)
         for place, bit in enumerate(noise.unbind(0)):
-            stored = stored ^ (happens(bit, self.p, factor).to(torch.int32) << place)
+            stored = stored ^ (event_mask(bit, self.p, factor).to(torch.int32) << place)
         flipped = stored - ((stored >> (self.bits - 1)) << self.bits)
         return straight_through(weight, (clean + step * (flipped - code)).to(weight.dtype))
 

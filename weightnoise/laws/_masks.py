@@ -8,7 +8,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_strength
 from weightnoise.laws._law import law_repr, straight_through
-from weightnoise.laws._rates import draw_blocks, happens, rate_problem, spread_blocks
+from weightnoise.laws._rates import draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient
 
 
@@ -62,7 +62,7 @@ class DropConnect:
         """``weight * mask``, the mask scaled by 1 / (1 - p) when ``rescale`` is set."""
         if problem := self.factor_problem(factor):
             raise ValueError(problem)
-        keep = spread_blocks(~happens(noise, self.p, factor), weight, self.block)
+        keep = spread_blocks(~event_mask(noise, self.p, factor), weight, self.block)
         mask = keep.to(weight.dtype)
         if self.rescale:
             mask = mask / (1.0 - self.p * abs(factor))

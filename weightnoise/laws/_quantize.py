@@ -11,7 +11,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_count, check_per
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import law_repr, straight_through
-from weightnoise.laws._rates import check_rate, draw_blocks, happens, rate_problem, spread_blocks
+from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic
 
 _MOST_BITS = 16  # A float32 weight still has several values per step.
@@ -122,7 +122,7 @@ class Quantize:
         code = code.round().clamp(-top if self.symmetric else 0, top)
         rounded = (step * (code - zero)).to(weight.dtype)
         if chosen is not None:
-            picked = spread_blocks(happens(chosen, self.subset, factor), weight, self.block)
+            picked = spread_blocks(event_mask(chosen, self.subset, factor), weight, self.block)
             rounded = torch.where(picked, rounded, weight.detach())
         return straight_through(weight, rounded)
 

@@ -22,7 +22,7 @@ def check_chip(law: str, chip: object) -> None:
         check_count(law, "chip", chip, 0)
 
 
-def happens(uniform: Tensor, rate: float, factor: float) -> Tensor:
+def event_mask(uniform: Tensor, rate: float, factor: float) -> Tensor:
     """Where an event of rate ``rate * |factor|`` happens, for numbers uniform on [0, 1).
 
     A negative factor, the mirrored draw, looks at the other end of the same numbers.

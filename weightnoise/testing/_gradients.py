@@ -138,14 +138,14 @@ def _probe(noisy: nn.Module, seed: int) -> nn.Module:
 
 
 def _probed(noise: WeightNoise, at: Tensor) -> Noise:
-    held = noise.switch.held
+    held = noise.control.held
     assert held is not None
     if not isinstance(noise.law, Chain):
         return _Shift(noise.law, at) if is_straight_through(noise.law) else noise.law
     laws: list[Noise] = []
     for place, (law, drawn) in enumerate(zip(noise.law.laws, held.noise, strict=True)):
         laws.append(_Shift(law, at) if is_straight_through(law) else law)
-        at = apply_law(law, at, drawn, noise.switch.factor, noise.law.own(place, noise.strengths()))
+        at = apply_law(law, at, drawn, noise.control.factor, noise.law.own(place, noise.strengths()))
     return Chain(tuple(laws))
 
 
