@@ -56,6 +56,11 @@ def test_a_compiled_module_still_names_the_one_inside() -> None:
     assert "_orig_mod" in torch.compile(nn.Linear(1, 1))._modules  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_constant_is_marked_as_torch_does() -> None:
+    assert torch.compiler.assume_constant_result(lambda: True)._dynamo_marked_constant  # type: ignore[attr-defined]
+
+
 def test_what_they_say() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -67,9 +67,9 @@ class InPlaceList(parametrize.ParametrizationList):
         """Stack another parametrization on the noise; torch calls this on registration."""
         if self.only_noise is not None and self.only_noise.estimator != "shared":
             raise RuntimeError(
-                f"{type(module).__name__} cannot come after noise with estimator={self.only_noise.estimator!r}, which "
-                "goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, and "
-                "add the noise again."
+                f"{type(module).__name__} cannot come after noise with estimator={self.only_noise.estimator!r}, "
+                "which goes on the output of the layer: call weightnoise.remove_weight_noise(model), register it, "
+                "and add the noise again."
             )
         if hasattr(module, "right_inverse"):
             raise RuntimeError(

@@ -20,7 +20,7 @@ import torch
 
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
-from weightnoise._torch.modes import may_be_in_checkpoint
+from weightnoise._torch.modes import may_be_in_checkpoint, while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.control import HeldDraw, NoiseControl, Override
@@ -119,7 +119,7 @@ Held: TypeAlias = "tuple[Sequence[Override], float]"
 EffectiveControl: TypeAlias = Union["NoiseControl", Recalled]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@while_tracing
 def _reads_are_compiled() -> bool:
     """Called when a read is traced, and by no compiled code."""
     global _compiled
