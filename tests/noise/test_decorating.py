@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
+from tests.cases import NO_CONTEXTS, needs_torch
 from weightnoise._noise.context import NoiseContext
 
 SIZES = [8, 64]  # From 2048 numbers on the C engine draws.
@@ -373,6 +374,7 @@ def test_what_is_no_function_is_refused() -> None:
             wn.no_noise(model)(thing)
 
 
+@needs_torch("2.9", NO_CONTEXTS)
 def test_a_decorated_function_compiles() -> None:
     model, x = wn.add_weight_noise(nn.Linear(8, 8), 0.1), torch.randn(3, 8)
 
