@@ -311,7 +311,7 @@ def test_the_checkpoint_that_a_module_carries(event: str, size: int) -> None:
     checkpoint_module(model[0])
     if torch_before("2.7"):
         with pytest.raises(RuntimeError, match="does not tell what held in the forward"):
-            gradients(model, lambda model, x: model(x), x)
+            gradients(model, lambda model, x: model(x), x, *EVENTS[event])
         return
     found = gradients(model, lambda model, x: model(x), x, *EVENTS[event])
     assert_close(found, expected)

@@ -126,8 +126,8 @@ _UNKNOWN_CHECKPOINTS = (
     "{version}: it cannot tell what held in the forward. Train without checkpoints, or with another torch."
 )
 _HIDDEN_CHECKPOINT = (
-    "A forward with noise is computed again in the backward of torch.distributed's checkpoint of a module, and torch "
-    "{version} does not tell what held in the forward. Use torch.utils.checkpoint, or torch 2.7."
+    "A forward with noise is computed again in the backward of torch.distributed's checkpoint of a module, and "
+    "torch {version} does not tell what held in the forward. Use torch.utils.checkpoint, or torch 2.7."
 )
 
 
