@@ -105,7 +105,7 @@ def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
             one = Checkpoint(frame.f_locals["ctx"], "run_function", code is _REENTRANT_AGAIN)
         elif code is _UNPACK:
             one = Checkpoint(frame.f_locals["frame"], "recompute_fn", True)
-            if legacy.is_hidden_checkpoint(one.function):
+            if legacy.is_hidden_checkpoint(getattr(one.function, "function", one.function)):
                 raise RuntimeError(_HIDDEN_CHECKPOINT.format(version=torch.__version__))
         if one is not None:
             one.opened = list(opened)
