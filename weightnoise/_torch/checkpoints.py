@@ -74,7 +74,8 @@ def _code(path: str) -> CodeType | None:
 CHECKPOINT_CODES = {
     path: _code(path)
     for path in (
-        "checkpoint",
+        # From torch 2.15 on, `checkpoint` calls this.
+        "_checkpoint_impl" if hasattr(_checkpoint, "_checkpoint_impl") else "checkpoint",
         "CheckpointFunction.forward",
         "CheckpointFunction.backward",
         "_checkpoint_hook.__init__.pack_hook",

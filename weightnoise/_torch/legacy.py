@@ -63,4 +63,4 @@ def is_hidden_checkpoint(recompute: Any) -> bool:
         return False
     cells = dict(zip(recompute.__code__.co_freevars, recompute.__closure__ or (), strict=True))
     context = getattr(cells.get("recompute_context"), "cell_contents", None)
-    return getattr(getattr(context, "func", None), "__name__", "") == "_no_hook"
+    return getattr(getattr(context, "gen", None), "__name__", "") == "_no_hook"
