@@ -311,7 +311,7 @@ def test_the_checkpoint_that_a_module_carries(event: str, size: int) -> None:
     checkpoint_module(model[0])
     if torch_before("2.7"):
         if event.endswith("then off"):
-            pytest.skip("torch before 2.7 hides the forward, and a read while noise is off asks nothing: documented")
+            pytest.skip("torch before 2.7 hides the forward, and a read while noise is off asks nothing")
         with pytest.raises(RuntimeError, match="does not tell what held in the forward"):
             gradients(model, lambda model, x: model(x), x, *EVENTS[event])
         return
