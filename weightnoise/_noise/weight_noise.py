@@ -183,7 +183,7 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
+            return Key(int(_random.key()) if weight.is_cpu else _random.key(weight.device))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
