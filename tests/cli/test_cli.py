@@ -23,7 +23,7 @@ from weightnoise.__main__ import main
 from weightnoise._cli import parser as _cli_parser
 from weightnoise._cli import sweep as _sweep
 from weightnoise._cli.load import CommandError, load_model, read_spec
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 
 SUBJECT = """
 import os, time, torch
