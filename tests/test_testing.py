@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import weightnoise as wn
 from tests.cases import BIASED, CASES, LAWS, LINEAR, single_loss
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 from weightnoise.testing import _restores, assert_restores, assert_unbiased, check_gradients, check_law
 
 

@@ -31,7 +31,9 @@ from weightnoise._noise.control import When
 from weightnoise._select.patterns import Key, choose, label, listed
 from weightnoise._select.resolve import Law, law_or_problem
 from weightnoise._torch.modules import Node, walk
-from weightnoise.laws import Noise, learns_or_freezes
+from weightnoise.laws import Noise
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import is_law
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ActivationSpec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, nn.Module], Law | None]
@@ -146,7 +148,7 @@ def _choose(
 ) -> list[tuple[Node, Noise]]:
     if isinstance(spec, Mapping):
         return _choose_by_mapping(nodes, spec, problems)
-    if callable(spec) and not isinstance(spec, (Noise, type)):
+    if callable(spec) and not (is_law(spec) or isinstance(spec, type)):
         asked = [
             (node, law_or_problem(spec(node.names[0], node.module), problems, node.names[0])) for node in nodes
         ]
@@ -209,10 +211,12 @@ def _unsupported(module: nn.Module, law: Noise, at: At, never_called: bool) -> s
         return "nn.MultiheadAttention never calls it. Put the noise on the attention itself"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and at == "input":
         return "it takes in whole numbers. Use at='output'"
-    if reason := learns_or_freezes(law):
-        return reason
-    ask = getattr(law, "module_problem", None)
-    return None if ask is None else ask(module, at)
+    handed = complete(law)
+    if handed.says("strengths"):
+        return "it learns a strength for each weight, and activations have no fixed shape"
+    if handed.freezes:
+        return "what a chip freezes has a fixed shape, and activations have none. Use chip=None"
+    return handed.module_problem(module, at)
 
 
 def _never_called(nodes: Sequence[Node]) -> set[nn.Module]:

@@ -13,7 +13,7 @@ from weightnoise._errors import NoiseRoundsAwayWarning
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import find_candidates
 from weightnoise._select.resolve import Placement, Spec, resolve
-from weightnoise.laws import Noise, deviation_of, sample, strengths_of
+from weightnoise.laws import Law, Noise, sample
 
 _SEED = 0
 _SAMPLES = 10_000  # An effective standard deviation is then known to about one per cent.
@@ -111,12 +111,12 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
     return NoisePlan(tuple(rows), clean)
 
 
-def effective_std(law: Noise, weight: Tensor) -> float | None:
+def effective_std(law: Law, weight: Tensor) -> float | None:
     """Root mean square of ``noisy - weight``: the law's own, or of seeded draws; None where there is no data."""
     if weight.is_meta or weight.numel() == 0:
         return None
     with torch.no_grad():
-        deviation = deviation_of(law, weight, strengths_of(law, weight))
+        deviation = law.deviation(weight, law.strengths(weight))
     if deviation is not None:
         return deviation.double().square().mean().sqrt().item()
     draws = -(-_SAMPLES // weight.numel())

@@ -19,7 +19,7 @@ from weightnoise._plan import warn_if_rounded_away
 from weightnoise._select.resolve import Placement, Spec, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
-from weightnoise.laws import Noise, strengths_of
+from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -210,7 +210,7 @@ def _noise(
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
     noise = WeightNoise(placement.law, candidate.name, when, frames, candidate.padding_row, estimator, memory)
-    initial = strengths_of(noise.handed, candidate.tensor)
+    initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))
     return noise

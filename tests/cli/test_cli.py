@@ -25,7 +25,7 @@ from weightnoise._cli.load import load_model
 from weightnoise._cli.main import main
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 
 SUBJECT = """
 import os, time, torch

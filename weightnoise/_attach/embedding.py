@@ -33,7 +33,9 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
         draw = draw.number
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.padding_row, sparse=layer.sparse)
-    table = noise.law.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(effective), noise.padding_row)
+    table = noise.handed.apply_to_rows(
+        weight.detach(), rows, index, draw, noise.factor(effective), noise.padding_row
+    )
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
     kwargs.pop("input", None)

@@ -14,6 +14,7 @@ from weightnoise import laws
 from weightnoise._cli.output import CommandError
 from weightnoise._config import spec_from_config
 from weightnoise._select.resolve import Spec
+from weightnoise.laws._spec import as_law
 
 _LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
 
@@ -34,7 +35,7 @@ def read_spec(text: str) -> Spec:
     try:
         spec = spec_from_config(_from_file(Path(text)) if text.endswith(".json") else _from_text(text))
         for value in spec.values() if isinstance(spec, Mapping) else (spec,):
-            laws.as_law(value)
+            as_law(value)
     except OSError as error:
         raise CommandError(f"cannot read {text}: {error.strerror or error}") from None
     except SyntaxError as error:

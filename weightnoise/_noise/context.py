@@ -17,7 +17,7 @@ import torch
 from weightnoise._errors import SpecError
 from weightnoise._noise.control import NoiseControl, Override
 from weightnoise._noise.decorating import decorated
-from weightnoise.laws import Noise, factor_problem_of
+from weightnoise.laws import Law, Noise
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # In typing from Python 3.11 on.
@@ -27,6 +27,7 @@ class AnyNoise(Protocol):
     """Noise on a weight or on activations."""
 
     law: Noise
+    handed: Law
     control: NoiseControl
 
 
@@ -163,7 +164,7 @@ def _thread() -> int:
 def _open(overrides: Overrides) -> None:
     for noise, override in overrides:
         noise.control.add(override)
-    problems = dict.fromkeys(factor_problem_of(noise.law, noise.control.factor) for noise, _ in overrides)
+    problems = dict.fromkeys(noise.handed.factor_problem(noise.control.factor) for noise, _ in overrides)
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
 

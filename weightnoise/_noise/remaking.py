@@ -12,7 +12,6 @@ from weightnoise._noise.frames import Key
 from weightnoise._noise.recipe import Recipe, Source, tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._torch.autograd import Identity
-from weightnoise.laws import is_straight_through
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -28,7 +27,7 @@ def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, k
     )
     if type(draw) is Key or not weight.requires_grad:
         noisy = recipe.make(weight)
-    elif is_straight_through(noise.law) and not noise.strength_names:
+    elif noise.handed.gradient == "straight-through" and not noise.strength_names:
         with torch.no_grad():
             value = recipe.make(weight)
         noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]

@@ -22,7 +22,9 @@ from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
-from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, moved, redraw
+from weightnoise.laws import Noise
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import apply_law, moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -68,17 +70,16 @@ class WeightNoise(nn.Module):
     @law.setter
     def law(self, law: Noise) -> None:
         self._law = law
-        self.law_tensors = tuple(tensors_in(law))  # For a recipe to look at.
-        self.handed = guarded(law, f"parameter '{self.name}'")  # What is called with a weight.
-        # A subclass of a law that takes keys may apply its draw in another way.
-        self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
+        self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
+        self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
+        self.takes_keys = self.handed.takes_keys
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.chip_draw = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
+        self.chip_draw = _PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
 
@@ -203,8 +204,8 @@ class WeightNoise(nn.Module):
         if isinstance(self.chip_draw, str):
             with drawing_alone():
                 if isinstance(self.chip_draw, str):
-                    self.chip_draw = freeze(self.handed, weight, self.name)
-        return redraw(self.handed, weight, self.chip_draw)
+                    self.chip_draw = self.handed.freeze(weight, self.name)
+        return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.resolve import Spec
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 from weightnoise.laws import Noise
+from weightnoise.laws._law import is_law
 
 LevelLaw: TypeAlias = Noise | Sequence[Noise] | Callable[[float], Spec]
 
@@ -151,7 +152,7 @@ def _checked(levels: Sequence[float], draws: int, until_sem: float | None) -> tu
 
 
 def _is_function(law: LevelLaw | None) -> bool:
-    return callable(law) and not isinstance(law, Noise)
+    return callable(law) and not is_law(law)
 
 
 def _is_silent(law: LevelLaw | None, level: float) -> bool:

@@ -22,7 +22,11 @@ from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.candidates import Candidate, find_candidates
 from weightnoise._select.patterns import Key, choose, label, listed
 from weightnoise._torch.modules import distributed_wrapper
-from weightnoise.laws import ActivationLaw, Noise, as_law, guarded, is_for_activations, problem_of, strengths_of
+from weightnoise.laws import ActivationLaw, Noise
+from weightnoise.laws import Law as FullLaw
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import is_law
+from weightnoise.laws._spec import as_law
 
 Single: TypeAlias = Noise | ActivationLaw | float
 Law: TypeAlias = Single | Sequence[Single]
@@ -38,15 +42,13 @@ class Placement:
     tied_with: tuple[str, ...] = ()
 
     @property
-    def handed(self) -> Noise:
+    def handed(self) -> FullLaw:
         """The law, kept from editing the tensor."""
-        return handed(self.law, self.candidate)
+        return _handed(self.law, self.candidate)
 
 
-def handed(law: Noise, candidate: Candidate) -> Noise:
-    """The law, kept from editing the tensor of the slot."""
-    safe: Noise = guarded(law, f"parameter '{candidate.name}'")
-    return safe
+def _handed(law: Noise, candidate: Candidate) -> FullLaw:
+    return complete(law, f"parameter '{candidate.name}'")
 
 
 def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
@@ -81,7 +83,7 @@ def _choose(
 ) -> dict[Candidate, Noise]:
     if isinstance(spec, Mapping):
         return _choose_by_mapping(candidates, spec, min_ndim, problems)
-    if callable(spec) and not isinstance(spec, (Noise, type)):
+    if callable(spec) and not (is_law(spec) or isinstance(spec, type)):
         laws = {
             candidate: law_or_problem(
                 spec(candidate.name, candidate.tensor, candidate.owner), problems, candidate.name
@@ -129,6 +131,7 @@ def _placement_problems(
     problems: list[WeightNoiseError] = []
     tied = _by_source(candidates)
     for candidate, law in chosen.items():
+        handed = _handed(law, candidate)
         if candidate.noise is not None:
             problems.append(
                 AlreadyNoisyError(
@@ -136,7 +139,7 @@ def _placement_problems(
                     "Call remove_weight_noise(model) first."
                 )
             )
-        elif is_for_activations(law):
+        elif handed.says("at"):
             problems.append(
                 SpecError(
                     f"{law!r} is for activations, not for parameter '{candidate.name}'. See add_activation_noise."
@@ -144,12 +147,12 @@ def _placement_problems(
             )
         elif reason := candidate.unsupported():
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}"))
-        elif reason := problem_of(handed(law, candidate), candidate.tensor):
+        elif reason := handed.problem(candidate.tensor):
             problems.append(
                 UnsupportedParameterError(f"{law!r} does not fit parameter '{candidate.name}': {reason}.")
             )
         elif reason := estimator_problem(
-            estimator, candidate.owner, candidate.tensor_name, handed(law, candidate), candidate.tensor
+            estimator, candidate.owner, candidate.tensor_name, handed, candidate.tensor
         ):
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}."))
         problems += [
@@ -168,9 +171,7 @@ def _learned_too_late(model: nn.Module, chosen: Mapping[Candidate, Noise]) -> li
     if not wrapper:
         return []
     learned = [
-        candidate.name
-        for candidate, law in chosen.items()
-        if strengths_of(handed(law, candidate), candidate.tensor)
+        candidate.name for candidate, law in chosen.items() if _handed(law, candidate).strengths(candidate.tensor)
     ]
     if not learned:
         return []

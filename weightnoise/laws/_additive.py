@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from weightnoise._checks import check_strength
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise.laws._law import law_repr
+from weightnoise.laws._law import Law, law_repr
 from weightnoise.laws._scale import (
     Gradient,
     Per,
@@ -25,7 +24,7 @@ from weightnoise.laws._scale import (
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Law):
     r"""Gaussian weight noise: ``w + std * scale(w) * e`` with ``e ~ N(0, 1)`` per element.
 
     ``scale`` is 1 for ``relative_to=None``; max |w| for ``"absmax"``; the standard deviation of w
@@ -60,7 +59,7 @@ class Gaussian:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ class Gaussian:
         return add_scaled(weight, noise, factor * self.std, scale)
 
     @property
-    def takes_keys(self) -> bool:
+    def takes_keys(self) -> bool:  # type: ignore[override]
         """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
@@ -114,7 +113,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Law):
     r"""Uniform weight noise: ``w + bound * scale(w) * u`` with ``u ~ U(-1, 1)`` per element.
 
     Its standard deviation is ``bound / sqrt(3)`` times the scale.
@@ -143,7 +142,7 @@ class Uniform:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
