@@ -16,7 +16,8 @@ from weightnoise._attach.attach import every_noise, noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._errors import NotNoisyError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
-from weightnoise._noise.control import HeldDraw, Override
+from weightnoise._noise.control import Override
+from weightnoise._noise.draws import HeldDraw
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import clean_tensor
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
-from weightnoise._noise.control import HeldDraw, NoiseControl
+from weightnoise._noise.control import NoiseControl
+from weightnoise._noise.draws import HeldDraw
 
 SIZES = [8, 64]  # From 2048 numbers on the C engine draws.
 

@@ -11,57 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
-from weightnoise._random import draws as _random
-from weightnoise.laws import Noise
+from weightnoise._noise.draws import HeldDraw
 
 When: TypeAlias = Literal["always", "training"]
-
-
-def drawing_alone() -> AbstractContextManager[Any]:
-    """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
-    # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
-    return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
-
-
-@dataclass(eq=False)
-class HeldDraw:
-    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
-
-    seed: int | None
-    sign: int
-    noise: Any = None
-    drawn: bool = False
-    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
-    key: Tensor | None = None  # Of what differs from example to example.
-
-    def make_key(self) -> None:
-        """Make what the noise of the examples is a function of."""
-        with drawing_alone():
-            if self.key is None:
-                own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
-                self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
-
-    def draw(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for."""
-        if not self.drawn:
-            with drawing_alone():
-                if not self.drawn:
-                    self._draw(law, weight)
-        if self.shape is not None and self.shape != weight.shape:
-            raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
-                f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
-            )
-        return self.noise
-
-    def _draw(self, law: Noise, weight: Tensor) -> None:
-        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-        with own, torch.no_grad():
-            noise = law.draw(weight)
-        self.noise, self.shape = noise, weight.shape
-        self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 
 
 @dataclass(frozen=True, eq=False)

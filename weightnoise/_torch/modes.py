@@ -114,12 +114,15 @@ def may_matter() -> bool:
 
     One call for what several functions tell apart, since most reads are in none of these; yes too often.
     """
-    hooks = _top_hooks(True)  # As `hooks_of_others`.
     return (
         torch.compiler.is_compiling()
         or legacy.NEEDED
         or _graph_task() != -1
-        or (hooks is not None and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False)))
+        # As `hooks_of_others`.
+        or (
+            (hooks := _top_hooks(True)) is not None
+            and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
+        )
         or not _forward_mode()
         or torch.compiler._is_exporting_flag
         or _jit_traces()
