@@ -17,7 +17,7 @@ from torch import nn
 
 from weightnoise import laws
 from weightnoise._errors import SpecError
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise.laws import Chain
 from weightnoise.laws._law import is_law
 

@@ -15,8 +15,9 @@ from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
-from weightnoise._plan import warn_if_rounded_away
-from weightnoise._select.resolve import Placement, Spec, resolve
+from weightnoise._select.choose import Spec
+from weightnoise._select.precision import warn_if_rounded_away
+from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise

@@ -13,7 +13,7 @@ from typing import Any
 from weightnoise import laws
 from weightnoise._cli.output import CommandError
 from weightnoise._config import spec_from_config
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise.laws._spec import as_law
 
 _LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}

@@ -25,7 +25,7 @@ from weightnoise._robustness.metric import Metric, check_deterministic, entries,
 from weightnoise._robustness.progress import progress_bar
 from weightnoise._robustness.report import RobustnessReport, stack
 from weightnoise._robustness.vectorized import evaluate_together
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 from weightnoise.laws import Noise
 from weightnoise.laws._law import is_law
