@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
-from weightnoise.laws._complete import complete
+from weightnoise.laws._complete import complete, has_user_law
 from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
@@ -58,6 +58,7 @@ class WeightNoise(nn.Module):
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
+        self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
@@ -72,6 +73,7 @@ class WeightNoise(nn.Module):
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
         self.takes_keys = self.handed.takes_keys
+        self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
@@ -113,6 +115,8 @@ class WeightNoise(nn.Module):
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
+        if eager and effective.held is not None and not torch.is_grad_enabled() and self.can_rest(weight):
+            return effective.held.noisy_weight(self, weight, factor)
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
@@ -145,6 +149,15 @@ class WeightNoise(nn.Module):
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
+
+    def can_rest(self, weight: Tensor) -> bool:
+        """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
+        # Inference tensors count no changes.
+        return self.rests and type(weight) is nn.Parameter and not weight.is_inference()
+
+    def made_from(self) -> Sequence[Tensor]:
+        """The tensors besides the weight that its noisy weight is made from."""
+        return [*self.strengths().values(), *self.law_tensors] if self.strength_names else self.law_tensors
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
