@@ -38,20 +38,12 @@ def words(key: int, count: int, start: int = 0) -> Array:
     ].astype(np.uint32)
 
 
-def coefficients() -> Array:
-    """Those of the quantile, by octave and term."""
-    out, library = np.empty((32, 6), dtype=np.float32), _engine._LIBRARY
-    assert library is not None
-    library.weightnoise_quantile(out.ctypes.data)
-    return out
-
-
 def normals(words: Array) -> Array:
     """The standard normal numbers of some words."""
     bits = (words | np.uint32(1)).view(np.int32).astype(np.float32).view(np.uint32)
     octave = (bits >> np.uint32(23)) % np.uint32(256) - np.uint32(127)
     m = ((bits & np.uint32(0x007FFFFF)) | np.uint32(0x3F800000)).view(np.float32)
-    of_octave = coefficients()[octave]
+    of_octave = _engine.coefficients().numpy()[octave]
     total = of_octave[:, 5]
     for term in range(4, -1, -1):
         total = total * m + of_octave[:, term]

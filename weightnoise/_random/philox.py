@@ -54,7 +54,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
-_TRITON = os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
+_TRITON = _LIBRARY is not None and os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
 _LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
 
 
@@ -141,6 +141,14 @@ def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:
         and ((_LIBRARY is not None and weight.is_cpu) or by_triton(weight))
         and is_plain(weight)
     )
+
+
+def coefficients() -> Tensor:
+    """The coefficients of the normal quantile (``csrc/quantile.h``), by octave and term."""
+    assert _LIBRARY is not None
+    out = torch.empty((32, 6), dtype=torch.float32, device="cpu")
+    _LIBRARY.weightnoise_quantile(_address(out, torch.float32, 192))
+    return out
 
 
 def by_triton(weight: Tensor) -> bool:
