@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 def philox(counter: tuple[Array | int, ...], key: tuple[int, int], rounds: int = 7) -> tuple[Array, ...]:
     """The four words of Philox 4x32 (Salmon, Moraes, Dror and Shaw, 2011) for each counter."""
-    a, b, c, d = (np.asarray(word, dtype=np.uint64) for word in counter)
+    a, b, c, d = (np.asarray(word, dtype=np.uint64) for word in np.broadcast_arrays(*counter))
     low, high = key
     for _ in range(rounds):
         first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
@@ -32,7 +32,7 @@ def words(key: int, count: int, start: int = 0) -> Array:
     group, within = place // np.uint64(64), place % np.uint64(64)
     block = group * np.uint64(16) + within % np.uint64(32) // np.uint64(2)
     made = philox((block % 2**32, block >> np.uint64(32), 0, 0), (key % 2**32, key >> 32))
-    return np.stack(np.broadcast_arrays(*made))[
+    return np.stack(made)[
         np.array([1, 0, 3, 2])[(within // np.uint64(32) * np.uint64(2) + within % np.uint64(2)).astype(int)],
         np.arange(count),
     ].astype(np.uint32)

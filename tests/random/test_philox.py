@@ -192,6 +192,18 @@ def test_a_hundred_million_normals_are_normal() -> None:
     assert 5.2 < largest < 6.231  # The expected largest of 1e8 is 5.73; 6.2303 is the end of 31 bits.
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_a_billion_normals_are_normal() -> None:
+    check_normal(250, 4 * 10**6)
+    counts, pieces, size, bins = torch.zeros(2**16, dtype=torch.float64), 250, 4 * 10**6, 2**16
+    for key in range(pieces):
+        places = (torch.special.ndtr(numbers(key, size).double()) * bins).long().clamp_(0, bins - 1)
+        counts += torch.bincount(places, minlength=bins)
+    distance = (counts.cumsum(0) / (pieces * size) - torch.arange(1, bins + 1) / bins).abs().max()
+    assert distance.item() * math.sqrt(pieces * size) < 2.7
+
+
 def test_the_distributions_by_kolmogorov_and_smirnov() -> None:
     # The limiting distribution exceeds 2.7 once in a million.
     assert kolmogorov_smirnov(numbers(1, 2 * 10**6), torch.special.ndtr) < 2.7
