@@ -68,14 +68,15 @@ def engine() -> str:
 
     ``WEIGHTNOISE_ENGINE=triton`` adds the same numbers to float32 weights on CUDA devices in one pass. It is off
     by default because it has been tested in Triton's interpreter and compiled for sm_80 and sm_90, and not yet
-    run on a GPU.
+    run on a GPU. It takes what the C library knows, so it is off without that.
 
     Example:
         >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
         True
 
     Source:
-        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
+        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011; Thomas, Luk, Leong and
+        Villasenor, Gaussian random number generators, 2007.
     """
     cpu = "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
     return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
