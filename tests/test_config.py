@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import weightnoise as wn
 from tests.cases import LAWS, LanguageModel, shrink
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 
 
 def there_and_back(spec: Any) -> Any:

@@ -17,8 +17,9 @@ from torch import nn
 
 from weightnoise import laws
 from weightnoise._errors import SpecError
-from weightnoise._select.resolve import Spec
-from weightnoise.laws import ActivationLaw, Chain, Noise
+from weightnoise._select.choose import Spec
+from weightnoise.laws import Chain
+from weightnoise.laws._law import is_law
 
 _CLASS = "class:"
 _TORCH_NN = "torch.nn."
@@ -75,14 +76,14 @@ def _to_config(value: Any) -> Any:
         return [_to_config(law) for law in value.laws]
     if isinstance(value, (list, tuple)):
         return [_to_config(item) for item in value]
-    if is_dataclass(value) and isinstance(value, (Noise, ActivationLaw)) and not isinstance(value, type):
+    if is_dataclass(value) and is_law(value):
         options = {
             option.name: _to_config(getattr(value, option.name))
             for option in fields(value)
             if _differs(value, option)
         }
         return {"type": _name_of(type(value)), **options}
-    if callable(value) and not isinstance(value, Noise):
+    if callable(value) and not is_law(value):
         return {"function": _name_of(value)}
     raise SpecError(f"{value!r} ({type(value).__name__}) cannot be written as plain data.")
 

@@ -9,7 +9,6 @@ from weightnoise._attach.attach import noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._torch.modules import unwrap
-from weightnoise.laws import Chain, Noise, guarded, innermost
 
 
 def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -67,27 +66,23 @@ def kl_divergence(model: nn.Module) -> Tensor:
     total: dict[int, Tensor] = {}
     with no_noise(model):
         for name, owner, noise in noises(model):
-            law, strengths = noise.law, noise.strengths()
-            while isinstance(law, Chain):
-                strengths = law.own(0, strengths)
-                law = law.laws[0]
-            own = getattr(guarded(law, f"parameter '{name}'"), "kl_divergence", None)
+            if not noise.handed.says("kl_divergence"):
+                continue
+            strengths = noise.strengths()
             # Uses of a tied weight share what they learn.
             key = id(next(iter(strengths.values()), noise))
-            if own is not None and key not in total:
-                total[key] = own(getattr(owner, noise.tensor_name), strengths)
-            # A law of a user that has a divergence speaks for the laws that it is made of.
-            if _divergences(noise.law) > (0 if own is None else _divergences(law)):
+            if key in total:
+                continue
+            # A wrapper that has a divergence speaks for the laws inside it.
+            own = noise.handed.kl_divergence(getattr(owner, noise.tensor_name), strengths)
+            if own is None:
                 raise UnsupportedParameterError(
                     f"Parameter '{name}' has {noise.law!r}: a variational law must come first and stand by "
                     "itself, not in Protect or in another law, for its divergence to be that of the weight."
                 )
+            total[key] = own
     if not total:
         raise NotNoisyError(
             "No weight of the model has Variational or VariationalDropout noise: there is no divergence to add."
         )
     return torch.stack(list(total.values())).sum()
-
-
-def _divergences(law: Noise) -> int:
-    return sum(hasattr(part, "kl_divergence") for part in innermost(law))

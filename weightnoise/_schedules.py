@@ -14,7 +14,6 @@ from weightnoise._attach.attach import every_noise
 from weightnoise._checks import check_strength
 from weightnoise._contexts import require_noise
 from weightnoise._errors import SpecError
-from weightnoise.laws import factor_problem_of
 
 
 class NoiseScheduler:
@@ -126,7 +125,7 @@ def set_factor(model: nn.Module, factor: float) -> None:
     """Multiply the strength of every noise of ``model`` by ``factor`` until the next call."""
     check_strength("A schedule", "factor", factor)
     found = require_noise(every_noise(model))
-    problems = dict.fromkeys(factor_problem_of(noise.law, factor) for noise in found)
+    problems = dict.fromkeys(noise.handed.factor_problem(factor) for noise in found)
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
     parameter = next(model.parameters(), None)

@@ -15,11 +15,12 @@ from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
-from weightnoise._plan import warn_if_rounded_away
-from weightnoise._select.resolve import Placement, Spec, resolve
+from weightnoise._select.choose import Spec
+from weightnoise._select.precision import warn_if_rounded_away
+from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
-from weightnoise.laws import Noise, strengths_of
+from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -35,7 +36,8 @@ def add_weight_noise(
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
-    Noise is drawn once in every forward of the module that owns the weight. The gradient is the one
+    Noise is drawn once in every forward of the module that owns the weight; outside of every forward
+    ``module.weight`` is the clean Parameter, but inside `hold_noise`. The gradient is the one
     at the noisy weight and lands on the clean Parameter, which stays where it is: names, order,
     identity, ``state_dict()`` and optimizers are those of the plain model.
 
@@ -81,8 +83,10 @@ def add_weight_noise(
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
-        >>> bool((model.weight == model.weight).all())
+        >>> bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         False
+        >>> model.weight is dict(model.named_parameters())["weight"]  # Noise is there in forwards alone.
+        True
         >>> sorted(model.state_dict())
         ['bias', 'weight']
 
@@ -210,7 +214,7 @@ def _noise(
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
     noise = WeightNoise(placement.law, candidate.name, when, frames, candidate.padding_row, estimator, memory)
-    initial = strengths_of(noise.handed, candidate.tensor)
+    initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))
     return noise

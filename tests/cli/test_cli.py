@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 import weightnoise as wn
-from weightnoise.__main__ import main
+from weightnoise._cli import journal as _journal
 from weightnoise._cli import parser as _cli_parser
-from weightnoise._cli import sweep as _sweep
-from weightnoise._cli.load import CommandError, load_model, read_spec
-from weightnoise.laws import as_law
+from weightnoise._cli.load import load_model
+from weightnoise._cli.main import main
+from weightnoise._cli.notation import read_spec
+from weightnoise._cli.output import CommandError
+from weightnoise.laws._spec import as_law
 
 SUBJECT = """
 import os, time, torch
@@ -364,9 +366,9 @@ def test_another_engine_is_refused_and_other_instructions_are_not(
     engine: str, code: int, subject: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = [*SWEEP, "--out", "report.json"]
-    monkeypatch.setattr("weightnoise.__main__.engine", lambda: "philox (AVX-512)")
+    monkeypatch.setattr("weightnoise._cli.sweep.engine", lambda: "philox (AVX-512)")
     assert run(*sweep, stop_at=5) == 130
-    monkeypatch.setattr("weightnoise.__main__.engine", lambda: engine)
+    monkeypatch.setattr("weightnoise._cli.sweep.engine", lambda: engine)
     assert run(*sweep) == code
     assert ("holds another sweep: engine differ." in capsys.readouterr().err) == bool(code)
 
@@ -403,7 +405,7 @@ def test_a_file_of_something_else_is_left_alone(
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
-    _sweep.write_whole(path, "before")
+    _journal.write_whole(path, "before")
 
     def break_down(_: int) -> None:
         assert path.read_text() == "before"
@@ -412,20 +414,20 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", break_down)
         with pytest.raises(OSError, match="disk full"):
-            _sweep.write_whole(path, "after" * 1000)
+            _journal.write_whole(path, "after" * 1000)
     assert path.read_text() == "before"
-    _sweep.write_whole(path, "after")
+    _journal.write_whole(path, "after")
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_answers_are_kept_as_they_come(subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[dict[str, Any]] = []
-    monkeypatch.setattr(_sweep, "write_whole", lambda path, text: kept.append(json.loads(text)))
-    monkeypatch.setattr(_sweep, "_INTERVAL", 1000.0)
+    monkeypatch.setattr(_journal, "write_whole", lambda path, text: kept.append(json.loads(text)))
+    monkeypatch.setattr(_journal, "_INTERVAL", 1000.0)
     assert run(*SWEEP, "--out", "report.json") == 0
     assert len(kept) == 1  # A fast metric is not slowed down by writing.
-    monkeypatch.setattr(_sweep, "_INTERVAL", 0.0)
+    monkeypatch.setattr(_journal, "_INTERVAL", 0.0)
     assert run(*SWEEP, "--out", "report.json", "--fresh") == 0
     assert [len(content.get("measured", ())) for content in kept[1:]] == [*range(1, 12), 0]
 

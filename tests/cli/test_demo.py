@@ -13,9 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 import weightnoise
-from weightnoise.__main__ import main
 from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
+from weightnoise._cli.main import main
 
 
 def test_a_small_run_prints_the_table_and_writes_a_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
 import weightnoise as wn
-from weightnoise.laws import law_at
 
 
 @pytest.mark.parametrize("masked", ["none", "padding", "mask"])
@@ -93,7 +92,7 @@ def test_current_noise_has_the_variance_of_the_formula(kind: str, converter: Any
     variance = 0.1 * factor / 7.0 * total
     law = wn.CurrentNoise(7.0, converter=converter)
     clean = layer(x).detach()
-    found = law_at(law, layer, x)
+    found = law.at(layer, x)
     draw = found.draw(clean)
     assert_close(found.apply(clean, draw, 1.0), clean + variance.sqrt() * draw)
     wn.add_activation_noise(layer, law)
@@ -108,7 +107,7 @@ def test_current_noise_has_the_variance_of_the_formula(kind: str, converter: Any
 def test_padding_modes_pad_the_currents() -> None:
     layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular").double()
     x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
-    scale = law_at(wn.CurrentNoise(1.0), layer, x).apply(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4), 1.0)
+    scale = wn.CurrentNoise(1.0).at(layer, x).apply(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4), 1.0)
     padded = nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
     weight = layer.weight.detach().abs()
     expected = (0.1 * weight.max() * nn.functional.conv2d(padded, weight)).sqrt()
@@ -118,7 +117,7 @@ def test_padding_modes_pad_the_currents() -> None:
 @pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: parametrizations.weight_norm(nn.Linear(5, 4))])
 def test_current_noise_takes_the_clean_weight_beside_weight_noise(make: Any) -> None:
     layer, x = make(), torch.rand(3, 5)
-    expected = law_at(wn.CurrentNoise(1.0), layer, x)
+    expected = wn.CurrentNoise(1.0).at(layer, x)
     wn.add_activation_noise(layer, wn.CurrentNoise(1.0))
     wn.add_weight_noise(layer, 0.5)
     with wn.hold_noise(layer, seed=0):

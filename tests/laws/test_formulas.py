@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LAWS
-from weightnoise.laws import as_law, freeze, redraw, strengths_of
+from weightnoise.laws._complete import complete
+from weightnoise.laws._spec import as_law
 
 
 def random_weight(*shape: int) -> Tensor:
@@ -367,7 +368,7 @@ def test_a_list_hands_each_law_what_it_learns() -> None:
     law = as_law(LAWS["chain_learned"])
     assert isinstance(law, wn.Chain)
     weight = random_weight(3, 4)
-    assert list(strengths_of(law, weight)) == ["std_1", "rho_2"]
+    assert list(complete(law).strengths(weight)) == ["std_1", "rho_2"]
     own = {"std_1": torch.zeros(3, 4).double(), "rho_2": torch.full((3, 4), -100.0).double()}
     assert_close(law.apply(weight, law.draw(weight), 1.0, own), law.laws[0].apply(weight, None, 1.0))
 
@@ -375,15 +376,15 @@ def test_a_list_hands_each_law_what_it_learns() -> None:
 @pytest.mark.parametrize(
     "law", [wn.StuckAt(0.2), wn.BitFlip(0.1, chip=0), wn.ProgrammingNoise(time=9.0, chip=0)], ids=repr
 )
-def test_a_chip_is_frozen_by_its_number_and_the_name_of_the_parameter(law: wn.Noise) -> None:
+def test_a_chip_is_frozen_by_its_number_and_the_name_of_the_parameter(law: Any) -> None:
     weight, state = random_weight(6, 5), torch.get_rng_state()
-    first = law.apply(weight, freeze(law, weight, "a"), 1.0)
+    first = law.apply(weight, law.freeze(weight, "a"), 1.0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(law.apply(weight, freeze(law, weight, "a"), 1.0), first)
-    assert not torch.equal(law.apply(weight, freeze(law, weight, "b"), 1.0), first)
-    other = dataclasses.replace(law, chip=1)  # type: ignore[type-var]
-    assert not torch.equal(law.apply(weight, freeze(other, weight, "a"), 1.0), first)
-    assert freeze(dataclasses.replace(law, chip=None), weight, "a") is None  # type: ignore[type-var]
+    assert torch.equal(law.apply(weight, law.freeze(weight, "a"), 1.0), first)
+    assert not torch.equal(law.apply(weight, law.freeze(weight, "b"), 1.0), first)
+    other = dataclasses.replace(law, chip=1)
+    assert not torch.equal(law.apply(weight, other.freeze(weight, "a"), 1.0), first)
+    assert dataclasses.replace(law, chip=None).freeze(weight, "a") is None
 
 
 def test_a_list_freezes_what_has_a_chip_and_draws_the_rest() -> None:
@@ -391,14 +392,14 @@ def test_a_list_freezes_what_has_a_chip_and_draws_the_rest() -> None:
         (wn.StuckAt(0.2), wn.Protect(wn.BitFlip(0.1, chip=0), 0.1), wn.Gaussian(0.1), wn.ProgrammingNoise(chip=0))
     )
     weight = random_weight(6, 5)
-    frozen = freeze(law, weight, "weight")
-    first, second = redraw(law, weight, frozen), redraw(law, weight, frozen)
+    frozen = law.freeze(weight, "weight")
+    first, second = law.redraw(weight, frozen), law.redraw(weight, frozen)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[2], second[2])
     assert torch.equal(first[3][0], second[3][0])  # Programmed once,
     assert not torch.equal(first[3][2], second[3][2])  # and read anew.
-    assert freeze(wn.Chain((wn.Gaussian(0.1), wn.Clip())), weight, "weight") is None
+    assert wn.Chain((wn.Gaussian(0.1), wn.Clip())).freeze(weight, "weight") is None
 
 
 @pytest.mark.parametrize(

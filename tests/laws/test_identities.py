@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import weightnoise as wn
 from tests.cases import BIASED, LAWS
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 from weightnoise.testing import assert_unbiased
 
 DRAWS = 4000

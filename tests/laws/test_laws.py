@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import weightnoise as wn
 from tests.cases import LAWS
 from tests.reference import naive_scale
-from weightnoise.laws import as_law
+from weightnoise.laws._spec import as_law
 
 SHAPES = [(), (5,), (4, 3), (2, 3, 4), (3, 0), (2, 1, 1, 3)]
 

@@ -15,7 +15,8 @@ from weightnoise._noise.checkpoints import EffectiveControl, effective_control, 
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modules import walk
-from weightnoise.laws import Noise, guarded, law_at
+from weightnoise.laws import Law, Noise
+from weightnoise.laws._complete import complete
 
 At: TypeAlias = Literal["output", "input"]
 
@@ -27,7 +28,8 @@ class ActivationNoise:
         self.law = law
         self.name = name
         self.at = at
-        self.handed = guarded(law, self._place())  # What is called with tensors.
+        self.handed = complete(law, self._place())  # What is asked, and called with tensors.
+        self.looks = self.handed.says("at")
         self.control = NoiseControl(when)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
@@ -54,15 +56,15 @@ class ActivationNoise:
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
                 "on the output of a module, or on the weights."
             )
-        law: Noise = self.handed
-        if hasattr(law, "at"):
+        law = self.handed
+        if self.looks:
             with clean_reads(module):
-                law = guarded(law_at(law, module, inputs), self._place())
+                law = complete(law.at(module, inputs), self._place())
         noise = self._draw(law, value, effective)
         factor = self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
         return law.apply(value, noise, factor)
 
-    def _draw(self, law: Noise, value: Tensor, effective: EffectiveControl) -> Any:
+    def _draw(self, law: Law, value: Tensor, effective: EffectiveControl) -> Any:
         held = effective.held
         if held is None:
             return fresh(effective, self, lambda: law.draw(value))

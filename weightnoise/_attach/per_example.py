@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._noise.checkpoints import EffectiveControl, fresh
-from weightnoise._noise.frames import PER_EXAMPLE, opens_frame
+from weightnoise._noise.draws import PER_EXAMPLE, apply_draw
+from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product
-from weightnoise.laws import Noise, deviation_of, is_straight_through
+from weightnoise.laws import Law
 
 _FORWARDS = {kind.forward for kind in PRODUCTS}
 
@@ -41,7 +42,7 @@ def forward_per_example(
         running.pop()
     inputs: Tensor = args[0] if args else kwargs["input"]
     weight: Tensor = kept[noise.tensor_name][1]  # As the forward read it.
-    if is_straight_through(noise.law):
+    if noise.handed.gradient == "straight-through":
         weight = weight.detach()
     add = _add_flipout if noise.estimator == "flipout" else _add_local
     return add(noise, effective, layer, inputs, weight, output)
@@ -61,7 +62,7 @@ def _add_flipout(
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = noise.make_noisy(weight, noise.draw(weight, effective), size) - weight
+    moved = apply_draw(noise, weight, noise.draw(weight, effective), size) - weight
     held = effective.held
     key = None if held is None else held.key
 
@@ -84,7 +85,7 @@ def _add_local(
     output: Tensor,
 ) -> Tensor:
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
-    deviation = deviation_of(noise.handed, weight, noise.strengths())
+    deviation = noise.handed.deviation(weight, noise.strengths())
     assert deviation is not None
     variance = _output_variance(layer, inputs.square(), deviation.square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
@@ -117,7 +118,7 @@ def _per_channel(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
 
 
 def estimator_problem(
-    estimator: Estimator, owner: nn.Module, tensor_name: str, law: Noise, weight: Tensor
+    estimator: Estimator, owner: nn.Module, tensor_name: str, law: Law, weight: Tensor
 ) -> str | None:
     """Why noise of the law on this tensor cannot differ from example to example; None where it can."""
     if estimator == "shared":
@@ -139,12 +140,12 @@ def estimator_problem(
             f"belongs to {kind}, which has a forward of its own; estimator={estimator!r} needs that of the torch "
             "layer. Use estimator='shared'"
         )
-    if estimator == "flipout" and not getattr(law, "sign_symmetric", False):
+    if estimator == "flipout" and not law.sign_symmetric:
         return (
             f"has {law!r}, which does not declare that its signs may flip (sign_symmetric = True), as "
             "estimator='flipout' needs. Use a law such as Gaussian or Uniform, or estimator='shared'"
         )
-    if estimator == "local" and deviation_of(law, weight, {}) is None:
+    if estimator == "local" and law.deviation(weight, {}) is None:
         return (
             f"has {law!r}, which is not independent Gaussian noise on each weight, as estimator='local' needs. "
             "Use estimator='flipout' for symmetric noise, or 'shared'"

@@ -1,14 +1,11 @@
-"""What the command line names: objects to import, and laws to read."""
+"""The objects that the command line names: models and metrics to import."""
 
 from __future__ import annotations
 
-import ast
 import importlib
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,26 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightnoise import laws
-from weightnoise._config import spec_from_config
+from weightnoise._cli.output import CommandError
 from weightnoise._select.patterns import listed
-from weightnoise._select.resolve import Spec
 
 _REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
-_LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
-
-
-class CommandError(Exception):
-    """What the command line reports in one line.
-
-    Args:
-        message: the line.
-        code: the exit code: 1 for a failure, 2 for wrong usage.
-    """
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def load_model(reference: str, *, seed: int = 0) -> nn.Module:
@@ -104,62 +85,3 @@ def _load(reference: str) -> Any:
 def _shown(value: object) -> str:
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
-
-
-def read_spec(text: str) -> Spec:
-    """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` file.
-
-    In Python's notation there are laws by name, numbers, strings, None, lists and dicts, and nothing
-    is evaluated. JSON is what `spec_to_config` makes.
-
-    Raises:
-        CommandError: for what cannot be read, and for what is no spec.
-
-    Example:
-        >>> read_spec('{"encoder.*": [Clip(2.5), Gaussian(0.1, relative_to="absmax")], "head.*": None}')
-        {'encoder.*': [Clip(k=2.5), Gaussian(std=0.1, relative_to='absmax')], 'head.*': None}
-    """
-    try:
-        spec = spec_from_config(_from_file(Path(text)) if text.endswith(".json") else _from_text(text))
-        for value in spec.values() if isinstance(spec, Mapping) else (spec,):
-            laws.as_law(value)
-    except OSError as error:
-        raise CommandError(f"cannot read {text}: {error.strerror or error}") from None
-    except SyntaxError as error:
-        form = "Gaussian(0.1, relative_to='absmax'), a list of laws, a dict of them by name, JSON or a .json file"
-        raise CommandError(f"cannot read the law {text!r}: {error.msg}; give {form}") from None
-    except (TypeError, ValueError) as error:
-        raise CommandError(f"cannot read the law {text!r}: {error}") from None
-    if spec is None:
-        raise CommandError(f"{text!r} is no law.")
-    return spec
-
-
-def _from_file(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _from_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return _value(ast.parse(text.strip(), mode="eval").body)
-
-
-def _value(node: ast.expr | None) -> Any:
-    match node:
-        case ast.Call(func=ast.Name(id=name)):
-            if name not in _LAWS:
-                known = get_close_matches(name, _LAWS) or _LAWS
-                raise ValueError(f"{name} is no law, but {' or '.join(known)} would be")
-            options = {str(option.arg): _value(option.value) for option in node.keywords}
-            return _LAWS[name](*map(_value, node.args), **options)
-        case ast.Dict():
-            return dict(zip(map(_value, node.keys), map(_value, node.values), strict=True))
-        case ast.List():
-            return list(map(_value, node.elts))
-        case ast.Tuple():
-            return tuple(map(_value, node.elts))
-        case ast.Constant() | ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
-            return ast.literal_eval(node)
-    raise ValueError(f"{ast.unparse(node) if node else '**'!r} is no law, number or text")

@@ -1,107 +1,104 @@
-"""A robustness evaluation that is kept on disk as it goes, and goes on where it was interrupted."""
+"""The command ``weightnoise sweep``: a model, a metric and laws to a report, a table and a figure."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from weightnoise._cli.load import CommandError
-from weightnoise._random import draws as _random
-from weightnoise._robustness.metric import Metric, measure
+import weightnoise
+from weightnoise._activations import noisy_activations
+from weightnoise._cli.journal import ResumableMetric
+from weightnoise._cli.load import load_metric, load_model
+from weightnoise._cli.notation import read_spec
+from weightnoise._cli.output import CommandError, check_extras, say, try_to_write, write_file
+from weightnoise._random.philox import engine
+from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.metric import Metric, fingerprint
 from weightnoise._robustness.report import RobustnessReport
-
-_INTERVAL = 1.0  # Seconds between two writes, so that a fast metric is not slowed down.
-
-
-class ResumableMetric:
-    """A metric that remembers all it has found, also in another process.
-
-    An evaluation calls its metric in a fixed order. So an interrupted one goes on when it is run again
-    from its start with a metric that gives the answers it has, and measures from where they end. To
-    be the same then, a metric that draws from torch's generator is seeded anew for each call.
-
-    Args:
-        metric: as for `evaluate_robustness`.
-        path: the file to keep the answers in, and at last the report; None for no file.
-        about: all that the numbers depend on; a file with another one is refused.
-        seed: of what the metric itself draws.
-        fresh: forget what the file holds.
-
-    Attributes:
-        measured: the answers so far.
-        report: the report of a sweep that had been finished; None where there is something to do.
-
-    Raises:
-        CommandError: if the file holds something else than a sweep with the same ``about``.
-    """
-
-    def __init__(
-        self, metric: Metric, path: Path | None, about: Mapping[str, Any], *, seed: int, fresh: bool = False
-    ) -> None:
-        self._metric, self._path, self._seed = metric, path, seed
-        self._about = json.loads(json.dumps(about))
-        self._calls, self._saved = 0, time.monotonic()
-        found = {} if path is None or fresh or not path.exists() else _read(path, self._about)
-        self.measured: list[dict[str, float]] = found.get("measured", [])
-        self.report = RobustnessReport.from_dict(found) if "curves" in found else None
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """What the metric finds, or has found, in this call."""
-        call = self._calls
-        if call == len(self.measured):
-            torch.manual_seed(_random.derive_seed(self._seed, f"metric {call}"))
-            self.measured.append(measure(model, self._metric))
-            if time.monotonic() - self._saved >= _INTERVAL:
-                self.save()
-        self._calls += 1
-        return self.measured[call]
-
-    def save(self) -> None:
-        """Keep the answers so far."""
-        self._write({"sweep": self._about, "measured": self.measured})
-        self._saved = time.monotonic()
-
-    def run(self, evaluate: Callable[[], RobustnessReport]) -> RobustnessReport:
-        """The report of an evaluation of this metric; keep it, or as far as it came."""
-        try:
-            report = evaluate()
-        except BaseException:
-            if self.measured:
-                self.save()
-            raise
-        self._write({**report.to_dict(), "sweep": self._about})
-        return report
-
-    def _write(self, content: Mapping[str, Any]) -> None:
-        if self._path is not None:
-            write_whole(self._path, json.dumps(content, indent=1))
+from weightnoise._weights import noisy_parameters
 
 
-def _read(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    instead = "Give another --out, or --fresh to overwrite it."
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before: dict[str, Any] = dict(content["sweep"])
-    except (KeyError, TypeError, ValueError):
-        raise CommandError(f"{path} is there and holds no sweep. {instead}", code=1) from None
-    differing = [name for name in {**before, **about} if before.get(name) != about.get(name)]
-    if differing:
-        raise CommandError(f"{path} holds another sweep: {', '.join(differing)} differ. {instead}", code=1)
-    return content
+def run_sweep(options: argparse.Namespace) -> None:
+    """Run the command."""
+    if options.plot is not None:
+        check_extras("--plot", "matplotlib")
+    laws = _read_laws(options.laws or [])
+    model, metric = load_model(options.model, seed=options.seed), load_metric(options.metric)
+    for path in filter(None, (options.out, options.plot)):
+        try_to_write(path)
+    report = _measured(options, model, metric, laws)
+    print(f"{report}{_yields(report)}")
+    if options.out is not None:
+        print(f"Report: {options.out}")
+    if options.plot is not None:
+        figure = report.plot(metric=options.metric.partition(":")[2])
+        write_file(options.plot, lambda: figure.savefig(options.plot, dpi=150))
+        print(f"Plot: {options.plot}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file at once: whoever reads it finds the one before or the new one, and never a part."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def _read_laws(texts: Sequence[str]) -> dict[str, Any]:
+    laws: dict[str, Any] = {}
+    for text in texts:
+        law = read_spec(text)
+        if _name(law) in laws:
+            raise CommandError(f"--law {_name(law)} is given twice")
+        laws[_name(law)] = law
+    return laws
+
+
+def _name(law: object) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(law))  # The same in another process.
+
+
+def _measured(
+    options: argparse.Namespace, model: nn.Module, metric: Metric, laws: Mapping[str, Any]
+) -> RobustnessReport:
+    """The report of this sweep, as far as it is not there yet."""
+    settings: dict[str, Any] = {
+        "levels": list(chain.from_iterable(options.levels)),
+        "draws": options.draws,
+        "seed": options.seed,
+        "antithetic": options.antithetic,
+        "by_parameter": options.by_parameter,
+        "threshold": options.threshold,
+        "higher_is_better": not options.lower_is_better,
+    }
+    noise = [*noisy_parameters(model).items(), *noisy_activations(model).items()]
+    if not laws and not noise:
+        raise CommandError("the model carries no noise of its own: give --law")
+    about = {
+        "model": options.model,
+        "metric": options.metric,
+        "laws": list(laws),
+        **settings,
+        "noise on the model": [f"{name}: {_name(law)}" for name, law in noise],
+        "weights": fingerprint(model),
+        "torch": torch.__version__,
+        "weightnoise": weightnoise.__version__,
+        "engine": engine().partition(" ")[0],  # Without its instruction set, which changes no number.
+    }
+    journal = ResumableMetric(metric, options.out, about, seed=options.seed, fresh=options.fresh)
+    if journal.report is not None:
+        say(f"{options.out} is complete; --fresh measures again")
+        return journal.report
+    if journal.measured:
+        say(f"going on after {len(journal.measured)} evaluations")
+    return journal.run(lambda: evaluate_robustness(model, journal, law=laws or None, **settings))
+
+
+def _yields(report: RobustnessReport) -> str:
+    """The share of draws that reach the threshold, a line for each curve."""
+    if report.threshold is None:
+        return ""
+    lines = []
+    for name in report.curves:
+        shares = zip(report.levels, report[name].chip_yield.tolist(), strict=True)
+        listed = ", ".join(f"{100 * share:.3g} % at {level:g}" for level, share in shares)
+        lines.append(f"\ndraws that reach {report.threshold:g}, {name}: {listed}")
+    return "".join(lines)

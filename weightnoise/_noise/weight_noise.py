@@ -11,24 +11,25 @@ from torch import Tensor, nn
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
-from weightnoise._noise.control import NoiseControl, When, drawing_alone
-from weightnoise._noise.frames import PER_EXAMPLE, Frames, Key, Memo, Seed
+from weightnoise._noise.control import NoiseControl, When
+from weightnoise._noise.draws import PENDING, PER_EXAMPLE, Key, Seed, apply_draw, drawing_alone, is_pending
+from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.export import refuse_export
+from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
-from weightnoise.laws import Noise, apply_law, freeze, guarded, is_ours, moved, redraw
+from weightnoise.laws import Noise
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
-
-# In place of the draw of a chip, while the weight is on the meta device.
-_PENDING = "pending"
 
 
 class WeightNoise(nn.Module):
@@ -68,17 +69,16 @@ class WeightNoise(nn.Module):
     @law.setter
     def law(self, law: Noise) -> None:
         self._law = law
-        self.law_tensors = tuple(tensors_in(law))  # For a recipe to look at.
-        self.handed = guarded(law, f"parameter '{self.name}'")  # What is called with a weight.
-        # A subclass of a law that takes keys may apply its draw in another way.
-        self.takes_keys: bool = is_ours(law) and getattr(law, "takes_keys", False)
+        self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
+        self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
+        self.takes_keys = self.handed.takes_keys
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.chip_draw = _PENDING if weight.is_meta else freeze(self.handed, weight, self.name)
+        self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
 
@@ -90,17 +90,16 @@ class WeightNoise(nn.Module):
         """What holds for a read here and now; None while noise is off."""
         return effective_control(self, self.training, self.frames)
 
+    @reads_weight
     def forward(self, weight: Tensor) -> Tensor:
-        """The noisy weight, or ``weight`` itself while noise is off."""
+        """The noisy weight, or ``weight`` itself while noise is off and outside of every forward."""
         control = self.control
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
-        kept = None
-        if running:
-            kept = running[-1]
-            if kept is None:
-                return weight
+        kept = running[-1] if running else None
+        if kept is None and (running or not is_noisy_outside(self, warn=True)):
+            return weight
         effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         if not eager:
@@ -115,7 +114,7 @@ class WeightNoise(nn.Module):
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
         if kept is None:
-            return self.make_noisy(weight, self.draw(weight, effective, eager), factor)
+            return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
         compiling = not eager and torch.compiler.is_compiling()
         # Inference tensors count no versions.
@@ -134,7 +133,7 @@ class WeightNoise(nn.Module):
         if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
             noisy = recomputable(self, weight, noise, factor, kept)
         else:
-            noisy = self.make_noisy(weight, noise, factor)
+            noisy = apply_draw(self, weight, noise, factor)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
@@ -142,25 +141,10 @@ class WeightNoise(nn.Module):
         """What multiplies the strength now; negative for the mirrored draw."""
         return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
-    def make_noisy(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
-        """Apply the law to a draw, leaving an embedding's padding row clean."""
-        if type(noise) is Seed:
-            noise = self.seeded_draw(weight, noise)
-        if type(noise) is Key:
-            noisy: Tensor = self.handed.apply_key(weight, noise.number, factor)
-        elif self.strength_names:
-            noisy = apply_law(self.handed, weight, noise, factor, self.strengths())
-        else:
-            noisy = self.handed.apply(weight, noise, factor)
-        if self.padding_row is None:
-            return noisy
-        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.padding_row)  # type: ignore[no-untyped-call]
-        return padded
-
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
-            return self.make_noisy(weight, self.draw(weight, self.control), self.factor(self.control))
+            return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
@@ -183,7 +167,7 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            return Key(_random.key(weight.device) if _engine.by_triton(weight) else int(_random.key()))
+            return Key((int(_random.key()) if weight.is_cpu else _random.key(weight.device),))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
@@ -200,11 +184,11 @@ class WeightNoise(nn.Module):
         return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
 
     def _redraw(self, weight: Tensor) -> Any:
-        if isinstance(self.chip_draw, str):
+        if is_pending(self.chip_draw):
             with drawing_alone():
-                if isinstance(self.chip_draw, str):
-                    self.chip_draw = freeze(self.handed, weight, self.name)
-        return redraw(self.handed, weight, self.chip_draw)
+                if is_pending(self.chip_draw):
+                    self.chip_draw = self.handed.freeze(weight, self.name)
+        return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils import checkpoint as _checkpoint
 
+from weightnoise._torch import legacy
 from weightnoise._torch.modes import in_backward, saved_tensors_hooks_around
 
 
@@ -73,7 +74,8 @@ def _code(path: str) -> CodeType | None:
 CHECKPOINT_CODES = {
     path: _code(path)
     for path in (
-        "checkpoint",
+        # From torch 2.15 on, `checkpoint` calls this.
+        "_checkpoint_impl" if hasattr(_checkpoint, "_checkpoint_impl") else "checkpoint",
         "CheckpointFunction.forward",
         "CheckpointFunction.backward",
         "_checkpoint_hook.__init__.pack_hook",
@@ -104,6 +106,8 @@ def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
             one = Checkpoint(frame.f_locals["ctx"], "run_function", code is _REENTRANT_AGAIN)
         elif code is _UNPACK:
             one = Checkpoint(frame.f_locals["frame"], "recompute_fn", True)
+            if legacy.is_hidden_checkpoint(getattr(one.function, "function", one.function)):
+                raise RuntimeError(_HIDDEN_CHECKPOINT.format(version=torch.__version__))
         if one is not None:
             one.opened = list(opened)
             found.append(one)
@@ -121,6 +125,10 @@ def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
 _UNKNOWN_CHECKPOINTS = (
     "A forward with noise is computed again in a backward, and weightnoise does not know the checkpoints of torch "
     "{version}: it cannot tell what held in the forward. Train without checkpoints, or with another torch."
+)
+_HIDDEN_CHECKPOINT = (
+    "A forward with noise is computed again in the backward of torch.distributed's checkpoint of a module, and "
+    "torch {version} does not tell what held in the forward. Use torch.utils.checkpoint, or torch 2.7."
 )
 
 

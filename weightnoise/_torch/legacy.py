@@ -52,3 +52,15 @@ def is_exporting() -> bool:
     if torch.compiler.is_dynamo_compiling():
         return _DYNAMO.exports
     return bool(getattr(torch.compiler, _FLAG)) and not _DYNAMO.exports
+
+
+def is_hidden_checkpoint(recompute: Any) -> bool:
+    """Whether a region is one of `torch.distributed._composable.checkpoint` where torch does not tell its forward.
+
+    Its forward runs in hooks of the module, in no frame, and torch before 2.7 does not tell the open hooks.
+    """
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        return False
+    cells = dict(zip(recompute.__code__.co_freevars, recompute.__closure__ or (), strict=True))
+    context = getattr(cells.get("recompute_context"), "cell_contents", None)
+    return getattr(getattr(context, "gen", None), "__name__", "") == "_no_hook"

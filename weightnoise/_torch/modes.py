@@ -118,17 +118,23 @@ def may_matter() -> bool:
         torch.compiler.is_compiling()
         or legacy.NEEDED
         or _graph_task() != -1
-        or hooks_of_others()
+        # As `hooks_of_others`.
+        or (
+            (hooks := _top_hooks(True)) is not None
+            and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
+        )
         or not _forward_mode()
         or torch.compiler._is_exporting_flag
         or _jit_traces()
-        or _symbolic_trace._is_fx_tracing_flag
+        or (_symbolic_trace._is_fx_tracing_flag if _HAS_FLAG else _symbolic_trace.is_fx_symbolic_tracing())
         or _dispatch_modes() > 0
         or _transformation() is not None
     )
 
 
 _UNKNOWN: Any = object()
+# torch 2.15 has one flag for each thread, and a function for it.
+_HAS_FLAG = hasattr(_symbolic_trace, "_is_fx_tracing_flag")
 _jit_traces: Callable[[], bool] = torch._C._is_tracing
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled

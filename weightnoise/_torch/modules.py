@@ -10,7 +10,7 @@ from torch import nn
 MOST_NAMES = 1000  # Of one module. Modules that are shared level by level have exponentially many.
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A module of the model, and the prefixes under which the model reaches it: `MOST_NAMES` of them at most."""
 

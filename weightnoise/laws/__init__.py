@@ -1,7 +1,8 @@
 """The laws of noise: what is drawn, and how it is applied to a weight.
 
 A law separates *drawing* from *applying*. Keeping a draw for a forward, holding it, mirroring it,
-scaling it and reproducing it then work for every law at once, also for a law of your own.
+scaling it and reproducing it then work for every law at once, also for a law of your own. What else may be
+asked of a law has a default in `Law`; `_complete.py` gives those to laws of users.
 """
 
 from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
@@ -9,30 +10,14 @@ from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import BitFlip, StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
-from weightnoise.laws._guarded import guarded, is_ours
-from weightnoise.laws._law import (
-    ActivationLaw,
-    Noise,
-    apply_law,
-    deviation_of,
-    factor_problem_of,
-    freeze,
-    is_straight_through,
-    law_at,
-    moved,
-    problem_of,
-    redraw,
-    sample,
-    straight_through,
-    strengths_of,
-)
+from weightnoise.laws._law import ActivationLaw, Law, Noise, sample, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
 from weightnoise.laws._masks import DropConnect
 from weightnoise.laws._multiplicative import LogNormal
 from weightnoise.laws._programming import ProgrammingNoise
 from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
-from weightnoise.laws._spec import Chain, as_law, innermost, is_for_activations, learns_or_freezes
+from weightnoise.laws._spec import Chain
 from weightnoise.laws._variational_dropout import VariationalDropout
 
 __all__ = [
@@ -44,6 +29,7 @@ __all__ = [
     "Custom",
     "DropConnect",
     "Gaussian",
+    "Law",
     "LearnedGaussian",
     "LogNormal",
     "NEFTune",
@@ -59,22 +45,6 @@ __all__ = [
     "Uniform",
     "Variational",
     "VariationalDropout",
-    "apply_law",
-    "as_law",
-    "deviation_of",
-    "factor_problem_of",
-    "freeze",
-    "guarded",
-    "innermost",
-    "is_for_activations",
-    "is_ours",
-    "is_straight_through",
-    "law_at",
-    "learns_or_freezes",
-    "moved",
-    "problem_of",
-    "redraw",
     "sample",
     "straight_through",
-    "strengths_of",
 ]

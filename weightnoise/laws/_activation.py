@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import check_rate, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, extremes
 
 
 @dataclass(frozen=True)
-class SaltAndPepper:
+class SaltAndPepper(Law):
     r"""Salt-and-pepper noise: a fraction p of the values is replaced, half by the lowest, half by the highest.
 
     A factor multiplies p; the mirrored draw swaps salt and pepper.
@@ -83,7 +83,7 @@ class SaltAndPepper:
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class _Scaled(Law):
     """What a law of activations is in one call of its module: ``x + factor * scale * noise``."""
 
     scale: Tensor | float
@@ -99,7 +99,7 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class NEFTune:
+class NEFTune(Law):
     r"""Noise on embeddings for fine-tuning: ``x + alpha / sqrt(L d) u`` with ``u ~ U(-1, 1)`` per element.
 
     L is the length of the sequence, d the width. Padding gets no noise and does not count in L: tokens
@@ -160,7 +160,7 @@ class NEFTune:
 
 
 @dataclass(frozen=True)
-class CurrentNoise:
+class CurrentNoise(Law):
     r"""Shot noise of the currents that an analog layer adds up: ``y + sqrt(variance) e``, e standard normal.
 
     With the clean weights w and the inputs x of a Linear or Conv layer, sums over the inputs of an output::
@@ -193,7 +193,7 @@ class CurrentNoise:
     _: KW_ONLY
     converter: Literal["merged", "external"] = "merged"
 
-    gradient: ClassVar[Gradient] = "straight-through"
+    gradient = "straight-through"
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from weightnoise._checks import check_strength
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise.laws._law import law_repr
+from weightnoise.laws._law import Law, law_repr
 from weightnoise.laws._scale import (
     Gradient,
     Per,
@@ -25,7 +24,7 @@ from weightnoise.laws._scale import (
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Law):
     r"""Gaussian weight noise: ``w + std * scale(w) * e`` with ``e ~ N(0, 1)`` per element.
 
     ``scale`` is 1 for ``relative_to=None``; max |w| for ``"absmax"``; the standard deviation of w
@@ -60,7 +59,7 @@ class Gaussian:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ class Gaussian:
         return add_scaled(weight, noise, factor * self.std, scale)
 
     @property
-    def takes_keys(self) -> bool:
+    def takes_keys(self) -> bool:  # type: ignore[override]
         """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
@@ -88,16 +87,15 @@ class Gaussian:
         return _engine.add_normal(weight, key, factor * self.std, scale)
 
     def apply_to_rows(
-        self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float, clean: int | None
+        self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
     ) -> Tensor:
-        """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``; ``clean`` gets no noise."""
+        """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         if scale is not None and self.per == 0:
             scale = scale[index]
-        if not isinstance(noise, Tensor):
-            return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, clean)
-        noisy = add_scaled(rows, noise[index], factor * self.std, scale)
-        return noisy if clean is None else torch.where((index == clean).unsqueeze(-1), rows, noisy)
+        if isinstance(noise, Tensor):
+            return add_scaled(rows, noise[index], factor * self.std, scale)
+        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, None)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
@@ -114,7 +112,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Law):
     r"""Uniform weight noise: ``w + bound * scale(w) * u`` with ``u ~ U(-1, 1)`` per element.
 
     Its standard deviation is ``bound / sqrt(3)`` times the scale.
@@ -143,7 +141,7 @@ class Uniform:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

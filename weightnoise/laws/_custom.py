@@ -9,12 +9,12 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._scale import Gradient
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Law):
     r"""Any transformation of the weight: ``fn(w)``, of the same shape and dtype.
 
     The function runs with torch's generators seeded by the draw, so that a held draw, a second
@@ -63,6 +63,6 @@ class Custom:
             raise ValueError(
                 f"{self!r} must return a tensor like the weight, {(tuple(weight.shape), weight.dtype)}, got {got}."
             )
-        if factor != 1.0:
+        if isinstance(factor, Tensor) or factor != 1.0:
             changed = weight + factor * (changed - weight)
         return changed if self.gradient == "exact" else straight_through(weight, changed.detach())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import check_bits, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
@@ -20,7 +20,7 @@ Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
 
 
 @dataclass(frozen=True)
-class StuckAt:
+class StuckAt(Law):
     r"""Stuck-at faults: of all weights a fraction ``zero`` reads 0, ``high`` the top, ``low`` the bottom level.
 
     Which weights are stuck is a property of a specimen of the hardware: it is the same in every
@@ -119,7 +119,7 @@ class StuckAt:
 
 
 @dataclass(frozen=True)
-class BitFlip:
+class BitFlip(Law):
     r"""Flipped bits of a stored weight: each bit of its ``bits``-bit code flips with probability p.
 
     The code is ``c = round(w / d)`` in two's complement, ``d = max |w| / (2^(bits-1) - 1)``, and a
@@ -152,7 +152,7 @@ class BitFlip:
     per: Per = "tensor"
     chip: int | None = None
 
-    gradient: ClassVar[Gradient] = "straight-through"
+    gradient = "straight-through"
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._scale import Gradient, Per, per_problem, statistic
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Law):
     r"""Clipped weights: w cut to ``[-k std(w), k std(w)]``, or to the fixed bounds ``[low, high]``.
 
     Usually first in a list, before quantisation and noise, which then have a smaller range to fill.
@@ -97,7 +97,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Law):
     r"""Weights of a chip at another temperature: ``sign(w) m (|w| / m)^((T0 + 273) / (T + 273))``, m = max |w|.
 
     Currents of transistors below threshold follow a power of the programmed weight when the chip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,24 +16,7 @@ from weightnoise._random import draws as _random
 class Noise(Protocol):
     """A law of noise: anything with these two methods can stand in a spec.
 
-    ``repr(law)`` should tell laws apart. A law may also have:
-
-    - ``problem(weight) -> str | None``: why it does not fit a parameter; asked before a model is touched.
-    - ``factor_problem(factor) -> str | None``: why its strength cannot be multiplied by ``factor``;
-      asked when a context that scales is entered.
-    - ``gradient``: ``"straight-through"`` if the gradient at the noisy weight goes to the clean one
-      unchanged. Without it `weightnoise.testing` takes the gradient to be exact.
-    - ``strengths(weight) -> dict[str, Tensor]``: initial values of what it learns. They become
-      Parameters, and ``apply`` gets them as a fourth argument, a mapping of the same names; without
-      it, it takes the initial values.
-    - ``sign_symmetric = True``: ``w + x`` is as likely as ``w - x``, also where only some rows and columns of
-      the noise change sign. Without it, ``estimator="flipout"`` refuses the law.
-    - ``deviation(weight, strengths=None) -> Tensor | None``: if the noise is Gaussian, independent for
-      each weight, and proportional to the factor: its standard deviation at factor 1, of either sign, in
-      a shape that broadcasts against the weight. Without it, or for None, ``estimator="local"`` refuses.
-    - ``kl_divergence(weight, strengths) -> Tensor``: what `kl_divergence` of the model adds up, in nats.
-    - ``chip: int | None``: with a number, the draw is frozen: that of this specimen of the hardware.
-      ``redraw(weight, frozen)`` then says what is drawn afresh in each forward; without it, nothing.
+    ``repr(law)`` should tell laws apart. What a law may have besides is in `weightnoise.laws.Law`.
     """
 
     def draw(self, weight: Tensor) -> Any:
@@ -74,11 +57,144 @@ class ActivationLaw(Protocol):
         """
 
 
-def law_at(law: Any, module: nn.Module, inputs: Tensor) -> Noise:
-    """``law``, for one call of ``module``."""
-    own = getattr(law, "at", None)
-    found: Noise = law if own is None else own(module, inputs)
-    return found
+class Law:
+    """Everything that is asked of a law, with a default for all but ``apply``.
+
+    A law of your own may inherit it or not: an object with `draw` and `apply` gets the defaults for what it lacks.
+
+    Attributes:
+        gradient: ``"straight-through"`` if the gradient at the noisy weight goes to the clean one unchanged.
+        sign_symmetric: whether ``w + x`` is as likely as ``w - x``, also where only some rows and columns of the
+            noise change sign. ``estimator="flipout"`` refuses other laws.
+        chip: with a number, the draw is frozen: that of this specimen of the hardware.
+        parts: the laws that a wrapper is made of. What they learn, freeze, refuse and look at is then the
+            wrapper's too. Its draw is that of its part, or the tuple of those of several.
+        takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
+            the library alone.
+    """
+
+    gradient: str = "exact"
+    sign_symmetric: bool = False
+    chip: int | None = None
+    parts: tuple[Law, ...] = ()
+    takes_keys: bool = False
+    apply_key: Callable[..., Tensor]
+    apply_to_rows: Callable[..., Tensor]
+
+    def draw(self, weight: Tensor) -> Any:
+        """Random numbers for ``weight``: see `Noise`. Of a wrapper, those of its parts."""
+        return _joined([part.draw(weight) for part in self.parts])
+
+    def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        """The noisy weight: see `Noise`; a law that learns gets ``strengths`` as a fourth argument."""
+        raise NotImplementedError(f"{self!r} has no method apply(weight, noise, factor).")
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """Initial values of what it learns on ``weight``, by name: they become Parameters.
+
+        ``apply`` gets them as a fourth argument, a mapping of the same names; without it, it takes the initial
+        values. ``std`` of the part in place 1 of several is called ``std_1``.
+        """
+        return {
+            name + self._end(place): value
+            for place, part in enumerate(self.parts)
+            for name, value in part.strengths(weight).items()
+        }
+
+    def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What the part in ``place`` learns, under its own names."""
+        end, given = self._end(place), strengths or {}
+        return {name.removesuffix(end): value for name, value in given.items() if name.endswith(end)}
+
+    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """The standard deviation at factor 1, if the noise is Gaussian, independent for each weight and linear.
+
+        Of either sign, in a shape that broadcasts against the weight. ``estimator="local"`` refuses None.
+        """
+        return None
+
+    def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
+        """What `kl_divergence` of the model adds up, in nats; None where the law has none."""
+        return None
+
+    def freeze(self, weight: Tensor, name: str) -> Any:
+        """The draw of the chip for the parameter ``name``; None for a law that has no chip.
+
+        It depends on the chip's number and on the name alone, and leaves torch's random state as it was.
+        """
+        if self.chip is not None:
+            with _random.seeded(_random.derive_seed(self.chip, name), weight.device), torch.no_grad():
+                return self.draw(weight)
+        several = len(self.parts) > 1
+        frozen = [
+            part.freeze(weight, f"{name}[{place}]" if several else name) for place, part in enumerate(self.parts)
+        ]
+        return None if all(drawn is None for drawn in frozen) else _joined(frozen)
+
+    def redraw(self, weight: Tensor, frozen: Any) -> Any:
+        """The draw of another forward on the same chip: what is frozen stays."""
+        if not self.parts:
+            return frozen
+        each = (frozen,) if len(self.parts) == 1 else frozen
+        return _joined([part.drawn(weight, own) for part, own in zip(self.parts, each, strict=True)])
+
+    def drawn(self, weight: Tensor, frozen: Any) -> Any:
+        """The draw of one forward; ``frozen`` is None where no chip has frozen anything."""
+        return self.draw(weight) if frozen is None else self.redraw(weight, frozen)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why it does not fit a parameter, or None; asked before a model is touched."""
+        return _first(part.problem(weight) for part in self.parts)
+
+    def factor_problem(self, factor: float) -> str | None:
+        """Why its strength cannot be multiplied by ``factor``, or None; asked where it is set."""
+        return _first(part.factor_problem(factor) for part in self.parts)
+
+    def module_problem(self, module: nn.Module, at: str) -> str | None:
+        """Why it does not fit the activations of a module, or None."""
+        return _first(part.module_problem(module, at) for part in self.parts)
+
+    def at(self, module: nn.Module, inputs: Tensor) -> Noise:
+        """The law for one call of a module, on activations: see `ActivationLaw`."""
+        return self.around(tuple(part.at(module, inputs) for part in self.parts)) if self.parts else self
+
+    def around(self, parts: tuple[Noise, ...]) -> Law:
+        """The same wrapper of other parts."""
+        raise NotImplementedError(f"{self!r} has no method around(parts).")
+
+    def plain(self) -> Law:
+        """The one part that this law is the same as, or the law itself."""
+        return self
+
+    def says(self, name: str) -> bool:
+        """Whether the law, or one inside it, has a method of its own in place of a default."""
+        return getattr(type(self), name) is not getattr(Law, name) or any(one.says(name) for one in self.inside)
+
+    @property
+    def inside(self) -> tuple[Law, ...]:
+        """The laws that it is made of."""
+        return self.parts
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a chip freezes something of its draw."""
+        return self.chip is not None or self.says("freeze") or any(one.freezes for one in self.inside)
+
+    def _end(self, place: int) -> str:
+        return f"_{place}" if len(self.parts) > 1 else ""
+
+
+def _joined(of_parts: list[Any]) -> Any:
+    return of_parts[0] if len(of_parts) == 1 else tuple(of_parts)
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((found for found in problems if found), None)
+
+
+def is_law(value: object) -> bool:
+    """Whether a value can stand as a law in a spec."""
+    return isinstance(value, (Noise, ActivationLaw)) and not isinstance(value, type)
 
 
 def law_repr(law: Any) -> str:
@@ -89,35 +205,6 @@ def law_repr(law: Any) -> str:
         if option.default is MISSING or getattr(law, option.name) != option.default
     )
     return f"{type(law).__name__}({', '.join(options)})"
-
-
-def problem_of(law: Noise, weight: Tensor) -> str | None:
-    """Why ``law`` does not fit ``weight``; None where it fits or does not say."""
-    ask = getattr(law, "problem", None)
-    return None if ask is None else ask(weight)
-
-
-def factor_problem_of(law: Noise, factor: float) -> str | None:
-    """Why the strength of ``law`` cannot be multiplied by ``factor``; None where it can."""
-    ask = getattr(law, "factor_problem", None)
-    return None if ask is None else ask(factor)
-
-
-def strengths_of(law: Noise, weight: Tensor) -> dict[str, Tensor]:
-    """Initial values of what ``law`` learns on ``weight``: nothing, for most laws."""
-    make = getattr(law, "strengths", None)
-    return {} if make is None else make(weight)
-
-
-def is_straight_through(law: Noise) -> bool:
-    """Whether the gradient at the noisy weight goes to the clean one unchanged."""
-    return getattr(law, "gradient", "exact") == "straight-through"
-
-
-def deviation_of(law: Noise, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
-    """The standard deviation of each weight, for independent Gaussian noise; None for any other."""
-    ask = getattr(law, "deviation", None)
-    return None if ask is None else ask(weight, strengths)
 
 
 def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor]) -> Tensor:
@@ -131,29 +218,6 @@ def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: 
 def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
     """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
     return law.apply(weight, law.draw(weight), factor)
-
-
-def freeze(law: Noise, weight: Tensor, name: str) -> Any:
-    """The draw of the law's chip for the parameter ``name``; None for a law that has no chip.
-
-    It depends on the chip's number and on the name alone, and leaves torch's random state as it was.
-    """
-    own = getattr(law, "freeze", None)
-    if own is not None:
-        return own(weight, name)
-    chip = getattr(law, "chip", None)
-    if chip is None:
-        return None
-    with _random.seeded(_random.derive_seed(chip, name), weight.device), torch.no_grad():
-        return law.draw(weight)
-
-
-def redraw(law: Noise, weight: Tensor, frozen: Any) -> Any:
-    """The draw of another forward on the same chip: what is frozen stays."""
-    if frozen is None:
-        return law.draw(weight)
-    own = getattr(law, "redraw", None)
-    return frozen if own is None else own(weight, frozen)
 
 
 def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:

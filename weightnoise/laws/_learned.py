@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ from torch.nn.functional import softplus
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr
+from weightnoise.laws._law import Law, law_repr
 from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class LearnedGaussian:
+class LearnedGaussian(Law):
     r"""Gaussian noise of a learned strength per weight (NoisyNets): ``w + std * e``.
 
     ``e`` is standard normal per element, or, factorised, ``e_ij = f(e_i) f(e_j)`` with
@@ -54,7 +54,7 @@ class LearnedGaussian:
     _: KW_ONLY
     factorised: bool = False
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -97,10 +97,10 @@ class LearnedGaussian:
         return None if self.factorised else (strengths or self.strengths(weight))["std"]
 
 
-class LearnedDeviation:
+class LearnedDeviation(Law):
     """Independent Gaussian noise on each weight, whose standard deviation has something learned in it."""
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
 
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers in the weight's shape."""

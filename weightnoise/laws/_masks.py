@@ -7,13 +7,13 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_strength
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient
 
 
 @dataclass(frozen=True)
-class DropConnect:
+class DropConnect(Law):
     r"""DropConnect: ``w * m / (1 - p)`` with ``m ~ Bernoulli(1 - p)`` per weight or per block.
 
     Scaling by a factor f makes the rate ``f p``; the mirrored draw drops where ``u > 1 - p``

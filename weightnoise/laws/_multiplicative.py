@@ -9,12 +9,12 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._scale import Gradient
 
 
 @dataclass(frozen=True)
-class LogNormal:
+class LogNormal(Law):
     r"""Log-normal weight noise: ``w * exp(std e - std^2 / 2)`` with ``e ~ N(0, 1)`` per element.
 
     The sign of a weight never changes, the mean stays w, and the standard deviation of the noisy

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import check_chip
 from weightnoise.laws._scale import Gradient, statistic
@@ -22,7 +22,7 @@ _LEAST = 1e-7  # Of g_max: the logarithm of a conductance of 0 is not needed, it
 
 
 @dataclass(frozen=True)
-class ProgrammingNoise:
+class ProgrammingNoise(Law):
     r"""Phase-change memory: programming noise, drift until a time, and read noise, in a pair of devices.
 
     A weight w is the difference of two conductances, ``g+ = g_max max(w, 0) / max |w|`` and g- for

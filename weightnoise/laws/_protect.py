@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_strength
-from weightnoise.laws._law import (
-    Noise,
-    apply_law,
-    deviation_of,
-    factor_problem_of,
-    freeze,
-    law_repr,
-    problem_of,
-    redraw,
-    strengths_of,
-)
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import Law, Noise, apply_law, is_law, law_repr
 from weightnoise.laws._rates import check_rate
 
 
 @dataclass(frozen=True, eq=False)
-class Protect:
+class Protect(Law):
     r"""A law that spares the most important weights: ``w + scale (noisy - w)`` for them, ``noisy`` for the rest.
 
     Args:
@@ -59,32 +50,23 @@ class Protect:
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        if not isinstance(self.law, Noise) or isinstance(self.law, type):
+        if not is_law(self.law):
             raise ValueError(f"Protect(law) must be a law such as Gaussian(0.1), got {self.law!r}.")
         check_rate("Protect", "fraction", self.fraction)
         check_strength("Protect", "scale", self.scale)
         if not isinstance(self.by, Tensor) and self.by != "magnitude":
             raise ValueError(f"Protect(by=...) must be 'magnitude' or a tensor of scores, got {self.by!r}.")
-
-    @property
-    def gradient(self) -> str:
-        """That of the law."""
-        return getattr(self.law, "gradient", "exact")
-
-    @property
-    def sign_symmetric(self) -> bool:
-        """That of the law: a spared weight has the same noise, made smaller."""
-        return getattr(self.law, "sign_symmetric", False)
-
-    def draw(self, weight: Tensor) -> Any:
-        """What the law draws."""
-        return self.law.draw(weight)
+        part = complete(self.law)
+        # A spared weight has the same noise, made smaller.
+        own = {"parts": (part,), "gradient": part.gradient, "sign_symmetric": part.sign_symmetric}
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
 
     def apply(
         self, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The law's noisy weight, with ``scale`` times the noise on the weights that are spared."""
-        noisy = apply_law(self.law, weight, noise, factor, strengths or {})
+        noisy = apply_law(self.parts[0], weight, noise, factor, strengths or {})
         spared = weight + self.scale * (noisy - weight) if self.scale else weight
         return torch.where(self.spared(weight), spared, noisy)
 
@@ -97,30 +79,22 @@ class Protect:
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """That of the law, times ``scale`` for the weights that are spared; None where the law has none."""
-        own = deviation_of(self.law, weight, strengths or strengths_of(self.law, weight))
+        own = self.parts[0].deviation(weight, strengths or self.strengths(weight))
         return None if own is None else torch.where(self.spared(weight), self.scale * own, own)
-
-    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
-        """What the law learns."""
-        return strengths_of(self.law, weight)
-
-    def freeze(self, weight: Tensor, name: str) -> Any:
-        """The law's frozen draw."""
-        return freeze(self.law, weight, name)
-
-    def redraw(self, weight: Tensor, frozen: Any) -> Any:
-        """What the law draws afresh."""
-        return redraw(self.law, weight, frozen)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why the scores or the law do not fit ``weight``, or None."""
         if isinstance(self.by, Tensor) and self.by.shape != weight.shape:
             return f"the scores have shape {tuple(self.by.shape)}, the parameter {tuple(weight.shape)}"
-        return problem_of(self.law, weight)
+        return super().problem(weight)
 
-    def factor_problem(self, factor: float) -> str | None:
-        """Why the law's strength cannot be multiplied by ``factor``, or None."""
-        return factor_problem_of(self.law, factor)
+    def around(self, parts: tuple[Noise, ...]) -> Protect:
+        """The same protection from another law."""
+        return replace(self, law=parts[0])
+
+    def plain(self) -> Law:
+        """The law, if nothing is spared."""
+        return self if self.fraction or isinstance(self.by, Tensor) else self.parts[0]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Protect):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_per
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic
 
@@ -49,7 +48,7 @@ def precise(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Law):
     r"""Weights rounded to ``bits`` bits: ``d (clamp(round(w / d + z), lowest, highest) - z)``.
 
     Symmetric: z = 0, ``d = max |w| / (2^(bits-1) - 1)``, codes from ``-(2^(bits-1) - 1)`` up.
@@ -92,7 +91,7 @@ class Quantize:
     subset: float = 1.0
     block: int = 1
 
-    gradient: ClassVar[Gradient] = "straight-through"
+    gradient = "straight-through"
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -136,7 +135,7 @@ class Quantize:
 
 
 @dataclass(frozen=True)
-class QuantizationNoise:
+class QuantizationNoise(Law):
     r"""Noise that stands for rounding (pseudo-quantisation): ``w + U(-d/2, d/2)`` per element.
 
     d is the step of ``Quantize(bits, symmetric=..., per=...)``. Unlike rounding it is smooth in w
@@ -166,7 +165,7 @@ class QuantizationNoise:
     per: Per = "tensor"
     gradient: Gradient = "straight-through"
 
-    sign_symmetric: ClassVar[bool] = True
+    sign_symmetric = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

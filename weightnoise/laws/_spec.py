@@ -6,26 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightnoise._errors import SpecError
 from weightnoise.laws._additive import Gaussian
-from weightnoise.laws._law import (
-    ActivationLaw,
-    Noise,
-    apply_law,
-    factor_problem_of,
-    freeze,
-    law_at,
-    problem_of,
-    redraw,
-    strengths_of,
-)
-from weightnoise.laws._protect import Protect
+from weightnoise.laws._complete import complete
+from weightnoise.laws._law import Law, Noise, apply_law, is_law
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Law):
     """Laws applied one after the other; a list of laws in a spec becomes this.
 
     Args:
@@ -42,56 +32,35 @@ class Chain:
 
     laws: tuple[Noise, ...]
 
-    def draw(self, weight: Tensor) -> tuple[Any, ...]:
-        """One draw for each law."""
-        return tuple(law.draw(weight) for law in self.laws)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(map(complete, self.laws)))
 
     def apply(
-        self, weight: Tensor, noise: tuple[Any, ...], factor: float, strengths: Mapping[str, Tensor] | None = None
+        self, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Each law on what the one before it made."""
-        for place, (law, drawn) in enumerate(zip(self.laws, noise, strict=True)):
-            weight = apply_law(law, weight, drawn, factor, self.own(place, strengths or {}))
+        drawn = (noise,) if len(self.parts) == 1 else noise
+        for place, (law, own) in enumerate(zip(self.parts, drawn, strict=True)):
+            weight = apply_law(law, weight, own, factor, self.own(place, strengths))
         return weight
 
-    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
-        """What the laws learn; ``std`` of the law in place 1 is called ``std_1``."""
-        return {
-            f"{name}_{place}": value
-            for place, law in enumerate(self.laws)
-            for name, value in strengths_of(law, weight).items()
-        }
+    def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
+        """That of the first law, whose mean is the weight, where no other law has one."""
+        if any(law.says("kl_divergence") for law in self.parts[1:]):
+            return None
+        return self.parts[0].kl_divergence(weight, self.own(0, strengths))
 
-    def own(self, place: int, strengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the law in ``place`` learns, under its own names."""
-        end = f"_{place}"
-        return {name.removesuffix(end): value for name, value in strengths.items() if name.endswith(end)}
+    def says(self, name: str) -> bool:
+        """Whether one of the laws has a method of its own in place of a default."""
+        return any(law.says(name) for law in self.parts)
 
-    def freeze(self, weight: Tensor, name: str) -> tuple[Any, ...] | None:
-        """The frozen draws; None where no law has a chip."""
-        frozen = tuple(freeze(law, weight, f"{name}[{place}]") for place, law in enumerate(self.laws))
-        return None if all(part is None for part in frozen) else frozen
+    def around(self, parts: tuple[Noise, ...]) -> Chain:
+        """A list of other laws."""
+        return Chain(parts)
 
-    def redraw(self, weight: Tensor, frozen: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A fresh draw of what is not frozen."""
-        return tuple(redraw(law, weight, part) for law, part in zip(self.laws, frozen, strict=True))
-
-    def at(self, module: nn.Module, inputs: Tensor) -> Chain:
-        """The laws for one call of a module, where activations carry them."""
-        return Chain(tuple(law_at(law, module, inputs) for law in self.laws))
-
-    def module_problem(self, module: nn.Module, at: str) -> str | None:
-        """The first problem that one of the laws has with ``module``, or None."""
-        asked = (getattr(law, "module_problem", lambda *_: None)(module, at) for law in self.laws)
-        return next((found for found in asked if found), None)
-
-    def problem(self, weight: Tensor) -> str | None:
-        """The first problem that one of the laws has with ``weight``, or None."""
-        return next((found for law in self.laws if (found := problem_of(law, weight))), None)
-
-    def factor_problem(self, factor: float) -> str | None:
-        """The first problem that one of the laws has with ``factor``, or None."""
-        return next((found for law in self.laws if (found := factor_problem_of(law, factor))), None)
+    def plain(self) -> Law:
+        """The law of a list of one."""
+        return self.parts[0] if len(self.parts) == 1 else self
 
     def __repr__(self) -> str:
         return repr(list(self.laws))
@@ -114,7 +83,7 @@ def as_law(value: object) -> Noise | None:
         return _as_chain(value)
     if isinstance(value, type):
         raise SpecError(f"{value.__name__} is a class, not a law. Make one: {value.__name__}(...).")
-    if isinstance(value, (Noise, ActivationLaw)):
+    if is_law(value):
         return value  # type: ignore[return-value]
     raise SpecError(
         f"{value!r} ({type(value).__name__}) is no law. "
@@ -129,31 +98,3 @@ def _as_chain(values: Sequence[object]) -> Noise:
     # A list in a list is one list, and a list of one law is that law: with its names, its chip and what it can do.
     flat = [part for law in laws if law is not None for part in (law.laws if isinstance(law, Chain) else (law,))]
     return flat[0] if len(flat) == 1 else Chain(tuple(flat))
-
-
-def innermost(law: object) -> list[Any]:
-    """The laws that a law is made of: those of a list, the one in a `Protect`, and itself for any other.
-
-    A law of a user may have laws as attributes, which count too.
-    """
-    if isinstance(law, Chain):
-        return [part for one in law.laws for part in innermost(one)]
-    if isinstance(law, Protect):
-        return innermost(law.law)
-    held = [value for value in getattr(law, "__dict__", {}).values() if isinstance(value, Noise)]
-    return [law, *(part for one in held if not isinstance(one, type) for part in innermost(one))]
-
-
-def is_for_activations(law: Noise) -> bool:
-    """Whether ``law`` needs the module and its input, so that no parameter can carry it."""
-    return any(isinstance(part, ActivationLaw) for part in innermost(law))
-
-
-def learns_or_freezes(law: Noise) -> str | None:
-    """Why ``law`` needs a tensor of one fixed shape, and so cannot be on activations; None where it does not."""
-    for part in innermost(law):
-        if hasattr(part, "strengths"):
-            return "it learns a strength for each weight, and activations have no fixed shape"
-        if getattr(part, "chip", None) is not None:
-            return "what a chip freezes has a fixed shape, and activations have none. Use chip=None"
-    return None

@@ -17,7 +17,8 @@ from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._weights import has_weight_noise
-from weightnoise.laws import Chain, Noise, apply_law, deviation_of, is_straight_through, strengths_of
+from weightnoise.laws import Chain, Law
+from weightnoise.laws._law import apply_law
 
 
 def check_gradients(
@@ -95,29 +96,29 @@ def _double(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Shift:
+class _Shift(Law):
     """A straight-through law as it is differentiated: the weight plus what the law adds at one fixed weight."""
 
-    law: Noise
-    at: Tensor
+    law: Law
+    clean: Tensor
 
     def draw(self, weight: Tensor) -> Any:
         """What the law draws."""
-        return self.law.draw(self.at)
+        return self.law.draw(self.clean)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """What the law learns."""
-        return strengths_of(self.law, weight)
+        return self.law.strengths(weight)
 
     def apply(
         self, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The weight, moved."""
-        return weight + (apply_law(self.law, self.at, noise, factor, strengths or {}) - self.at)
+        return weight + (apply_law(self.law, self.clean, noise, factor, strengths or {}) - self.clean)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """The standard deviation at the fixed weight."""
-        return deviation_of(self.law, self.at, strengths or {})
+        return self.law.deviation(self.clean, strengths or {})
 
     def __repr__(self) -> str:
         return repr(self.law)
@@ -137,16 +138,20 @@ def _probe(noisy: nn.Module, seed: int) -> nn.Module:
     return probe
 
 
-def _probed(noise: WeightNoise, at: Tensor) -> Noise:
-    held = noise.control.held
+def _probed(noise: WeightNoise, clean: Tensor) -> Law:
+    law, held = noise.handed, noise.control.held
     assert held is not None
-    if not isinstance(noise.law, Chain):
-        return _Shift(noise.law, at) if is_straight_through(noise.law) else noise.law
-    laws: list[Noise] = []
-    for place, (law, drawn) in enumerate(zip(noise.law.laws, held.noise, strict=True)):
-        laws.append(_Shift(law, at) if is_straight_through(law) else law)
-        at = apply_law(law, at, drawn, noise.control.factor, noise.law.own(place, noise.strengths()))
+    if not isinstance(law, Chain):
+        return _shifted(law, clean)
+    laws = []
+    for place, (part, drawn) in enumerate(zip(law.parts, held.noise, strict=True)):
+        laws.append(_shifted(part, clean))
+        clean = apply_law(part, clean, drawn, noise.control.factor, law.own(place, noise.strengths()))
     return Chain(tuple(laws))
+
+
+def _shifted(law: Law, clean: Tensor) -> Law:
+    return _Shift(law, clean) if law.gradient == "straight-through" else law
 
 
 def _some_entries(count: int, most: int, seed: int) -> list[int]:

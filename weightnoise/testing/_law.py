@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from weightnoise._contexts import hold_noise
 from weightnoise._random import draws as _random
 from weightnoise._weights import add_weight_noise
-from weightnoise.laws import Noise, sample, strengths_of
+from weightnoise.laws import Noise, sample
+from weightnoise.laws._complete import complete
 from weightnoise.testing._gradients import check_gradients
 from weightnoise.testing._unbiased import assert_unbiased
 
@@ -24,10 +26,10 @@ def check_law(
 
     Shape and dtype stay, in four precisions. Draws come from torch's generators alone, and all
     randomness is in the draw: applying it twice gives the same bits, draws nothing and edits
-    nothing. A seeded hold is reproducible. ``linear``: a doubled factor doubles the noise, factor 0
-    is the clean weight, factor -1 mirrors it. ``unbiased``: the mean is the clean weight. The
-    gradients are those that ``law.gradient`` declares (exact where it declares nothing), for the
-    weight and for what the law learns.
+    nothing. A factor that is a 0-dim tensor is taken as a number is. A seeded hold is reproducible.
+    ``linear``: a doubled factor doubles the noise, factor 0 is the clean weight, factor -1 mirrors
+    it. ``unbiased``: the mean is the clean weight. The gradients are those that ``law.gradient``
+    declares (exact where it declares nothing), for the weight and for what the law learns.
 
     Args:
         law: the law.
@@ -61,6 +63,8 @@ def check_law(
     else:
         _check_biased(law, weight, seed)
     _check_on_a_model(law, weight, seed)
+    with _random.seeded(seed, weight.device):
+        _check_tensor_factor(law, weight)
 
 
 def _expect(holds: bool, law: Noise, what: str) -> None:
@@ -103,6 +107,47 @@ def _check_factor(law: Noise, weight: Tensor) -> None:
         _expect(close, law, f"a factor of {factor:g} does not give {factor:g} times the noise; see linear=False")
 
 
+class _NoNumber(TorchFunctionMode):
+    """Refuses what compiled code cannot do with a factor: make a number of Python of it, as an ``if`` does."""
+
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.factors = [factor]  # And what is computed from it alone.
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``, unless it makes a number of a factor."""
+        of_factor = any(arg is factor for arg in args for factor in self.factors)
+        if of_factor and func in _NUMBERS:
+            raise TypeError("it is made a number of Python, as by an if or by math")
+        result = func(*args, **(kwargs or {}))
+        if of_factor and isinstance(result, Tensor) and result.ndim == 0:
+            self.factors.append(result)
+        return result
+
+
+_NUMBERS = (Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist)
+
+
+def _check_tensor_factor(law: Noise, weight: Tensor) -> None:
+    noise = law.draw(weight)
+    for number in (0.5, -0.5):
+        factor: Any = torch.tensor(number, dtype=torch.float32, device=weight.device)
+        try:
+            with _NoNumber(factor):
+                found = law.apply(weight, noise, factor)
+        except Exception as error:
+            raise AssertionError(f"{law!r}: {_TENSOR_FACTOR}, and there is a {error!r}.") from error
+        expected = law.apply(weight, noise, number)
+        same = found.dtype == expected.dtype and torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
+        _expect(same, law, f"{_TENSOR_FACTOR}, and gives other numbers than a float")
+
+
+_TENSOR_FACTOR = (
+    "in compiled code under a NoiseScheduler the factor is a 0-dim tensor: multiply by it, and decide by it with "
+    "torch.where"
+)
+
+
 def _check_biased(law: Noise, weight: Tensor, seed: int) -> None:
     try:
         assert_unbiased(law, weight, seed=seed)
@@ -119,7 +164,7 @@ def _check_on_a_model(law: Noise, weight: Tensor, seed: int) -> None:
         first = model.weight.detach()
     with hold_noise(model, seed=seed):
         _expect(torch.equal(model.weight.detach(), first), law, "two holds of one seed differ")
-    learned = strengths_of(law, weight)
+    learned = complete(law).strengths(weight)
     _expect(len(list(model.parameters())) == 1 + len(learned), law, "what it learns is not among the Parameters")
     target = torch.linspace(-1.0, 1.0, weight.numel(), dtype=weight.dtype, device=weight.device)
     target = target.reshape(weight.shape)

@@ -1,0 +1,78 @@
+"""Laws as the command line writes them: Python's notation, read and never run, or JSON."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from weightnoise import laws
+from weightnoise._cli.output import CommandError
+from weightnoise._config import spec_from_config
+from weightnoise._select.choose import Spec
+from weightnoise.laws._spec import as_law
+
+_LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
+
+
+def read_spec(text: str) -> Spec:
+    """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` file.
+
+    In Python's notation there are laws by name, numbers, strings, None, lists and dicts, and nothing
+    is evaluated. JSON is what `spec_to_config` makes.
+
+    Raises:
+        CommandError: for what cannot be read, and for what is no spec.
+
+    Example:
+        >>> read_spec('{"encoder.*": [Clip(2.5), Gaussian(0.1, relative_to="absmax")], "head.*": None}')
+        {'encoder.*': [Clip(k=2.5), Gaussian(std=0.1, relative_to='absmax')], 'head.*': None}
+    """
+    try:
+        spec = spec_from_config(_from_file(Path(text)) if text.endswith(".json") else _from_text(text))
+        for value in spec.values() if isinstance(spec, Mapping) else (spec,):
+            as_law(value)
+    except OSError as error:
+        raise CommandError(f"cannot read {text}: {error.strerror or error}") from None
+    except SyntaxError as error:
+        form = "Gaussian(0.1, relative_to='absmax'), a list of laws, a dict of them by name, JSON or a .json file"
+        raise CommandError(f"cannot read the law {text!r}: {error.msg}; give {form}") from None
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"cannot read the law {text!r}: {error}") from None
+    if spec is None:
+        raise CommandError(f"{text!r} is no law.")
+    return spec
+
+
+def _from_file(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return _value(ast.parse(text.strip(), mode="eval").body)
+
+
+def _value(node: ast.expr | None) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            if name not in _LAWS:
+                known = get_close_matches(name, _LAWS) or _LAWS
+                raise ValueError(f"{name} is no law, but {' or '.join(known)} would be")
+            options = {str(option.arg): _value(option.value) for option in node.keywords}
+            return _LAWS[name](*map(_value, node.args), **options)
+        case ast.Dict():
+            return dict(zip(map(_value, node.keys), map(_value, node.values), strict=True))
+        case ast.List():
+            return list(map(_value, node.elts))
+        case ast.Tuple():
+            return tuple(map(_value, node.elts))
+        case ast.Constant() | ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
+            return ast.literal_eval(node)
+    raise ValueError(f"{ast.unparse(node) if node else '**'!r} is no law, number or text")

@@ -1,0 +1,120 @@
+"""The forms of a draw, the random part of a noisy weight: the one file that tells them apart.
+
+- What ``law.draw`` has returned: numbers, or whatever the law takes for them.
+- A `Key`, of which the numbers of a large weight are a function: they are made while they are added.
+- A `Seed`, from which the law draws the same again whenever it has to: ``memory="recompute"``.
+- `PER_EXAMPLE`: none, as the reads are clean and the noise goes on the output of the layer.
+
+A draw is fresh, or that of a chip (`PENDING` until its weight has numbers), or held by a context (`HeldDraw`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightnoise._errors import WeightNoiseError
+from weightnoise._random import draws as _random
+from weightnoise._torch.autograd import CleanRow
+from weightnoise.laws import Noise
+from weightnoise.laws._law import apply_law
+
+if TYPE_CHECKING:
+    from weightnoise._noise.weight_noise import WeightNoise
+
+PER_EXAMPLE = "per example"
+PENDING = "pending"
+
+
+class Key(tuple[Any]):
+    """One number of 64 bits; on a GPU a tensor there, which a CUDA graph draws anew at every replay.
+
+    A tuple, since Python makes one without calling a function of ours.
+    """
+
+    __slots__ = ()
+
+
+class Seed(int):
+    """63 bits for torch's generator."""
+
+
+def is_pending(chip_draw: Any) -> bool:
+    """Whether the draw of a chip waits for a weight that has numbers."""
+    return isinstance(chip_draw, str)
+
+
+def is_key(draw: Any) -> bool:
+    """Whether the numbers are made while they are added, so that a graph keeps nothing of them."""
+    return type(draw) is Key
+
+
+def bare(draw: Any) -> Any:
+    """The number of a key; any other draw as it is."""
+    return draw[0] if type(draw) is Key else draw
+
+
+def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> Tensor:
+    """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean."""
+    if type(draw) is Key:
+        noisy: Tensor = noise.handed.apply_key(weight, draw[0], factor)
+    else:
+        if type(draw) is Seed:
+            draw = noise.seeded_draw(weight, draw)
+        if noise.strength_names:
+            noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
+        else:
+            noisy = noise.handed.apply(weight, draw, factor)
+    if noise.padding_row is None:
+        return noisy
+    padded: Tensor = CleanRow.apply(noisy, weight.detach(), noise.padding_row)  # type: ignore[no-untyped-call]
+    return padded
+
+
+def drawing_alone() -> AbstractContextManager[Any]:
+    """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
+    # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
+    return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
+
+
+@dataclass(eq=False)
+class HeldDraw:
+    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
+
+    seed: int | None
+    sign: int
+    noise: Any = None
+    drawn: bool = False
+    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
+    key: Tensor | None = None  # Of what differs from example to example.
+
+    def make_key(self) -> None:
+        """Make what the noise of the examples is a function of."""
+        with drawing_alone():
+            if self.key is None:
+                own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
+                self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
+
+    def draw(self, law: Noise, weight: Tensor) -> Any:
+        """The held draw, made when it is first asked for."""
+        if not self.drawn:
+            with drawing_alone():
+                if not self.drawn:
+                    self._draw(law, weight)
+        if self.shape is not None and self.shape != weight.shape:
+            raise WeightNoiseError(
+                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
+                f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
+            )
+        return self.noise
+
+    def _draw(self, law: Noise, weight: Tensor) -> None:
+        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
+        with own, torch.no_grad():
+            noise = law.draw(weight)
+        self.noise, self.shape = noise, weight.shape
+        self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
