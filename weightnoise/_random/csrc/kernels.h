@@ -5,8 +5,8 @@
  * of an array belongs to group i / 64, which has 16 blocks; of block b the words 1 and 0 are at places 2 b and 2 b + 1
  * of the group, the words 3 and 2 at 2 b + 32 and 2 b + 33: as the last round leaves them in vectors of any width.
  *
- * A normal number is a quantile (quantile.h): the word, taken as a signed number whose lowest bit is set, has a size
- * u, twice the distance to an end of the distribution in units of 2^-32, and its sign.
+ * A normal number is the quantile of its word (quantile.h): the word, taken as a signed number whose lowest bit is set,
+ * has the sign of the number and a size u, and a standard normal number lies beyond with probability u / 2^32.
  *
  * Each operation on floating-point numbers is one of IEEE 754, in a fixed order and without contraction
  * (-ffp-contract=off): the bits are the same for any vector width, thread count and start.
