@@ -43,7 +43,7 @@ def _load() -> ctypes.CDLL | None:
         pointer, pointer, pointer, pointer, number, number, ctypes.c_float, number, key, small
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
-    library.weightnoise_block.argtypes = [key, key, key, pointer, small]
+    library.weightnoise_quantile.argtypes = [pointer]
     library.weightnoise_use_threads.argtypes = [pointer]
     if os.name != "nt":  # Windows cannot be asked for a function of any library: there it is one thread.
         # Of the OpenMP runtime that torch has loaded.
@@ -54,7 +54,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
-_TRITON = os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
+_TRITON = _LIBRARY is not None and os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
 _LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
 
 
@@ -68,14 +68,15 @@ def engine() -> str:
 
     ``WEIGHTNOISE_ENGINE=triton`` adds the same numbers to float32 weights on CUDA devices in one pass. It is off
     by default because it has been tested in Triton's interpreter and compiled for sm_80 and sm_90, and not yet
-    run on a GPU.
+    run on a GPU. It takes what the C library knows, so it is off without that.
 
     Example:
         >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
         True
 
     Source:
-        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
+        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011; Thomas, Luk, Leong and
+        Villasenor, Gaussian random number generators, 2007.
     """
     cpu = "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
     return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
@@ -141,6 +142,14 @@ def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:
         and ((_LIBRARY is not None and weight.is_cpu) or by_triton(weight))
         and is_plain(weight)
     )
+
+
+def coefficients() -> Tensor:
+    """The coefficients of the normal quantile (``csrc/quantile.h``), by octave and term."""
+    assert _LIBRARY is not None
+    out = torch.empty((32, 6), dtype=torch.float32, device="cpu")
+    _LIBRARY.weightnoise_quantile(_address(out, torch.float32, 192))
+    return out
 
 
 def by_triton(weight: Tensor) -> bool:
