@@ -142,7 +142,7 @@ def test_stuck_at(levels: Any, factor: float, scale: float) -> None:
 
     def cell(w: float, u: float) -> float:
         u = u if factor > 0 else 1 - u
-        shares = [(0.2 * scale, 0.0), (0.3 * scale, top), (0.6 * scale, bottom)]
+        shares = [(0.1 * scale, top), (0.3 * scale, 0.0), (0.6 * scale, bottom)]  # The rarest first.
         return next((level for edge, level in shares if u < edge), w)
 
     assert_close(noisy, by_element(weight, cell, uniform))

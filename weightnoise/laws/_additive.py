@@ -102,7 +102,7 @@ class Gaussian(Law):
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return (
-            torch.full((), self.std, dtype=weight.dtype, device=weight.device)
+            torch.full((), self.std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
             if scale is None
             else self.std * scale
         )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
-from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._quantize import check_bits, precise, step_and_zero
-from weightnoise.laws._rates import check_chip, check_rate, event_mask, rate_problem
+from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
+from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
@@ -85,8 +85,8 @@ class StuckAt(Law):
         return self.zero + self.high + self.low
 
     def draw(self, weight: Tensor) -> Tensor:
-        """Numbers uniform on [0, 1) in the weight's shape."""
-        return _random.unit_uniform(weight, weight.shape)
+        """Numbers in the weight's shape, of which each kind of fault has an interval."""
+        return draw_events(weight, weight.shape, self.zero, self.high, self.low)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """The weight, with the stuck ones at their level."""
@@ -94,11 +94,14 @@ class StuckAt(Law):
             raise ValueError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         bottom, top = self._levels(clean)
-        stuck = clean
-        # From the widest share of [0, 1) to the narrowest, each over the one before.
-        for rate, level in ((self._rate, bottom), (self.zero + self.high, top), (self.zero, 0.0)):
+        # The rarest kind first: its interval begins at 0, where the numbers are finest.
+        kinds = sorted(((self.zero, 0.0), (self.high, top), (self.low, bottom)), key=lambda kind: kind[0])
+        rates, levels = zip(*kinds, strict=True)
+        rare, stuck = is_rare(*rates), clean
+        # From the last interval to the first, each over the one before.
+        for rate, end, level in reversed(list(zip(rates, accumulate(rates), levels, strict=True))):
             if rate:
-                stuck = torch.where(event_mask(noise, rate, factor), level, stuck)
+                stuck = torch.where(event_mask(noise, end, factor, rare=rare), level, stuck)
         return stuck if self.gradient == "exact" else straight_through(weight, stuck)
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +109,7 @@ class StuckAt(Law):
             return weight.new_tensor(self.levels[0]), weight.new_tensor(self.levels[1])
         if self.levels == "range":
             return extremes(weight, self.per)
-        top = statistic(weight, "absmax", self.per)
+        top = statistic(weight, "absmax", self.per).to(weight.dtype)
         return -top, top
 
     def problem(self, weight: Tensor) -> str | None:
@@ -161,8 +164,8 @@ class BitFlip(Law):
         check_chip("BitFlip", self.chip)
 
     def draw(self, weight: Tensor) -> Tensor:
-        """Numbers uniform on [0, 1), in the weight's shape for each bit, the lowest first."""
-        return _random.unit_uniform(weight, (self.bits, *weight.shape))
+        """Numbers for the flips, in the weight's shape for each bit, the lowest first."""
+        return draw_events(weight, (self.bits, *weight.shape), self.p)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + d * (code with flipped bits - code)``."""
@@ -170,7 +173,7 @@ class BitFlip(Law):
             raise ValueError(problem)
         clean = precise(weight)
         step, _ = step_and_zero(clean, self.bits, True, self.per)
-        code = (clean / step).round().to(torch.int32)
+        code = (clean / divisor(step)).round().to(torch.int32)
         stored = code & (2**self.bits - 1)
         for place, bit in enumerate(noise.unbind(0)):
             stored = stored ^ (event_mask(bit, self.p, factor).to(torch.int32) << place)
