@@ -260,7 +260,7 @@ def test_clipping_again_changes_nothing(k: float, per: Any, size: int, dtype: to
 @pytest.mark.parametrize("values", ["sparse", "of one sign"])
 def test_a_range_that_would_shrink_without_end_is_refused(values: str) -> None:
     model = wn.add_weight_noise(nn.Sequential(nn.Linear(9, 9), nn.Linear(50, 50)), 0.1)
-    first, weight = (model[place]._parameters["weight"] for place in (0, 1))
+    first, weight = (next(model[place].parameters()) for place in (0, 1))
     with torch.no_grad():
         weight.copy_(torch.rand(50, 50) + 1 if values == "of one sign" else torch.eye(50))
     before = first.detach().clone(), weight.detach().clone()

@@ -85,20 +85,21 @@ def _clipped(clip: Clip, name: str, weight: Tensor) -> Tensor:
         return clipped
     close = 1.0 + max(1e-6, torch.finfo(weight.dtype).eps)
     for _ in range(_CUTS):
-        limit = clip.k * statistic(clipped, "std", clip.per)
-        outside = (limit > 0) & (statistic(clipped, "absmax", clip.per) > limit * close)
+        limit = clip.limit(clipped)
+        outside = statistic(clipped, "absmax", clip.per) > limit * close
         if not _any(outside):
-            return clipped
+            break
         clipped = clip.apply(clipped, None, 1.0)
     # Cut to next to nothing, a weight is its sign: with this deviation the range would go on shrinking.
-    if _any(outside & (clip.k * statistic(weight.sign(), "std", clip.per) <= 1)):
+    endless = outside & (clip.k * statistic(weight.sign(), "std", clip.per) <= 1)
+    if _any(endless | (limit.isinf() & clip.limit(weight).isfinite())):
         raise UnsupportedParameterError(
-            f"clip_weights(k={clip.k!r}) leaves no range of parameter '{name}': too many of its weights are 0, or of "
-            "one sign, so that each cut lowers the standard deviation and another one follows. Use a larger k or "
-            "the bounds low and high, or leave the parameter without noise."
+            f"clip_weights(k={clip.k!r}) leaves no range of parameter '{name}': too many of its weights are 0, or "
+            "of one sign, so that each cut lowers the standard deviation and another one follows. Use a larger k "
+            "or the bounds low and high, or leave the parameter without noise."
         )
     return clipped
 
 
 def _any(mask: Tensor) -> bool:
-    return bool((mask.full_tensor() if is_dtensor(mask) else mask).any())  # type: ignore[operator]
+    return bool((mask.full_tensor() if is_dtensor(mask) else mask).any())  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import weightnoise as wn
+from weightnoise._random import draws as _random
 from weightnoise.laws import _rates
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -42,11 +43,11 @@ class Fixed:
 def test_the_measure_of_the_numbers_below_a_rate_is_the_rate(
     rate: float, sign: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The numbers are a 24-bit word and a second one below it. Count the pairs whose event happens, exactly: all whole
-    # first words, and by bisection the second words of the one that the rate cuts.
+    # The numbers are a 24-bit word and a second one below it. Count the pairs whose event happens, exactly: all
+    # whole first words, and by bisection the second words of the one that the rate cuts.
     def happens(first: int, second: int) -> bool:
         words = [torch.tensor([word * 2.0**-24]) for word in (first, second)]
-        monkeypatch.setattr(_rates._random, "unit_uniform", Fixed(words))
+        monkeypatch.setattr(_random, "unit_uniform", Fixed(words))
         return bool(_rates.event_mask(_rates.draw_events(torch.zeros(1), (1,), rate), rate, sign))
 
     top = 2**24 - 1

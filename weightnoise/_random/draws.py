@@ -79,7 +79,7 @@ def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) ->
     Counter-based: nothing is drawn from a generator and nothing has to be kept, so that a hold sees the
     same numbers in eager and in compiled code, in a recomputation, and for a batch of another size.
     """
-    # Two words: 32 bits would be the same for one pair in 2^32 of keys, or of rows, and with them all their numbers.
+    # Two words: of 32 bits one pair of keys or rows in 2^32 would be alike, and with it all their numbers.
     bits = _mix(key & _BITS)
     other = _mix((key >> 32) ^ bits)
     bits = _mix(bits ^ _mix(other ^ (stream + 1)))

@@ -15,8 +15,8 @@ _START = 24
 def seed_cpu(seed: int) -> None:
     """Seed the generator; seeds of more than 32 bits differ in all of them.
 
-    Its own ``manual_seed`` drops all but the lowest 32, so that two long seeds may mean the same numbers. The 624 words
-    of its state are made from the whole seed then. A short seed means what it always means.
+    Its own ``manual_seed`` drops all but the lowest 32, so that two long seeds may mean the same numbers. The 624
+    words of its state are made from the whole seed here. A short seed means what it always means.
     """
     generator = torch.default_generator
     generator.manual_seed(seed)
@@ -25,8 +25,8 @@ def seed_cpu(seed: int) -> None:
     state = generator.get_state()
     if state.numel() != _SIZE:
         raise RuntimeError(
-            f"torch {torch.__version__} keeps the state of its generator in {state.numel()} bytes, not in {_SIZE}, so "
-            "that a seed of more than 32 bits cannot be used. Use a seed below 2**32, and report this."
+            f"torch {torch.__version__} keeps the state of its generator in {state.numel()} bytes and not in "
+            f"{_SIZE}: a seed of more than 32 bits cannot be used. Use noise without a seed, and report this."
         )
     # A word takes 8 bytes, of which torch reads the lower half.
     words = hashlib.shake_128(seed.to_bytes(8, "little")).digest(8 * _WORDS)

@@ -25,12 +25,13 @@ class StuckAt(Law):
 
     Which weights are stuck is a property of a specimen of the hardware: it is the same in every
     forward, in every process and in every copy, and depends on ``chip`` and on the parameter's name
-    alone (4 bytes per weight are kept for it). `hold_noise` puts another specimen in place for its
-    length. The stuck weights of a lower rate are among those of a higher one. A factor multiplies the
-    rates.
+    alone (4 bytes per weight are kept for it), as long as the same generator draws it: on another kind of
+    device, in float64, or with another `engine` a number means another specimen. `hold_noise` puts
+    another one in place for its length. The stuck weights of a lower rate are among those of a higher
+    one. A factor multiplies the rates.
 
     Args:
-        zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied.
+        zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied; rare ones are exact, down to 1e-12.
         high: rate of weights stuck at the top level.
         low: rate of weights stuck at the bottom level.
         levels: ``"absmax"``: top and bottom are +max |w| and -max |w|; ``"range"``: max w and min w;
@@ -132,7 +133,7 @@ class BitFlip(Law):
     factor multiplies p. A draw takes 4 ``bits`` bytes per weight while it is in use.
 
     Args:
-        p: probability that a bit flips, in [0, 1].
+        p: probability that a bit flips, in [0, 1]. Rare ones are exact, down to 1e-12.
         bits: length of the code, 2 to 16.
         per: ``"tensor"``, or the dimension of the channels that have a step each.
         chip: number of a specimen whose flipped bits stay flipped, as for `StuckAt`; None for other

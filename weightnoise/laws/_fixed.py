@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._scale import Gradient, Per, per_problem, statistic, wide
+from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic, wide
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 
@@ -88,12 +88,15 @@ class Clip(Law):
         low: Any = self.low
         high: Any = self.high
         if self.k is not None:
-            deviation = statistic(clean, "std", self.per)
-            # Equal weights have none, and no weight that sticks out.
-            high = torch.where(deviation > 0, self.k * deviation, math.inf)
+            high = self.limit(clean)
             low = -high
         clipped = torch.clamp(clean, low, high).to(weight.dtype)
         return clipped if self.gradient == "exact" else straight_through(weight, clipped)
+
+    def limit(self, weight: Tensor) -> Tensor:
+        """``k std(weight)``; infinite where all weights are equal: none of them sticks out."""
+        lowest, highest = extremes(weight, self.per)
+        return torch.where(lowest < highest, (self.k or 0.0) * statistic(weight, "std", self.per), math.inf)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""

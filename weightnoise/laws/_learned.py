@@ -37,6 +37,7 @@ class LearnedGaussian(Law):
         init: the first value of ``std``; None for 0.017, or ``0.5 / sqrt(fan_in)`` when factorised.
         factorised: draw a number per output and per input. A vector, such as a bias, gets f(e_i), and its
             first value from its own length: NoisyNets take the fan-in of the layer, so give it as ``init``.
+            They also take the e_i of the weight's row for its bias, which has numbers of its own here.
 
     Raises:
         ValueError: for an initial value that is negative or not finite.

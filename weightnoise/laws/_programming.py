@@ -54,7 +54,7 @@ class ProgrammingNoise(Law):
         read: a, b, cap of q; () for no read noise.
         t_read: duration of a read, in seconds.
         compensate: multiply each weight matrix by sum |g| before the drift over sum |g| after it (global
-            drift compensation).
+            drift compensation; from the conductances themselves, where a chip has noisy read-outs of them).
         chip: number of a specimen whose programming errors and drift are frozen while read noise is
             fresh in each forward; None for a new programming in each, as in hardware-aware training.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
@@ -140,7 +140,9 @@ class ProgrammingNoise(Law):
         programming, drift, read = noise
         ratio = target / self.g_max
         share = self.g_max / self._reference
-        sigma = sum((share * c * ratio**power for power, c in enumerate(self.programming)), torch.zeros_like(ratio))
+        sigma = sum(
+            (share * c * ratio**power for power, c in enumerate(self.programming)), torch.zeros_like(ratio)
+        )
         made = programmed = (target + sigma * programming * factor).clamp(min=0.0)
         if drift is not None:
             made = programmed * (1.0 + self.time / self.t0) ** -self._exponent(ratio, drift, factor)

@@ -113,8 +113,8 @@ class Quantize(Law):
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
         if self.stochastic and self.bits == 1:
             raise ValueError(
-                "Quantize(bits=1, stochastic=True) has the levels 0 and d alone, so that weights of the other sign "
-                "could not be right on average; use 2 bits, or stochastic=False."
+                "Quantize(bits=1, stochastic=True) has the levels 0 and d alone, so that weights of the other "
+                "sign could not be right on average; use 2 bits, or stochastic=False."
             )
         check_rate("Quantize", "subset", self.subset)
         check_count("Quantize", "block", self.block, 1)
@@ -156,8 +156,9 @@ class Quantize(Law):
 class QuantizationNoise(Law):
     r"""Noise that stands for rounding (pseudo-quantisation): ``w + U(-d/2, d/2)`` per element.
 
-    d is the step of ``Quantize(bits, symmetric=..., per=...)``; where all weights are 0 it is 0. Unlike rounding it is smooth in w
-    and in d, and it has no dead zones; its variance is ``d^2 / 12``, that of rounding on average.
+    d is the step of ``Quantize(bits, symmetric=..., per=...)``; where all weights are 0 it is 0. Unlike
+    rounding the noise is smooth in w and in d, and it has no dead zones; its variance is ``d^2 / 12``, that of
+    rounding on average.
 
     Args:
         bits: length of the code, 2 (affine: 1) to 16. 2 to 15, from 8, in the source.
@@ -206,7 +207,7 @@ class QuantizationNoise(Law):
 
 
 def _rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:
-    """``round(code + u)`` with u on [-1/2, 1/2), as an event: a whole number stays, whatever the rounding of sums."""
+    """``round(code + u)`` with u on [-1/2, 1/2), without the sum, whose rounding moves whole numbers."""
     low = code.floor()
     fraction = code - low
     up, mirrored = uniform >= 1.0 - fraction, uniform < fraction

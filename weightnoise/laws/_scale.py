@@ -35,7 +35,7 @@ def per_problem(per: Per, weight: Tensor) -> str | None:
 
 
 def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
-    """The number that a relative strength multiplies, shaped to broadcast against ``weight``, in float32 or better.
+    """What a relative strength multiplies, shaped to broadcast against ``weight``, in float32 or better.
 
     ``absmax`` is max |w|, ``rms`` is sqrt(mean w^2), ``std`` is the standard deviation about the
     mean (divided by n, so that a single element has 0), each over the whole tensor or over all
