@@ -37,7 +37,8 @@ class Gaussian(Law):
         relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``.
         per: ``"tensor"``, or the dimension of the channels that have a scale each.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
-            unchanged; ``"exact"`` differentiates through the scale too. Without a scale both agree.
+            unchanged; ``"exact"`` differentiates through the scale too, and is on average the gradient of
+            the expected loss. Without a scale both agree.
 
     Raises:
         ValueError: for a strength that is negative or not finite, and for options that do not fit.
@@ -101,7 +102,7 @@ class Gaussian(Law):
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return (
-            torch.full((), self.std, dtype=weight.dtype, device=weight.device)
+            torch.full((), self.std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
             if scale is None
             else self.std * scale
         )
