@@ -413,7 +413,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", break_down)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(CommandError, match=r"cannot write .*report.json: disk full"):
             _journal.write_whole(path, "after" * 1000)
     assert path.read_text() == "before"
     _journal.write_whole(path, "after")
