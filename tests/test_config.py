@@ -208,7 +208,9 @@ def test_a_configuration_imports_nothing_and_calls_nothing_but_laws(
 
 
 def test_what_is_not_allowed_is_said_with_the_way_out() -> None:
-    with pytest.raises(wn.SpecError, match=r"nothing was called. If you .* spec_from_config\(config, allow=\[shrink"):
+    with pytest.raises(
+        wn.SpecError, match=r"nothing was called. If you .* spec_from_config\(config, allow=\[shrink"
+    ):
         wn.spec_from_config({"type": "Custom", "fn": {"function": "tests.cases.shrink"}})
     with pytest.raises(wn.SpecError, match="imports nothing: import the module before it is read"):
         wn.spec_from_config({"type": "not.imported:Own"})

@@ -170,8 +170,8 @@ class _Reader:
         law = isinstance(found, type) and issubclass(found, (Noise, ActivationLaw))
         if not law or not (is_dataclass(found) or self._may(found)):
             raise SpecError(
-                f"{name!r} is no law: nothing was called. A law is a class with the methods draw and apply; one that "
-                "is no dataclass has to be allowed: spec_from_config(config, allow=[...])."
+                f"{name!r} is no law: nothing was called. A law is a class with the methods draw and apply; one "
+                "that is no dataclass has to be allowed: spec_from_config(config, allow=[...])."
             )
         return found
 
@@ -193,8 +193,8 @@ class _Reader:
 
 
 _UNKNOWN = (
-    "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module before "
-    "it is read."
+    "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module "
+    "before it is read."
 )
 
 

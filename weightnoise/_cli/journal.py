@@ -111,6 +111,5 @@ def _whole(content: Mapping[str, Any]) -> bool:
         return True
     measured = content.get("measured")
     return isinstance(measured, list) and all(
-        isinstance(one, dict) and all(type(value) in (int, float) for value in one.values())
-        for one in measured
+        isinstance(one, dict) and all(type(value) in (int, float) for value in one.values()) for one in measured
     )
