@@ -5,7 +5,9 @@ from weightnoise._clipping import clip_weights
 from weightnoise._config import spec_from_config, spec_to_config
 from weightnoise._contexts import force_noise, hold_noise, no_noise, scale_noise
 from weightnoise._errors import (
+    AbandonedContextWarning,
     AlreadyNoisyError,
+    CleanReadWarning,
     ExportError,
     LearnedStrengthWarning,
     NoiseRoundsAwayWarning,
@@ -57,11 +59,13 @@ from weightnoise.laws import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbandonedContextWarning",
     "ActivationLaw",
     "AdaptiveNoise",
     "AlreadyNoisyError",
     "BitFlip",
     "Chain",
+    "CleanReadWarning",
     "Clip",
     "CurrentNoise",
     "Custom",

@@ -36,7 +36,8 @@ def add_weight_noise(
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
-    Noise is drawn once in every forward of the module that owns the weight. The gradient is the one
+    Noise is drawn once in every forward of the module that owns the weight; outside of every forward
+    ``module.weight`` is the clean Parameter, but inside `hold_noise`. The gradient is the one
     at the noisy weight and lands on the clean Parameter, which stays where it is: names, order,
     identity, ``state_dict()`` and optimizers are those of the plain model.
 
@@ -82,8 +83,10 @@ def add_weight_noise(
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
-        >>> bool((model.weight == model.weight).all())
+        >>> bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         False
+        >>> model.weight is dict(model.named_parameters())["weight"]  # Noise is there in forwards alone.
+        True
         >>> sorted(model.state_dict())
         ['bias', 'weight']
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
 from tests.cases import NO_CONTEXTS, needs_torch, single_loss
+from tests.helpers import seen
 from tests.laws.test_identities import DRAWS, assert_mean
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._random import draws as _random
@@ -551,17 +552,17 @@ def test_reads_inside_are_the_parameter_and_reads_outside_a_shared_draw(
     estimator: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = wn.add_weight_noise(nn.Linear(4, 3), 0.3, estimator=estimator)
-    assert not torch.equal(layer.weight, layer.weight)
-    seen: list[Tensor] = []
+    assert not torch.equal(seen(layer), seen(layer))
+    read: list[Tensor] = []
     plain: Any = nn.functional.linear
 
     def spy(x: Tensor, weight: Tensor, *rest: Any) -> Any:
-        seen.append(weight)
+        read.append(weight)
         return plain(x, weight, *rest)
 
     monkeypatch.setattr(nn.functional, "linear", spy)
     layer(torch.ones(2, 4))
-    assert seen[0] is layer._parameters["weight"]
+    assert read[0] is layer._parameters["weight"]
     assert wn.noisy_parameters(layer) == {"weight": wn.Gaussian(0.3)}
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
 from tests.cases import CASES, FIXED, LAWS
+from tests.helpers import seen
 
 
 def gradients(model: nn.Module, outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -63,7 +64,7 @@ def test_a_checkpoint_inside_a_module_that_reads_its_weight_there() -> None:
     found = x.grad.clone()
     x.grad = None
     torch.manual_seed(3)
-    nn.functional.linear(x, model.weight, model.bias).square().sum().backward()
+    nn.functional.linear(x, seen(model), model.bias).square().sum().backward()
     assert torch.equal(found, x.grad)
 
 
@@ -148,7 +149,7 @@ def test_equal_shapes_get_different_draws_seeded_or_not(law: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].load_state_dict(model[0].state_dict())
     wn.add_weight_noise(model, LAWS[law])
-    assert not torch.equal(model[0].weight, model[1].weight)
+    assert not torch.equal(seen(model[0]), seen(model[1]))
     with wn.hold_noise(model, seed=0):
         assert not torch.equal(model[0].weight, model[1].weight)
 

@@ -167,12 +167,19 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         set_class(self, make_noisy_class(clean_class(type(self)), tuple(parametrizations(self))))
         base.__delattr__(self, name)
 
+    def register(self: nn.Module, name: str, param: Any) -> None:
+        # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
+        if param is not None and name.endswith("_orig") and self._parameters.get(name[:-5]) is param:
+            noisy_property(name[:-5]).__set__(self, param)
+        base.register_parameter(self, name, param)
+
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
     body |= {
         "forward": noisy_forward(base),
         "__reduce_ex__": reduce,
         "__setstate__": set_state,
         "__delattr__": delete,
+        "register_parameter": register,
     }
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -62,8 +63,8 @@ class Resolved(NamedTuple):
 class NoiseControl:
     """The say of all open contexts on one noise, worked out whenever one opens or closes.
 
-    A copy or a pickle is not inside the contexts that the original is in; it keeps what a schedule
-    has set.
+    A copy is inside the contexts that the original is in, until they close; a pickle is in none. Both keep what a
+    schedule has set.
 
     Attributes:
         off: whether a read can tell at once that a context has switched the noise off.
@@ -83,6 +84,9 @@ class NoiseControl:
         self._instead: Instead | None = None
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
+        self._family: list[
+            weakref.ref[NoiseControl]
+        ] = []  # The copies of each other that were made inside a context.
         keep_for_compiled(self, ([_OFF], 1.0))
         self._resolve()
 
@@ -112,11 +116,26 @@ class NoiseControl:
             self._resolve()
 
     def discard(self, override: Override) -> None:
-        """Take a context's say back; contexts may close in any order."""
+        """Take a context's say back, from copies too; contexts may close in any order."""
+        self._pull(override)
+        for other in self._relatives():
+            other._pull(override)
+
+    def hand_on(self, before: Override, after: Override) -> None:
+        """Let the copies that are in one context be in another one too."""
+        for other in self._relatives():
+            if any(override is before for override in other.overrides):
+                other.add(after)
+
+    def _pull(self, override: Override) -> None:
         with self._locked():
             keep_for_compiled(self, self._now())
             self.overrides = [other for other in self.overrides if other is not override]
             self._resolve()
+
+    def _relatives(self) -> list[NoiseControl]:
+        found = [reference() for reference in self._family]
+        return [other for other in found if other is not None and other is not self]
 
     def remove(self, name: str) -> None:
         """Note that the noise, of this name, was taken off its module."""
@@ -180,6 +199,17 @@ class NoiseControl:
         self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
         self._by_contexts = factor
         self.factor = factor * scheduled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoiseControl:
+        copied = NoiseControl(self.when, self.scheduled)
+        with self._locked():
+            if self.overrides:
+                self._family[:] = [one for one in self._family if one() is not None] or [weakref.ref(self)]
+                self._family.append(weakref.ref(copied))
+                copied._family = self._family
+                copied.overrides = list(self.overrides)
+                copied._resolve()
+        return copied
 
     def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, float]]:
         return NoiseControl, (self.when, self.scheduled)

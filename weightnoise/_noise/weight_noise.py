@@ -14,12 +14,14 @@ from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import PENDING, PER_EXAMPLE, Key, Seed, apply_draw, drawing_alone, is_pending
 from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.export import refuse_export
+from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
@@ -88,17 +90,16 @@ class WeightNoise(nn.Module):
         """What holds for a read here and now; None while noise is off."""
         return effective_control(self, self.training, self.frames)
 
+    @reads_weight
     def forward(self, weight: Tensor) -> Tensor:
-        """The noisy weight, or ``weight`` itself while noise is off."""
+        """The noisy weight, or ``weight`` itself while noise is off and outside of every forward."""
         control = self.control
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
-        kept = None
-        if running:
-            kept = running[-1]
-            if kept is None:
-                return weight
+        kept = running[-1] if running else None
+        if kept is None and (running or not is_noisy_outside(self, warn=True)):
+            return weight
         effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         if not eager:

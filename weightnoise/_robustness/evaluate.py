@@ -13,12 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from weightnoise._attach.attach import every_noise, noises
+from weightnoise._attach.attach import noises
 from weightnoise._checks import check_count, check_strength
-from weightnoise._contexts import force_noise, hold_noise, scale_noise
+from weightnoise._contexts import force_noise, hold_noise, only_noise, scale_noise
 from weightnoise._errors import NotVectorizedWarning, SpecError
-from weightnoise._noise.context import NoiseContext
-from weightnoise._noise.control import Override
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
 from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
@@ -183,12 +181,7 @@ def _parts(model: nn.Module, by_parameter: bool) -> list[tuple[str | None, Abstr
     """Contexts in which all of the noise is on, or that of one parameter at a time, with its name."""
     if not by_parameter:
         return [(None, nullcontext())]
-    return [(name, _all_off_but(model, noise)) for name, _, noise in noises(model)]
-
-
-def _all_off_but(model: nn.Module, one: object) -> NoiseContext:
-    off = Override(off=True)
-    return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
+    return [(name, only_noise(model, noise)) for name, _, noise in noises(model)]
 
 
 def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], None]) -> dict[str, list[float]]:
@@ -221,7 +214,8 @@ def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str,
             warnings.warn(message, NotVectorizedWarning, stacklevel=4)
     for seed, sign in draws[done:]:
         with hold_noise(model, seed=seed, sign=sign):
-            yield measure(model, plan.metric)
+            found = measure(model, plan.metric)
+        yield found
 
 
 def _sem(row: Sequence[float]) -> float:
