@@ -101,7 +101,7 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
         module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
         for one in module_noise._noises:
-            if not one.control.off and (one.training or not one.control.gated):
+            if not one.control.off and (not one.control.gated or one.training):
                 break
         else:
             return base.forward(self, *args, **kwargs)
@@ -240,6 +240,8 @@ def adopt(owner: nn.Module) -> None:
     for stack in parametrizations(owner).values():
         if isinstance(stack, InPlaceList):
             stack.owner = weakref.ref(owner)
+    for _, noise in own_noises(owner):
+        noise.owner = weakref.ref(owner)
 
 
 def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -48,6 +49,7 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
+        self.owner: weakref.ref[nn.Module] | None = None  # The module of the parameter; no copy and no pickle has it.
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
@@ -61,6 +63,16 @@ class WeightNoise(nn.Module):
         self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the owner is in training mode, whoever has set that, and how."""
+        owner = None if self.owner is None else self.owner()
+        return self._training if owner is None else owner.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["_training"] = mode  # Counts where torch has moved the noise to a module of its own making.
 
     @property
     def law(self) -> Any:
@@ -227,6 +239,9 @@ class WeightNoise(nn.Module):
             warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
         else:
             missing_keys += missing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": None, "_training": self.training}
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
