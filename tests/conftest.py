@@ -34,7 +34,6 @@ MARKED = {
     "sanitizers": "slow",
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
-    "torch/test_processes": "distributed",
 }
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
