@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if _is_left_out(item)]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collections of garbage that tests ask for all that was there before: torch and the tests themselves."""
+    gc.collect()
+    gc.freeze()
 
 
 def _function(item: pytest.Item) -> tuple[Path, str]:
