@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collections of garbage that tests ask for all that was there before: torch and the tests themselves."""
+    """Keep torch and the tests themselves out of the collections of garbage that tests ask for."""
     gc.collect()
     gc.freeze()
 
