@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,25 @@ def _seed() -> None:
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give each test that is marked ``compile`` a compiler that has compiled nothing."""
+    compiles = request.node.get_closest_marker("compile") is not None
+    if compiles:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    yield
+    if compiles:
+        torch._dynamo.reset()
+
+
 # Markers of whole files and folders, by the beginning of their path.
 MARKED = {
     "benchmarks": "slow",
     "ecosystem": "ecosystem",
     "pretrained": "pretrained",
     "sanitizers": "slow",
+    "torch/test_checkpoint_compiled": "compile",
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
 }
@@ -70,6 +83,10 @@ def pytest_collection_finish() -> None:
     """Keep torch and the tests themselves out of the collections of garbage that tests ask for."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def _function(item: pytest.Item) -> tuple[Path, str]:
