@@ -423,9 +423,9 @@ def test_the_operator_under_vmap_has_a_key_for_each() -> None:
     torch.library.opcheck(torch.ops.weightnoise.filled, (torch.tensor(1), [3000], False))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("law", [wn.Gaussian(0.1), wn.Uniform(0.1), wn.DropConnect(0.5)], ids=str)
 def test_compiled_whole_and_fresh(law: wn.Noise) -> None:
-    torch._dynamo.reset()
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
     with torch.no_grad():
         for part in model:
