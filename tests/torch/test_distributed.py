@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tests.torch.distributed_worker import checks_of, why_skipped
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("ddp", "fsdp", "parallel", "checkpoints")
+GROUPS = ("ddp", "fsdp", "parallel", "checkpoints", "steps")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
