@@ -22,6 +22,7 @@ from weightnoise._errors import (
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
+from weightnoise._prediction import Prediction, predict
 from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
@@ -83,6 +84,7 @@ __all__ = [
     "NotVectorizedWarning",
     "ParametricNoise",
     "PlannedNoise",
+    "Prediction",
     "ProgrammingNoise",
     "Protect",
     "QuantizationNoise",
@@ -117,6 +119,7 @@ __all__ = [
     "noisy_parameters",
     "perturb_loss",
     "plan_weight_noise",
+    "predict",
     "record_activations",
     "remove_activation_noise",
     "remove_weight_noise",
