@@ -21,7 +21,7 @@ from tests.torch.distributed_worker import checks_of, why_skipped
 from tests.torch.distributed_worker_common import RANKS, make
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("ddp", "fsdp", "parallel", "checkpoints")
+GROUPS = ("ddp", "fsdp", "parallel", "checkpoints", "steps")
 CHECKS = [f"{group}.{name}" for group in GROUPS for name in checks_of(group)]
 # One of each group is in a quick run.
 QUICK = {

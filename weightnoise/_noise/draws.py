@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from weightnoise._errors import WeightNoiseError
 from weightnoise._random import draws as _random
+from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Noise
@@ -75,6 +77,28 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
         return noisy
     padded: Tensor = CleanRow.apply(noisy, weight.detach(), noise.padding_row)  # type: ignore[no-untyped-call]
     return padded
+
+
+def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
+    """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
+
+    Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
+    """
+    factor = abs(noise.control.factor) * sign
+    if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
+        with _random.seeded(seed, weight.device):
+            key = int(_random.key())
+        rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
+        clean = rows.clone()
+        noise.handed.apply_key(weight, key, factor * amount, out=weight)
+        increment_version(weight)  # What C has written, autograd has not seen.
+        rows.copy_(clean)
+        return
+    draw = HeldDraw(seed, sign).draw(noise.handed, weight)
+    if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
+        weight.copy_(apply_draw(noise, weight, draw, factor * amount))
+    else:
+        weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
 
 
 def drawing_alone() -> AbstractContextManager[Any]:

@@ -66,10 +66,11 @@ class WeightNoise(nn.Module):
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """Whether the owner is in training mode, whoever has set that, and how."""
         owner = None if self.owner is None else self.owner()
-        return self._training if owner is None else owner.training
+        mode: bool = self.__dict__["_training"] if owner is None else owner.training
+        return mode
 
     @training.setter
     def training(self, mode: bool) -> None:

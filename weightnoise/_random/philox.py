@@ -157,7 +157,9 @@ def by_triton(weight: Tensor) -> bool:
     return _TRITON and weight.is_cuda and not in_transform()
 
 
-def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None) -> Tensor:
+def add_normal(
+    weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """``weight + strength * scale * e``, in one pass, with the gradient going to ``weight`` unchanged.
 
     Args:
@@ -165,8 +167,11 @@ def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor
         key: of the standard normal numbers e; a tensor on the device of the weight, where that is a GPU.
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
+        out: where to write it, which may be the weight, past autograd.
     """
-    out, count = output_like(weight), weight.numel()
+    count = weight.numel()
+    if out is None:
+        out = output_like(weight)
     scales = None if scale is None else scale.to(torch.float32).contiguous()
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.

@@ -82,10 +82,10 @@ class Gaussian(Law):
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
 
-    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float) -> Tensor:
-        """`apply` to the normals that belong to a key, in one pass."""
+    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """`apply` to the normals that belong to a key, in one pass; into ``out``, which may be the weight."""
         scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
-        return _engine.add_normal(weight, key, factor * self.std, scale)
+        return _engine.add_normal(weight, key, factor * self.std, scale, out)
 
     def apply_to_rows(
         self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
