@@ -85,9 +85,10 @@ def test_the_reference_has_every_public_name_once_and_no_other() -> None:
 
 def test_the_files_that_the_settings_name_are_there() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
-    (script,) = re.findall(r"- (docs/[\w/]+\.py)$", settings, flags=re.MULTILINE)
+    scripts = re.findall(r"- (docs/[\w/]+\.py)$", settings, flags=re.MULTILINE)
     (style,) = re.findall(r"- ([\w/]+\.css)$", settings, flags=re.MULTILINE)
-    assert (ROOT / script).is_file()
+    assert len(scripts) == 2
+    assert all((ROOT / script).is_file() for script in scripts)
     assert (DOCS / style).is_file()
 
 
