@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
 from weightnoise._noise.control import NoiseControl, When
-from weightnoise._noise.draws import PENDING, PER_EXAMPLE, Key, Seed, apply_draw, drawing_alone, is_pending
+from weightnoise._noise.draws import (
+    PENDING,
+    PER_EXAMPLE,
+    Key,
+    Seed,
+    apply_draw,
+    can_rest,
+    drawing_alone,
+    is_pending,
+)
 from weightnoise._noise.frames import Frames, Memo
 from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
@@ -129,7 +138,7 @@ class WeightNoise(nn.Module):
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
-        if eager and effective.held is not None and not torch.is_grad_enabled() and self.can_rest(weight):
+        if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
             return effective.held.noisy_weight(self, weight, factor)
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
@@ -164,15 +173,6 @@ class WeightNoise(nn.Module):
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
 
-    def can_rest(self, weight: Tensor) -> bool:
-        """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
-        # Inference tensors count no changes.
-        return self.rests and type(weight) is nn.Parameter and not weight.is_inference()
-
-    def made_from(self) -> Sequence[Tensor]:
-        """The tensors besides the weight that its noisy weight is made from."""
-        return [*self.strengths().values(), *self.law_tensors] if self.strength_names else self.law_tensors
-
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
@@ -194,7 +194,8 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            return Key((int(_random.key()) if weight.is_cpu else _random.key(weight.device),))
+            on_gpu = _engine._TRITON and _engine.by_triton(weight)
+            return Key((_random.key(weight.device) if on_gpu else int(_random.key()),))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
