@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -134,7 +134,7 @@ class WeightNoise(nn.Module):
         if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
+            raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
@@ -182,7 +182,7 @@ class WeightNoise(nn.Module):
         if self.built_for is not None and self.built_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
-                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
+                RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
         if effective.held is not None:
             return effective.held.draw(self.handed, weight)
@@ -256,15 +256,4 @@ class WeightNoise(nn.Module):
 _PLAIN_CHECKPOINT = (
     "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
     "weightnoise.learned_strengths(model) has their names."
-)
-
-_RESIZED = (
-    "Parameter '{name}' has the shape {now} now, and its noise learned or froze something for the shape {then}. "
-    "Call weightnoise.remove_weight_noise(model) and add the noise again."
-)
-
-_DTENSOR = (
-    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
-    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
-    "or use fully_shard, whose weights are whole inside the forward."
 )
