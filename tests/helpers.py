@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,3 +24,21 @@ class Counting:
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         return weight + factor * noise
+
+
+class Calls(nn.Module):
+    """A module whose forward calls a function."""
+
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+
+def in_forward(function: Callable[..., T], *args: Any) -> T:
+    """What a function returns when the forward of some module calls it: reads are noisy there."""
+    result: T = Calls()(function, *args)
+    return result
+
+
+def seen(owner: Any, name: str = "weight") -> Tensor:
+    """The weight as the forward of another module sees it now: a draw of its own while noise is on."""
+    return in_forward(getattr, owner, name)

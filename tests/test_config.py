@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from weightnoise.laws._spec import as_law
 
 
 def there_and_back(spec: Any) -> Any:
-    return wn.spec_from_config(json.loads(json.dumps(wn.spec_to_config(spec))))
+    return wn.spec_from_config(json.loads(json.dumps(wn.spec_to_config(spec))), allow=[shrink])
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def test_a_config_makes_a_noisy_model() -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        (lambda name, parameter, module: None, "has no name to import it by"),
-        (wn.Custom(lambda w: w), "has no name to import it by"),
+        (lambda name, parameter, module: None, "has no name to read it by"),
+        (wn.Custom(lambda w: w), "has no name to read it by"),
         (wn.Protect(wn.Gaussian(0.1), 0.5, by=torch.ones(2)), "cannot be written as plain data"),
         ({"*": object()}, "cannot be written as plain data"),
     ],
@@ -110,7 +112,7 @@ def test_what_has_no_plain_form_is_an_error(spec: Any, text: str) -> None:
         ({"type": "Gausian", "std": 0.1}, r"'Gausian' names no law. The laws are BitFlip, Chain, Clip"),
         ({"type": "Gaussian", "sdt": 0.1}, "unexpected keyword argument 'sdt'"),
         ({"type": "Gaussian", "std": -1}, "must be a finite number >= 0"),
-        ({"type": "no.such.Law"}, "'no.such.Law' names no law"),
+        ({"type": "no.such.Law"}, "'no.such.Law' names no law of a module that is imported"),
         ({"type": "as_law"}, "names no law"),
         ({"*": {"type": "Custom", "fn": {"function": "tests.cases.nothing"}}}, "names no function"),
         ({"*": {"type": "Custom", "fn": "tests.cases.shrink"}}, "must be a function of the weight"),
@@ -122,6 +124,113 @@ def test_what_has_no_plain_form_is_an_error(spec: Any, text: str) -> None:
 def test_what_a_config_gets_wrong_is_named(config: Any, text: str) -> None:
     with pytest.raises(wn.SpecError, match=text):
         wn.spec_from_config(config)
+
+
+CALLED: list[object] = []
+
+
+class Anything:
+    """What a configuration may not call, with all that a law has but one method."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        CALLED.append(self)
+
+    def draw(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class NoDataclass(Anything):
+    """A law, but not one that a configuration may call unless it is allowed."""
+
+    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        return weight
+
+
+def records(*args: object) -> None:
+    CALLED.append(args)
+
+
+HERE = __name__
+FORBIDDEN: list[Any] = [
+    {"type": f"{HERE}.Anything", "x": 1},
+    {"type": f"{HERE}:Anything"},
+    {"type": f"{HERE}.NoDataclass"},
+    {"type": f"{HERE}.records"},
+    {"type": f"{HERE}.CALLED.append"},
+    {"type": "subprocess.Popen", "args": ["touch", "made"]},
+    {"type": "subprocess:Popen", "args": ["touch", "made"]},
+    {"type": "os.system", "command": "touch made"},
+    {"type": "builtins.exec", "source": "open('made', 'w')"},
+    {"type": "torch.load", "f": "made"},
+    {"type": "torch.nn.Linear", "in_features": 2, "out_features": 2},
+    {"type": "weightnoise.add_weight_noise"},
+    {"type": "writes.Own"},
+    {"type": "writes:Own"},
+    {"type": "Custom", "fn": {"function": "writes.Own"}},
+    {"type": "Custom", "fn": {"function": f"{HERE}.records"}},
+    {"type": "Custom", "fn": {"function": "builtins.breakpoint"}},
+    {"type": "Custom", "fn": {"function": "torch.nn.functional.importlib.import_module"}},
+    {"type": "Custom", "fn": {"function": "torch.nn.functional.torch.load"}},
+    {"type": "Custom", "fn": {"function": "torch.nn.functional._verify_batch_size"}},
+    {"type": "Custom", "fn": {"function": 3}},
+    {"type": "NEFTune", "alpha": 1.0, "mask": {"function": f"{HERE}.records"}},
+    {"class:writes.Own": 0.1},
+    {f"class:{HERE}.Anything": 0.1},
+]
+
+
+@pytest.mark.parametrize("config", FORBIDDEN, ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda config: config,
+        lambda config: [config],
+        lambda config: {"*": config},
+        lambda config: {"type": "Protect", "law": config, "fraction": 0.1},
+        lambda config: {"type": "Chain", "laws": [config, {"type": "Clip"}]},
+    ],
+    ids=["alone", "list", "mapping", "inside a law", "chain"],
+)
+def test_a_configuration_imports_nothing_and_calls_nothing_but_laws(
+    config: Any, wrap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "writes.py").write_text("open('made', 'w')\nclass Own:\n    draw = apply = None")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    CALLED.clear()
+    before = set(sys.modules)
+    model = nn.Linear(8, 8)
+    with pytest.raises(wn.SpecError):
+        wn.add_weight_noise(model, wn.spec_from_config(wrap(config) if "type" in config else config))
+    assert not CALLED
+    assert not (tmp_path / "made").exists()
+    assert set(sys.modules) == before
+
+
+def test_what_is_not_allowed_is_said_with_the_way_out() -> None:
+    with pytest.raises(
+        wn.SpecError, match=r"nothing was called. If you .* spec_from_config\(config, allow=\[shrink"
+    ):
+        wn.spec_from_config({"type": "Custom", "fn": {"function": "tests.cases.shrink"}})
+    with pytest.raises(wn.SpecError, match="imports nothing: import the module before it is read"):
+        wn.spec_from_config({"type": "not.imported:Own"})
+    with pytest.raises(wn.SpecError, match=r"is no law: nothing was called. .* allow=\["):
+        wn.spec_from_config({"type": f"{HERE}:NoDataclass"})
+
+
+def test_what_is_allowed_may_be_named() -> None:
+    config = {"type": "Custom", "fn": {"function": "tests.cases:shrink"}}
+    assert wn.spec_from_config(config, allow=[shrink]) == wn.Custom(shrink)
+    assert isinstance(wn.spec_from_config({"type": f"{HERE}:NoDataclass"}, allow=[NoDataclass]), NoDataclass)
+    assert wn.spec_from_config({"type": f"{HERE}:Own", "size": 2.0}) == Own(2.0)
+    with pytest.raises(wn.SpecError, match="is no law"):  # Allowed is not enough: it has to be one.
+        wn.spec_from_config({"type": f"{HERE}:Anything"}, allow=[Anything])
+
+
+@pytest.mark.parametrize("function", [nn.functional.softsign, nn.functional.gelu, nn.functional.tanh])
+def test_functions_of_torch_need_no_leave(function: Any) -> None:
+    config = wn.spec_to_config(wn.Custom(function))
+    assert wn.spec_from_config(config) == wn.Custom(function)
 
 
 @given(

@@ -128,11 +128,10 @@ SCHEDULED = [
 ]
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("law", SCHEDULED)
 def test_a_step_recompiles_nothing(law: str) -> None:
-    torch._dynamo.reset()
-    counters.clear()
     model, x = make(LAWS[law]), torch.randn(3, 4)
     schedule = wn.NoiseScheduler(model, wn.linear_ramp(10, first=0.2))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -143,7 +142,6 @@ def test_a_step_recompiles_nothing(law: str) -> None:
     assert counters["stats"]["unique_graphs"] == 1
     with wn.hold_noise(model, seed=0, sign=-1):
         assert_close(compiled(x), model(x))
-    torch._dynamo.reset()
 
 
 def test_adaptive_noise_finds_the_strength_that_keeps_the_distance() -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import LAWS
+from tests.helpers import seen
 from weightnoise._noise.context import NoiseContext
 from weightnoise._noise.control import When
 
@@ -116,7 +117,7 @@ class Life(RuleBasedStateMachine):
     def noise_is_on_exactly_where_it_should_be(self) -> None:
         for module in self._modules():
             name = next(iter(module._parameters))
-            clean = getattr(module, name) is module._parameters[name]
+            clean = seen(module, name) is module._parameters[name]
             assert clean is not self._should_be_noisy(module, name)
 
     def _should_be_noisy(self, module: nn.Module, name: str) -> bool:

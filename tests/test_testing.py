@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch.nn.utils import parametrizations
 import weightnoise as wn
 from tests.cases import BIASED, CASES, LAWS, LINEAR, single_loss
 from weightnoise.laws._spec import as_law
-from weightnoise.testing import _restores, assert_restores, assert_unbiased, check_gradients, check_law
+from weightnoise.testing import (
+    _restores,
+    assert_noise_arrives,
+    assert_restores,
+    assert_unbiased,
+    check_gradients,
+    check_law,
+)
 
 
 @dataclass(frozen=True)
@@ -201,3 +209,47 @@ def test_check_law_passes_a_sound_law_and_leaves_the_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(AssertionError, match="is declared biased"):
         check_law(Broken("none"), unbiased=False)
+
+
+class Past(nn.Module):
+    """Uses one weight past its attribute, and another one in a method that is no forward."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first, self.unused = nn.Linear(size, size), nn.Linear(size, size)
+        self.kept, self.scale = [self.first.weight], nn.Parameter(torch.randn(size, size))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"found": [x @ self.kept[0], None]}
+
+    def scores(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        return hidden @ self.scale
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.filterwarnings("ignore::weightnoise.CleanReadWarning")
+def test_noise_that_never_arrives_is_named(size: int) -> None:
+    model, x = Past(size), torch.randn(3, size)
+    with pytest.raises(wn.NotNoisyError):
+        assert_noise_arrives(model, x)
+    wn.add_weight_noise(model, 0.1, when="training").eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with pytest.raises(AssertionError, match=r"from 'first\.weight', although"):
+        assert_noise_arrives(model, x)
+    with pytest.raises(AssertionError, match=r"from 'scale', although"):
+        assert_noise_arrives(model, call=model.scores, x=x)
+
+    def held(x: Tensor) -> Tensor:
+        with wn.hold_noise(model):
+            return model.scores(x)
+
+    assert_noise_arrives(model, x, call=held)
+    assert all(torch.equal(*pair) for pair in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_noise_arrives_in_every_model(case: str) -> None:
+    model = wn.add_weight_noise(CASES[case].model(), 0.5)
+    assert_noise_arrives(model, CASES[case].batch())

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import CASES, LAWS, single_loss
+from tests.helpers import in_forward, seen
 from weightnoise.testing import assert_restores
 
 
@@ -57,7 +58,7 @@ def test_torch_sees_a_parametrized_module() -> None:
     assert isinstance(model, nn.Linear)
     original = model.parametrizations.weight.original
     assert original is dict(model.named_parameters())["weight"]
-    assert not torch.equal(model.parametrizations.weight(), original)
+    assert not torch.equal(in_forward(model.parametrizations.weight), original)  # type: ignore[arg-type]
 
 
 def test_every_forward_draws_afresh_and_one_forward_draws_once() -> None:
@@ -78,9 +79,10 @@ def test_every_forward_draws_afresh_and_one_forward_draws_once() -> None:
     assert not torch.equal(model()[0], first)
 
 
-def test_reads_outside_a_forward_are_fresh_draws() -> None:
+def test_reads_are_fresh_draws_in_the_forward_of_another_module_and_the_parameter_elsewhere() -> None:
     model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
-    assert not torch.equal(model.weight, model.weight)
+    assert not torch.equal(seen(model), seen(model))
+    assert model.weight is model._parameters["weight"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,17 +106,17 @@ def test_manual_seed_reproduces_a_run() -> None:
 
 def test_when_training_follows_the_mode_of_the_owner() -> None:
     model = wn.add_weight_noise(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), 0.1, when="training")
-    assert not torch.equal(model[0].weight, model[0].weight)  # type: ignore[arg-type]
+    assert not torch.equal(seen(model[0]), seen(model[0]))
     model.eval()
     assert model[0].weight is model[0]._parameters["weight"]
     model[1].train()
     assert model[0].weight is model[0]._parameters["weight"]
-    assert model[1].weight is not model[1]._parameters["weight"]
+    assert seen(model[1]) is not model[1]._parameters["weight"]
 
 
 def test_always_is_on_in_eval_mode() -> None:
     model = wn.add_weight_noise(nn.Linear(3, 2).eval(), 0.1)
-    assert not torch.equal(model.weight, model.weight)
+    assert not torch.equal(seen(model), seen(model))
 
 
 def test_when_is_checked() -> None:
@@ -171,7 +173,7 @@ def test_noise_can_be_added_in_two_calls_to_one_module() -> None:
     wn.add_weight_noise(model, 0.1)
     wn.add_weight_noise(model, {"bias": 0.2})
     assert wn.noisy_parameters(model) == {"weight": wn.Gaussian(0.1), "bias": wn.Gaussian(0.2)}
-    assert not torch.equal(model.bias, model.bias)
+    assert not torch.equal(seen(model, "bias"), seen(model, "bias"))
     assert type(wn.remove_weight_noise(model)) is nn.Linear
     assert "parametrizations" not in model._modules
 
@@ -224,7 +226,7 @@ def test_a_failing_forward_leaves_nothing_stuck(failure: type[BaseException]) ->
     model = wn.add_weight_noise(Fails(3, 2), 0.1)
     with pytest.raises(failure):
         model(torch.ones(1, 3))
-    assert not torch.equal(model.weight, model.weight)  # The draw of the broken forward is gone.
+    assert not torch.equal(seen(model), seen(model))  # The draw of the broken forward is gone.
     Fails.broken = False
     assert torch.equal(model(torch.ones(1, 3)), torch.zeros(2, 3))
 

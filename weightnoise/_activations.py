@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -22,18 +22,16 @@ from weightnoise._errors import (
     AlreadyNoisyError,
     NoMatchError,
     NotNoisyError,
-    SpecError,
     UnsupportedActivationError,
     WeightNoiseError,
     raise_problems,
 )
 from weightnoise._noise.control import When
-from weightnoise._select.patterns import Key, choose, label, listed
-from weightnoise._select.resolve import Law, law_or_problem
+from weightnoise._select.choose import Law, choose
+from weightnoise._select.patterns import Key, label, listed
 from weightnoise._torch.modules import Node, walk
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete
-from weightnoise.laws._law import is_law
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ActivationSpec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, nn.Module], Law | None]
@@ -90,12 +88,21 @@ def add_activation_noise(
     check_choice("add_activation_noise", "when", when, ("always", "training"))
     problems: list[WeightNoiseError] = []
     nodes = walk(model)
-    chosen = _choose(nodes, spec, problems)
-    problems += _problems(nodes, chosen, at)
+    never = _never_called(nodes)
+    chosen = choose(
+        nodes,
+        spec,
+        problems,
+        noun="module",
+        ask=lambda function, node: function(node.names[0], node.module),
+        covers=lambda node, key: _is_meant(node, key) and node.module not in never,
+        uncovered=_no_layer,
+    )
+    problems += _problems(never, chosen, at)
     if not chosen and not problems:
         problems.append(NoMatchError("The spec puts noise on no module. A law covers Linear and Conv modules."))
     raise_problems(problems)
-    for node, law in chosen:
+    for node, law in chosen.items():
         register(node.module, ActivationNoise(law, node.names[0], at, when))
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # Compiled code does not look for hooks that were added later.
@@ -143,55 +150,21 @@ def noisy_activations(model: nn.Module) -> dict[tuple[str, At], Noise]:
     return {(name, noise.at): noise.law for name, _, noise in activation_noises(model)}
 
 
-def _choose(
-    nodes: Sequence[Node], spec: ActivationSpec, problems: list[WeightNoiseError]
-) -> list[tuple[Node, Noise]]:
-    if isinstance(spec, Mapping):
-        return _choose_by_mapping(nodes, spec, problems)
-    if callable(spec) and not (is_law(spec) or isinstance(spec, type)):
-        asked = [
-            (node, law_or_problem(spec(node.names[0], node.module), problems, node.names[0])) for node in nodes
-        ]
-        return [(node, law) for node, law in asked if law is not None]
-    law = law_or_problem(spec, problems)
-    if law is None:
-        problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
-        return []
-    never = _never_called(nodes)
-    return [(node, law) for node in nodes if isinstance(node.module, _LAYERS) and node.module not in never]
+def _is_meant(node: Node, key: Key | None) -> bool:
+    """Whether a key means a module that it does not name: a class all of its kind, anything else the layers."""
+    return isinstance(node.module, key if isinstance(key, type) else _LAYERS)
 
 
-def _choose_by_mapping(
-    nodes: Sequence[Node], spec: Mapping[Key, Law | None], problems: list[WeightNoiseError]
-) -> list[tuple[Node, Noise]]:
-    if not spec:
-        problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
-    laws = {key: law_or_problem(value, problems, label(key)) for key, value in spec.items()}
-    never = _never_called(nodes)
-    chosen = []
-    for key, won in choose(spec, nodes, "module", problems).items():
-        law = laws[key]
-        if law is None:
-            continue
-        kinds = key if isinstance(key, type) else _LAYERS
-        called = [node for node in won if isinstance(node.module, kinds) and node.module not in never]
-        covered = [node for node in won if key in node.names or node in called]
-        chosen += [(node, law) for node in covered]
-        if won and not covered:
-            problems.append(
-                NoMatchError(
-                    f"{label(key)} covers no Linear or Conv module that is called, only "
-                    f"{listed(node.names[0] for node in won[:3])}. Name a module exactly, or use its class "
-                    "as the key."
-                )
-            )
-    return chosen
+def _no_layer(key: Key, won: Sequence[Node]) -> NoMatchError:
+    return NoMatchError(
+        f"{label(key)} covers no Linear or Conv module that is called, only "
+        f"{listed(node.names[0] for node in won[:3])}. Name a module exactly, or use its class as the key."
+    )
 
 
-def _problems(nodes: Sequence[Node], chosen: Sequence[tuple[Node, Noise]], at: At) -> list[WeightNoiseError]:
+def _problems(never: Container[nn.Module], chosen: Mapping[Node, Noise], at: At) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
-    never = _never_called(nodes)
-    for node, law in chosen:
+    for node, law in chosen.items():
         name, module = node.names[0], node.module
         if any(noise.at == at for noise in own_activation_noises(module)):
             problems.append(

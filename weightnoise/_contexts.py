@@ -14,9 +14,11 @@ from torch import nn
 
 from weightnoise._attach.attach import every_noise, noises
 from weightnoise._attach.hook import activation_noises
+from weightnoise._checks import check_sign
 from weightnoise._errors import NotNoisyError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
-from weightnoise._noise.control import HeldDraw, Override
+from weightnoise._noise.control import Override
+from weightnoise._noise.draws import HeldDraw
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import clean_tensor
 
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
-    """Switch noise off inside: weights read are the clean Parameters themselves.
+    """Switch noise off inside: forwards see the clean Parameters themselves.
 
     Stronger than `force_noise`, whichever is the outer one. A model without noise is left alone, so
     that evaluation code need not know.
@@ -38,7 +40,7 @@ def no_noise(*models: nn.Module) -> NoiseContext:
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
         >>> with no_noise(model):
-        ...     isinstance(model.weight, nn.Parameter)
+        ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         True
     """
     return NoiseContext(lambda: _on_each(chain.from_iterable(map(every_noise, models)), Override(off=True)))
@@ -57,7 +59,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1, when="training").eval()
         >>> with force_noise(model):
-        ...     isinstance(model.weight, nn.Parameter)
+        ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         False
     """
     return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(forced=True)))
@@ -81,7 +83,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
         >>> with scale_noise(model, 0.0):
-        ...     bool((model.weight == model.weight).all())
+        ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         True
     """
     if not 0 <= factor < math.inf:  # Not math.isfinite, which Dynamo cannot trace.
@@ -91,6 +93,9 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
 
 def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> HeldNoise:
     """Use one draw for everything inside: forwards, reads, and all uses of a tied parameter.
+
+    A read outside of every forward, which is clean elsewhere, is the held noisy weight: to look at a draw, or to
+    call a method that uses a weight and is no forward.
 
     The draw is the random part alone. The strength and what it is relative to are applied at each
     forward, so they follow an optimizer step, `scale_noise` and a schedule.
@@ -119,8 +124,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
-    if isinstance(sign, bool) or sign not in (1, -1):
-        raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
+    check_sign("hold_noise", sign)
 
     def open_overrides(resets: int) -> Overrides:
         own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
@@ -161,6 +165,12 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
         own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
         opened.append((activation, Override(held=HeldDraw(own_seed, sign))))
     return opened
+
+
+def only_noise(model: nn.Module, one: object) -> NoiseContext:
+    """All noise of the model off inside, but for one."""
+    off = Override(off=True)
+    return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
 
 
 def require_noise(found: Iterable[T]) -> list[T]:

@@ -67,6 +67,14 @@ class LearnedStrengthWarning(UserWarning):
     """A checkpoint of the plain model was loaded: learned noise strengths keep their values."""
 
 
+class AbandonedContextWarning(UserWarning):
+    """A generator was given up inside a context on noise, which was open for everybody until then."""
+
+
+class CleanReadWarning(UserWarning):
+    """A method of a module that is no forward reads a noisy parameter, and gets it clean."""
+
+
 class NondeterministicMetricWarning(UserWarning):
     """The metric of a robustness evaluation differs between two runs without noise."""
 

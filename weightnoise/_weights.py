@@ -15,8 +15,9 @@ from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
-from weightnoise._plan import warn_if_rounded_away
-from weightnoise._select.resolve import Placement, Spec, resolve
+from weightnoise._select.choose import Spec
+from weightnoise._select.precision import warn_if_rounded_away
+from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise
@@ -35,7 +36,8 @@ def add_weight_noise(
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
-    Noise is drawn once in every forward of the module that owns the weight. The gradient is the one
+    Noise is drawn once in every forward of the module that owns the weight; outside of every forward
+    ``module.weight`` is the clean Parameter, but inside `hold_noise`. The gradient is the one
     at the noisy weight and lands on the clean Parameter, which stays where it is: names, order,
     identity, ``state_dict()`` and optimizers are those of the plain model.
 
@@ -81,8 +83,10 @@ def add_weight_noise(
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
-        >>> bool((model.weight == model.weight).all())
+        >>> bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         False
+        >>> model.weight is dict(model.named_parameters())["weight"]  # Noise is there in forwards alone.
+        True
         >>> sorted(model.state_dict())
         ['bias', 'weight']
 

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import weightnoise as wn
 from tests.cases import CASES
-from tests.helpers import Counting
+from tests.helpers import Counting, seen
+from weightnoise._attach.attach import every_noise
 
 PICKLED = [name for name in CASES if name != "weight_norm"]  # torch refuses to pickle its own parametrizations.
 
@@ -64,7 +65,7 @@ def test_torchs_own_removal_on_a_copy_leaves_the_original() -> None:
     other = copy.deepcopy(model)
     parametrize.remove_parametrizations(other, "weight", leave_parametrized=False)
     assert type(other) is nn.Linear
-    assert not torch.equal(model.weight, model.weight)
+    assert not torch.equal(seen(model), seen(model))
 
 
 def test_a_shallow_copy_shares_its_parameters() -> None:
@@ -86,7 +87,7 @@ def test_removal_from_a_shallow_copy_leaves_the_original_noisy(make: Any) -> Non
     model = wn.add_weight_noise(make(nn.Linear(3, 2)), 0.1)
     wn.remove_weight_noise(copy.copy(model))
     assert wn.has_weight_noise(model)
-    assert not torch.equal(model.weight, model.weight)
+    assert not torch.equal(seen(model), seen(model))
 
 
 class OwnState(nn.Linear):
@@ -105,7 +106,7 @@ def test_a_copy_of_a_module_that_has_a_state_of_its_own_format(way: Callable[[nn
     assert "attributes" not in vars(way(model))
     other = way(wn.add_weight_noise(model, 0.1))
     assert "attributes" not in vars(other)
-    assert not torch.equal(other.weight, other.weight)
+    assert not torch.equal(seen(other), seen(other))
     assert type(wn.remove_weight_noise(other)) is OwnState
 
 
@@ -122,7 +123,7 @@ def test_a_copy_in_one_thread_does_not_switch_the_noise_off_in_another() -> None
     copying = threading.Thread(target=copy.deepcopy, args=(model,))
     copying.start()
     assert inside.wait(20)
-    noisy = model.weight is not model._parameters["weight"]
+    noisy = seen(model) is not model._parameters["weight"]
     go_on.set()
     copying.join()
     assert noisy
@@ -131,13 +132,52 @@ def test_a_copy_in_one_thread_does_not_switch_the_noise_off_in_another() -> None
 @pytest.mark.parametrize(
     "context", [wn.no_noise, wn.hold_noise, wn.force_noise, lambda model: wn.scale_noise(model, 0.0)]
 )
-@pytest.mark.parametrize("way", [copy.deepcopy, pickled])
-def test_a_copy_made_inside_a_context_is_not_inside_it(context: Any, way: Any) -> None:
-    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
-    with context(model):
-        other = way(model)
-        assert not torch.equal(other.weight, other.weight)
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("through", [lambda copied: copied, copy.deepcopy], ids=["a copy", "a copy of a copy"])
+def test_a_copy_made_inside_a_context_is_inside_it_until_it_closes(context: Any, through: Any, size: int) -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(size, size)), 0.1)
+    wn.add_activation_noise(model, 0.1)
+    x = torch.randn(2, size)
+    opened = context(model)
+    with opened:
+        other = through(copy.deepcopy(model))
+        for own, copied in zip(said(model), said(other), strict=True):
+            assert own == copied
+        if context is wn.no_noise:
+            assert torch.equal(other(x), model(x))
+        if context is wn.hold_noise:
+            before = seen(other[0])
+            opened.reset()
+            assert torch.equal(seen(other[0]), seen(model[0]))
+            assert not torch.equal(seen(other[0]), before)
+        with wn.no_noise(other):  # Of the copy alone.
+            assert seen(other[0]) is other[0]._parameters["weight"]
+            assert [one[1] for one in said(model)] == [context is wn.no_noise] * 2
+    assert said(model) == said(other) == [([], False, None, 1.0)] * 2
+    assert not torch.equal(other(x), other(x))
     wn.remove_weight_noise(other)
+
+
+def said(model: nn.Module) -> list[Any]:
+    """What the open contexts say about each noise of a model."""
+    controls = [noise.control for noise in every_noise(model)]
+    return [(control.settings, control.off, control.held, control.factor) for control in controls]
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_what_copies_before_it_converts_can_do_so_inside_no_noise(size: int) -> None:
+    model, x = wn.add_weight_noise(nn.Sequential(nn.Linear(size, size)), 0.5), torch.randn(2, size)
+    with wn.no_noise(model):
+        average = AveragedModel(model)
+        assert torch.equal(average(x), model(x))
+    assert not torch.equal(average(x), average(x))
+
+
+def test_a_pickle_is_in_no_context() -> None:
+    model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
+    with wn.no_noise(model):
+        other = pickled(model)
+        assert not torch.equal(seen(other), seen(other))
 
 
 def _in_child(model: nn.Module, results: Any) -> None:
@@ -175,7 +215,7 @@ def test_averaged_models(case: str) -> None:
 def test_conversions_convert_the_parameter_and_the_noise(dtype: torch.dtype) -> None:
     model = wn.add_weight_noise(nn.Linear(3, 2), 0.1).to(dtype)
     assert model.weight.dtype == model._parameters["weight"].dtype == dtype
-    assert not torch.equal(model.weight, model.weight)
+    assert not torch.equal(seen(model), seen(model))
     assert type(wn.remove_weight_noise(model)) is nn.Linear
 
 
@@ -246,4 +286,4 @@ def test_two_threads_keep_their_draws_apart(replicas: bool) -> None:
 def test_torchs_cache_of_parametrizations_is_not_used() -> None:
     model = wn.add_weight_noise(nn.Linear(3, 2), 0.1)
     with parametrize.cached():
-        assert not torch.equal(model.weight, model.weight)
+        assert not torch.equal(seen(model), seen(model))

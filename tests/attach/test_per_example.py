@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
 from tests.cases import NO_CONTEXTS, needs_torch, single_loss
+from tests.helpers import seen
 from tests.laws.test_identities import DRAWS, assert_mean
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._random import draws as _random
@@ -465,11 +466,11 @@ def test_activation_checkpointing(estimator: Estimator, use_reentrant: bool, hel
 COMPILING = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+@pytest.mark.compile
 @COMPILING
 @pytest.mark.parametrize("law", ["gaussian", "rms_per_output", "learned", "variational_dropout"])
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimator, law: str) -> None:
-    torch._dynamo.reset()
     model, x = make(estimator, ALL[law][0]), batch()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert not torch.equal(compiled(x), compiled(x))
@@ -488,10 +489,10 @@ def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimato
 
 
 @needs_torch("2.9", NO_CONTEXTS)
+@pytest.mark.compile
 @COMPILING
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_new_holds_recompile_nothing_and_a_compiled_step_may_hold(estimator: Estimator) -> None:
-    torch._dynamo.reset()
     model, x = make(estimator), batch()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     outputs = []
@@ -551,17 +552,17 @@ def test_reads_inside_are_the_parameter_and_reads_outside_a_shared_draw(
     estimator: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = wn.add_weight_noise(nn.Linear(4, 3), 0.3, estimator=estimator)
-    assert not torch.equal(layer.weight, layer.weight)
-    seen: list[Tensor] = []
+    assert not torch.equal(seen(layer), seen(layer))
+    read: list[Tensor] = []
     plain: Any = nn.functional.linear
 
     def spy(x: Tensor, weight: Tensor, *rest: Any) -> Any:
-        seen.append(weight)
+        read.append(weight)
         return plain(x, weight, *rest)
 
     monkeypatch.setattr(nn.functional, "linear", spy)
     layer(torch.ones(2, 4))
-    assert seen[0] is layer._parameters["weight"]
+    assert read[0] is layer._parameters["weight"]
     assert wn.noisy_parameters(layer) == {"weight": wn.Gaussian(0.3)}
 
 

@@ -21,6 +21,7 @@ from torch import nn
 import weightnoise as wn
 from weightnoise._cli import journal as _journal
 from weightnoise._cli import parser as _cli_parser
+from weightnoise._cli.files import write_whole
 from weightnoise._cli.load import load_model
 from weightnoise._cli.main import main
 from weightnoise._cli.notation import read_spec
@@ -405,7 +406,7 @@ def test_a_file_of_something_else_is_left_alone(
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
-    _journal.write_whole(path, "before")
+    write_whole(path, "before")
 
     def break_down(_: int) -> None:
         assert path.read_text() == "before"
@@ -413,10 +414,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", break_down)
-        with pytest.raises(OSError, match="disk full"):
-            _journal.write_whole(path, "after" * 1000)
+        with pytest.raises(CommandError, match=r"cannot write .*report.json: disk full"):
+            write_whole(path, "after" * 1000)
     assert path.read_text() == "before"
-    _journal.write_whole(path, "after")
+    write_whole(path, "after")
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
 

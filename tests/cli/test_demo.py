@@ -94,7 +94,7 @@ def test_tables_and_panels_show_every_number(tmp_path: Path, monkeypatch: pytest
     ]
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    _cli_demo.plot(results, tmp_path / "plot.png")
+    (tmp_path / "plot.png").write_bytes(_cli_demo.plot(results))
     axes: list[Any] = drawn[0].axes
     *panels, bars = axes
     for condition, panel in zip(_demo.CONDITIONS, panels, strict=True):

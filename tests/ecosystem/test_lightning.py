@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import weightnoise as wn
+from tests.helpers import in_forward
 
 pl = pytest.importorskip("lightning.pytorch", reason="needs the extra 'lightning'")
 
@@ -190,7 +191,7 @@ def test_a_validation_that_breaks_off_leaves_noise_on(tmp_path: Path) -> None:
     model = Breaking()
     with pytest.raises(RuntimeError, match="broken"):
         trainer(tmp_path, WeightNoiseCallback(SPEC)).fit(model, data(), data())
-    model.note("train")
+    in_forward(model.note, "train")
     assert model.seen["train"] == [True]
 
 

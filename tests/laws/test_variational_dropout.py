@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
+from tests.helpers import seen
 from tests.laws.test_identities import DRAWS, assert_mean
 
 ALPHAS = torch.logspace(-4, 3, 29, dtype=torch.float64)
@@ -57,7 +58,7 @@ def test_an_alpha_for_each_weight_layer_or_unit(per: Any, shape: tuple[int, ...]
         log_alpha(layer).copy_(strengths.reshape(log_alpha(layer).shape))
         with wn.no_noise(layer):
             clean = layer.weight
-        draws = torch.stack([layer.weight for _ in range(DRAWS)])
+        draws = torch.stack([seen(layer) for _ in range(DRAWS)])
     scaled = (draws / clean - 1) / (strengths / 2).exp()
     assert_mean(scaled.flatten(1).mean(dim=1), 0.0)
     for row in range(4):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LAWS
+from weightnoise.laws._complete import complete
 from weightnoise.laws._spec import as_law
 from weightnoise.testing import check_law
 
@@ -47,11 +48,11 @@ def outcome(given: Any, call: Callable[[Any], Any]) -> Any:
         return type(error).__name__, str(error).replace(repr(as_law(given)), "LAW")
 
 
-def same(law: Any, call: Callable[[Any], Any]) -> None:
+def same(law: Any, call: Callable[[Any], Any], wraps: Iterable[str] = WRAPS) -> None:
     """Demand of a call the same bits, or the same refusal, however the law is wrapped."""
     expected = outcome(law, call)
-    for name, wrap in WRAPS.items():
-        found = outcome(wrap(law), call)
+    for name in wraps:
+        found = outcome(WRAPS[name](law), call)
         if isinstance(expected, list):
             assert_close(found, expected, rtol=0.0, atol=0.0, msg=f"{name} differs: {found}")
         else:
@@ -115,7 +116,11 @@ def test_the_same_under_a_schedule(factor: float, size: int, law: str) -> None:
 
 
 @pytest.mark.compile
-@each_law
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+@pytest.mark.parametrize(
+    "law", ["gaussian", "gaussian_absmax", "stuck_at", "learned", "chain", "custom", "current"]
+)
 @each_size
 @pytest.mark.parametrize("add", [wn.add_weight_noise, wn.add_activation_noise])
 def test_the_same_when_compiled(add: Any, size: int, law: str) -> None:
@@ -125,7 +130,15 @@ def test_the_same_when_compiled(add: Any, size: int, law: str) -> None:
         wn.NoiseScheduler(model, lambda step: 0.5)
         return run(torch.compile(model, backend="eager"), batch(size))
 
-    same(EVERY[law], compiled)
+    same(EVERY[law], compiled, ["a list of lists", "a protection of nothing"])
+
+
+@each_law
+def test_what_is_asked_is_the_same_law(law: str) -> None:
+    for wrap in WRAPS.values():
+        given = as_law(wrap(EVERY[law]))
+        assert given is not None
+        assert repr(complete(given)) == repr(as_law(EVERY[law]))
 
 
 @each_law
@@ -290,6 +303,26 @@ def test_parts_are_asked_what_they_learn(memory: Any, place: int, size: int) -> 
 def test_parts_are_asked_what_they_refuse(law: Any, call: Any, reason: str, place: int) -> None:
     with pytest.raises((wn.WeightNoiseError, ValueError), match=reason):
         call(layer(8), around(law)[place])
+
+
+@pytest.mark.parametrize(("law", "what"), [(wn.StuckAt(0.1), "freezes on its chip"), (wn.Variational(), "learns")])
+def test_what_a_wrapper_would_forget_is_refused(law: Any, what: str) -> None:
+    class Silent:
+        def __init__(self, *laws: Any) -> None:
+            self.laws = laws
+
+        def draw(self, weight: Tensor) -> Any:
+            return self.laws[0].draw(weight)
+
+        def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+            noisy: Tensor = self.laws[0].apply(weight, noise, factor)
+            return noisy
+
+    wrapped: list[Any] = [Silent(law), [wn.Clip(), Silent(law)], wn.Protect(Silent(wn.Chain((law, law))), 0.5)]
+    for given in wrapped:
+        with pytest.raises(wn.UnsupportedParameterError, match=rf"forget what .* in it {what}. Name the laws"):
+            wn.add_weight_noise(layer(8), given)
+    wn.add_weight_noise(layer(8), Silent(wn.StuckAt(0.1, chip=None)))
 
 
 @each_size

@@ -55,6 +55,8 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         found = holder["module_noise"]
         found.owner = weakref.ref(owner)
         found.noises += noises.values()
+        for noise in noises.values():
+            noise.owner = found.owner
         made_by_torch = type(owner)
         set_class(owner, noisy)
         for name in _properties(made_by_torch):

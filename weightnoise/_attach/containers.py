@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import UnsupportedParameterError
+from weightnoise._noise.outside import is_noisy_outside
 
 CleanReads: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -172,7 +173,7 @@ def _reads_noisy(container: nn.Module) -> bool:
     if module_noise is None or not module_noise.live():
         return False
     running = module_noise.frames.running
-    return not running or running[-1] is not None
+    return running[-1] is not None if running else is_noisy_outside(module_noise.noises[0])
 
 
 def _name(container: nn.Module, key: str | None = None) -> str:

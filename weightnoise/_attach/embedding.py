@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from weightnoise._noise.checkpoints import EffectiveControl
-from weightnoise._noise.frames import Key
+from weightnoise._noise.draws import bare
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, sees_operations
@@ -28,14 +28,12 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     if not _fits(noise, effective, layer, weight, tokens):
         return None
     refuse_export("weight", noise.name)
-    draw = noise.draw(weight, effective)
-    if type(draw) is Key:
-        draw = draw.number
+    draw = bare(noise.draw(weight, effective))
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.padding_row, sparse=layer.sparse)
-    table = noise.handed.apply_to_rows(
-        weight.detach(), rows, index, draw, noise.factor(effective), noise.padding_row
-    )
+    table = noise.handed.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(effective))
+    if noise.padding_row is not None:
+        table = torch.where((index == noise.padding_row).unsqueeze(-1), rows, table)
     if isinstance(layer, nn.Embedding):
         return F.embedding(places, table)
     kwargs.pop("input", None)
@@ -49,6 +47,7 @@ def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: A
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
+        and not (effective.held is not None and not torch.is_grad_enabled() and noise.can_rest(weight))
         and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 

@@ -101,7 +101,7 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
         module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
         for one in module_noise._noises:
-            if not one.control.off and (one.training or not one.control.gated):
+            if not one.control.off and (not one.control.gated or one.training):
                 break
         else:
             return base.forward(self, *args, **kwargs)
@@ -167,12 +167,19 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         set_class(self, make_noisy_class(clean_class(type(self)), tuple(parametrizations(self))))
         base.__delattr__(self, name)
 
+    def register(self: nn.Module, name: str, param: Any) -> None:
+        # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
+        if param is not None and name.endswith("_orig") and self._parameters.get(name[:-5]) is param:
+            noisy_property(name[:-5]).__set__(self, param)
+        base.register_parameter(self, name, param)
+
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
     body |= {
         "forward": noisy_forward(base),
         "__reduce_ex__": reduce,
         "__setstate__": set_state,
         "__delattr__": delete,
+        "register_parameter": register,
     }
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {"__module__": base.__module__, "__doc__": base.__doc__}
@@ -233,6 +240,8 @@ def adopt(owner: nn.Module) -> None:
     for stack in parametrizations(owner).values():
         if isinstance(stack, InPlaceList):
             stack.owner = weakref.ref(owner)
+    for _, noise in own_noises(owner):
+        noise.owner = weakref.ref(owner)
 
 
 def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._noise.checkpoints import EffectiveControl, fresh
-from weightnoise._noise.frames import PER_EXAMPLE, opens_frame
+from weightnoise._noise.draws import PER_EXAMPLE, apply_draw
+from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
@@ -62,7 +63,7 @@ def _add_flipout(
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = noise.make_noisy(weight, noise.draw(weight, effective), size) - weight
+    moved = apply_draw(noise, weight, noise.draw(weight, effective), size) - weight
     held = effective.held
     key = None if held is None else held.key
 

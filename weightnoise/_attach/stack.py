@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightnoise._errors import UnsupportedParameterError
+from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modules import is_dtensor, is_fully_sharded
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class InPlaceList(parametrize.ParametrizationList):
         owner = self.owner()
         return None if owner is None else owner._parameters[self.tensor_name]
 
+    @reads_weight
     def forward(self) -> Tensor | None:  # type: ignore[override]
         """The noisy weight."""
         return self.read(self.original)
@@ -56,11 +59,11 @@ class InPlaceList(parametrize.ParametrizationList):
         return weight
 
     def _check_managed(self, weight: Tensor) -> None:
-        """`fully_shard` looks at a clean weight between forwards; with tensor parallelism another module may."""
+        """In the forward of another module a DTensor would be read clean."""
         only_noise, owner = self.only_noise, self.owner()
         if only_noise is None or owner is None or not only_noise.live() or only_noise.frames.running:
             return
-        if is_dtensor(weight) and not is_fully_sharded(owner):
+        if is_dtensor(weight) and not is_fully_sharded(owner) and is_noisy_outside(only_noise):
             raise UnsupportedParameterError(f"Parameter '{only_noise.name}' {TENSOR_PARALLEL}")
 
     def append(self, module: nn.Module) -> Self:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from weightnoise._cli.demo import ALONE, CONDITIONS, Curve, Results
@@ -66,8 +66,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def plot(results: Results, path: Path) -> None:
-    """Draw accuracy under each condition and by parameter, as a PNG."""
+def plot(results: Results) -> bytes:
+    """A PNG of the accuracy under each condition and by parameter."""
     from matplotlib.figure import Figure
 
     from weightnoise._robustness.plots import draw_bands
@@ -91,7 +91,9 @@ def plot(results: Results, path: Path) -> None:
         f"{_count(seeds, 'network')} x {draws} draws",
         fontsize="medium",
     )
-    figure.savefig(path, dpi=120, format="png")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png")
+    return file.getvalue()
 
 
 def _draw_bars(ax: Any, results: Results) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightnoise._cli.files import read_text, write_whole
 from weightnoise._cli.output import CommandError
+from weightnoise._errors import WeightNoiseError
 from weightnoise._random import draws as _random
 from weightnoise._robustness.metric import Metric, measure
 from weightnoise._robustness.report import RobustnessReport
@@ -86,22 +87,29 @@ class ResumableMetric:
 
 def _read(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     instead = "Give another --out, or --fresh to overwrite it."
+    text = read_text(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(text)
         before: dict[str, Any] = dict(content["sweep"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         raise CommandError(f"{path} is there and holds no sweep. {instead}", code=1) from None
     differing = [name for name in {**before, **about} if before.get(name) != about.get(name)]
     if differing:
         raise CommandError(f"{path} holds another sweep: {', '.join(differing)} differ. {instead}", code=1)
+    if not _whole(content):
+        raise CommandError(f"{path} is damaged. {instead}", code=1)
     return content
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file at once: whoever reads it finds the one before or the new one, and never a part."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def _whole(content: Mapping[str, Any]) -> bool:
+    """Whether a sweep has what it has to have."""
+    if "curves" in content:
+        try:
+            RobustnessReport.from_dict(content)
+        except WeightNoiseError:
+            return False
+        return True
+    measured = content.get("measured")
+    return isinstance(measured, list) and all(
+        isinstance(one, dict) and all(type(value) in (int, float) for value in one.values()) for one in measured
+    )

@@ -1,11 +1,11 @@
-"""The objects that the command line names: models and metrics to import."""
+"""The objects that the command line names: models, metrics and what specs may name, to import."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,15 @@ def load_metric(reference: str) -> Callable[[Any], Any]:
     if not callable(found):
         raise CommandError(f"{reference} is {_shown(found)}; a function of the model is needed")
     return found  # type: ignore[no-any-return]
+
+
+def load_allowed(references: Iterable[str]) -> list[Any]:
+    """The classes and functions that a spec may name besides: each one that a ``MODULE:NAME`` names.
+
+    Raises:
+        CommandError: if there is no such thing.
+    """
+    return [_load(reference) for reference in references]
 
 
 def _load(reference: str) -> Any:

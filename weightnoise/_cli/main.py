@@ -12,9 +12,10 @@ from typing import TextIO
 
 from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
-from weightnoise._cli.load import load_model
+from weightnoise._cli.files import try_to_write, write_whole
+from weightnoise._cli.load import load_allowed, load_model
 from weightnoise._cli.notation import read_spec
-from weightnoise._cli.output import CommandError, Progress, check_extras, say, try_to_write, write_file
+from weightnoise._cli.output import CommandError, Progress, check_extras, say
 from weightnoise._cli.parser import make_parser
 from weightnoise._cli.sweep import run_sweep
 from weightnoise._errors import WeightNoiseError
@@ -83,8 +84,9 @@ def _show_warning(
 
 
 def _run_plan(options: argparse.Namespace) -> None:
-    spec = read_spec(options.spec)
-    print(plan_weight_noise(load_model(options.model), spec, min_ndim=options.min_ndim))
+    model = load_model(options.model)  # First: a spec may name what its module defines.
+    spec = read_spec(options.spec, load_allowed(options.allow))
+    print(plan_weight_noise(model, spec, min_ndim=options.min_ndim))
 
 
 def _run_demo(options: argparse.Namespace) -> None:
@@ -98,5 +100,5 @@ def _run_demo(options: argparse.Namespace) -> None:
     finally:
         progress.clear()
     print(f"{_cli_demo.tables(results)}\n\n{_cli_demo.verdict(results)}")
-    write_file(options.output, lambda: _cli_demo.plot(results, options.output))
+    write_whole(options.output, _cli_demo.plot(results))
     print(f"Plot: {options.output} ({time.perf_counter() - start:.0f} s)")

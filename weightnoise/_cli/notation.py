@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from weightnoise import laws
+from weightnoise._cli.files import read_text
 from weightnoise._cli.output import CommandError
 from weightnoise._config import spec_from_config
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise.laws._spec import as_law
 
 _LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
 
 
-def read_spec(text: str) -> Spec:
+def read_spec(text: str, allowed: Iterable[Any] = ()) -> Spec:
     """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` file.
 
     In Python's notation there are laws by name, numbers, strings, None, lists and dicts, and nothing
-    is evaluated. JSON is what `spec_to_config` makes.
+    is evaluated. JSON is what `spec_to_config` makes; ``allowed`` is what it may name besides.
 
     Raises:
         CommandError: for what cannot be read, and for what is no spec.
@@ -33,23 +34,18 @@ def read_spec(text: str) -> Spec:
         {'encoder.*': [Clip(k=2.5), Gaussian(std=0.1, relative_to='absmax')], 'head.*': None}
     """
     try:
-        spec = spec_from_config(_from_file(Path(text)) if text.endswith(".json") else _from_text(text))
+        config = json.loads(read_text(Path(text))) if text.endswith(".json") else _from_text(text)
+        spec = spec_from_config(config, allow=allowed)
         for value in spec.values() if isinstance(spec, Mapping) else (spec,):
             as_law(value)
-    except OSError as error:
-        raise CommandError(f"cannot read {text}: {error.strerror or error}") from None
     except SyntaxError as error:
         form = "Gaussian(0.1, relative_to='absmax'), a list of laws, a dict of them by name, JSON or a .json file"
         raise CommandError(f"cannot read the law {text!r}: {error.msg}; give {form}") from None
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise CommandError(f"cannot read the law {text!r}: {error}") from None
     if spec is None:
         raise CommandError(f"{text!r} is no law.")
     return spec
-
-
-def _from_file(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _from_text(text: str) -> Any:

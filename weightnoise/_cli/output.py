@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 
 class CommandError(Exception):
@@ -32,22 +30,6 @@ def check_extras(what: str, *names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(f"{what} needs {' and '.join(missing)}: pip install 'torch-weightnoise[demo]'")
-
-
-def write_file(path: Path, write: Callable[[], None]) -> None:
-    """Write a file, or say in one line why it cannot be written."""
-    try:
-        write()
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}", code=1) from None
-
-
-def try_to_write(path: Path) -> None:
-    """Refuse a path that cannot be written, before any time is spent on what goes there."""
-    existed = path.exists()
-    write_file(path, lambda: path.open("ab").close())
-    if not existed:
-        path.unlink()
 
 
 class Progress:

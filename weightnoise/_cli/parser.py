@@ -28,7 +28,10 @@ _NOTATION = """\
 A law is written as in Python, and nothing of it is executed: Gaussian(0.1, relative_to="absmax"),
 StuckAt(zero=0.01), a number for Gaussian, a list for laws one after the other, and a dict from patterns on
 names to laws: {"encoder.*": Gaussian(0.02), "head.*": None}. JSON as of spec_to_config, or the name of a
-.json file with it, do as well; what JSON names by its module is imported. Quote it for the shell: '...'."""
+.json file with it, do as well. JSON imports nothing: it may name laws of this library, modules of torch.nn,
+functions of torch.nn.functional, and module classes and laws (dataclasses with draw and apply) of modules that
+the command has imported for the model, the metric or --allow; functions of yours only with --allow. Quote it for
+the shell: '...'."""
 
 _EXITS = """\
 Exit codes: 0 success, 1 failure (also of your code), 2 wrong usage, 130 interrupted."""
@@ -145,6 +148,7 @@ def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
     )
     plan.add_argument("model", metavar="MODULE:FACTORY", help="the model, or a function that makes it")
     plan.add_argument("--spec", required=True, help="laws, or a .json file of them")
+    _add_allow(plan)
     plan.add_argument(
         "--min-ndim",
         type=_whole,
@@ -181,6 +185,7 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
         metavar="LAW",
         help="repeat it to compare; without it the noise that the model has",
     )
+    _add_allow(sweep)
     add("--draws", type=_count, default=20, metavar="N", help="draws at each level (default: 20)")
     add("--seed", type=_whole, default=0, metavar="N", help="of the draws (default: 0)")
     add("--antithetic", action="store_true", help="use each draw twice, mirrored")
@@ -190,6 +195,16 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
     add("--out", type=Path, metavar="REPORT.json", help="keep the report here, and go on from it when interrupted")
     add("--fresh", action="store_true", help="start over, whatever --out holds")
     add("--plot", type=_figure, metavar="PLOT.png", help="draw the report (.png, .pdf or .svg; needs matplotlib)")
+
+
+def _add_allow(command: Parser) -> None:
+    command.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a function or class of yours that JSON may name; repeat it for more",
+    )
 
 
 def _whole(text: str, least: int = 0) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -13,10 +15,11 @@ from torch import nn
 
 import weightnoise
 from weightnoise._activations import noisy_activations
+from weightnoise._cli.files import locked, try_to_write, write_whole
 from weightnoise._cli.journal import ResumableMetric
-from weightnoise._cli.load import load_metric, load_model
+from weightnoise._cli.load import load_allowed, load_metric, load_model
 from weightnoise._cli.notation import read_spec
-from weightnoise._cli.output import CommandError, check_extras, say, try_to_write, write_file
+from weightnoise._cli.output import CommandError, check_extras, say
 from weightnoise._random.philox import engine
 from weightnoise._robustness.evaluate import evaluate_robustness
 from weightnoise._robustness.metric import Metric, fingerprint
@@ -28,24 +31,27 @@ def run_sweep(options: argparse.Namespace) -> None:
     """Run the command."""
     if options.plot is not None:
         check_extras("--plot", "matplotlib")
-    laws = _read_laws(options.laws or [])
     model, metric = load_model(options.model, seed=options.seed), load_metric(options.metric)
+    laws = _read_laws(options.laws or [], load_allowed(options.allow))
     for path in filter(None, (options.out, options.plot)):
         try_to_write(path)
-    report = _measured(options, model, metric, laws)
+    with nullcontext() if options.out is None else locked(options.out):
+        report = _measured(options, model, metric, laws)
     print(f"{report}{_yields(report)}")
     if options.out is not None:
         print(f"Report: {options.out}")
     if options.plot is not None:
         figure = report.plot(metric=options.metric.partition(":")[2])
-        write_file(options.plot, lambda: figure.savefig(options.plot, dpi=150))
+        file = io.BytesIO()
+        figure.savefig(file, dpi=150, format=options.plot.suffix[1:].lower())
+        write_whole(options.plot, file.getvalue())
         print(f"Plot: {options.plot}")
 
 
-def _read_laws(texts: Sequence[str]) -> dict[str, Any]:
+def _read_laws(texts: Sequence[str], allowed: Sequence[Any]) -> dict[str, Any]:
     laws: dict[str, Any] = {}
     for text in texts:
-        law = read_spec(text)
+        law = read_spec(text, allowed)
         if _name(law) in laws:
             raise CommandError(f"--law {_name(law)} is given twice")
         laws[_name(law)] = law

@@ -23,7 +23,8 @@ from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, wait
 from weightnoise._torch.modes import may_be_in_checkpoint, while_tracing
 
 if TYPE_CHECKING:
-    from weightnoise._noise.control import HeldDraw, NoiseControl, Override
+    from weightnoise._noise.control import NoiseControl, Override
+    from weightnoise._noise.draws import HeldDraw
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ they nest and close in any order.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from weightnoise._errors import SpecError
+from weightnoise._errors import AbandonedContextWarning, SpecError
 from weightnoise._noise.control import NoiseControl, Override
 from weightnoise._noise.decorating import decorated
 from weightnoise.laws import Law, Noise
@@ -78,6 +79,8 @@ class NoiseContext:
         except BaseException:  # An interrupt half-way: noise must not stay switched.
             self._lift(entry or self._latest())
             raise
+        if kind is GeneratorExit:
+            warnings.warn(_ABANDONED, AbandonedContextWarning, stacklevel=2)
 
     def __call__(self, function: FunctionT) -> FunctionT:
         """The function, method or coroutine function with its body inside the context."""
@@ -152,6 +155,10 @@ class HeldNoise(NoiseContext):
         before = entry.overrides
         entry.overrides = [*before, *opened]  # So that leaving closes them all, whatever happens here.
         _open(opened)
+        held = dict(before)
+        for noise, override in opened:
+            if noise in held:
+                noise.control.hand_on(held[noise], override)
         _close(before)
         entry.overrides = opened
         entry.resets += 1
@@ -172,3 +179,10 @@ def _open(overrides: Overrides) -> None:
 def _close(overrides: Overrides) -> None:
     for noise, override in overrides:
         noise.control.discard(override)
+
+
+_ABANDONED = (
+    "A context on noise was closed with the generator that had it open when it was given up, and until now it "
+    "has switched or held the noise for everybody. Do not yield inside a context: decorate the generator with "
+    "it, which opens it while the body runs."
+)

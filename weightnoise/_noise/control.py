@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,57 +13,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
-from weightnoise._random import draws as _random
-from weightnoise.laws import Noise
+from weightnoise._noise.draws import HeldDraw
 
 When: TypeAlias = Literal["always", "training"]
-
-
-def drawing_alone() -> AbstractContextManager[Any]:
-    """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
-    # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
-    return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
-
-
-@dataclass(eq=False)
-class HeldDraw:
-    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
-
-    seed: int | None
-    sign: int
-    noise: Any = None
-    drawn: bool = False
-    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
-    key: Tensor | None = None  # Of what differs from example to example.
-
-    def make_key(self) -> None:
-        """Make what the noise of the examples is a function of."""
-        with drawing_alone():
-            if self.key is None:
-                own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
-                self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
-
-    def draw(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for."""
-        if not self.drawn:
-            with drawing_alone():
-                if not self.drawn:
-                    self._draw(law, weight)
-        if self.shape is not None and self.shape != weight.shape:
-            raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
-                f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
-            )
-        return self.noise
-
-    def _draw(self, law: Noise, weight: Tensor) -> None:
-        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-        with own, torch.no_grad():
-            noise = law.draw(weight)
-        self.noise, self.shape = noise, weight.shape
-        self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,39 +64,51 @@ class Resolved(NamedTuple):
 class NoiseControl:
     """The say of all open contexts on one noise, worked out whenever one opens or closes.
 
-    A copy or a pickle is not inside the contexts that the original is in; it keeps what a schedule
-    has set.
+    A copy is inside the contexts that the original is in, until they close; a pickle is in none. Both keep what a
+    schedule has set.
 
     Attributes:
         off: whether a read can tell at once that a context has switched the noise off.
         gated: whether a read can tell at once that the noise is off in eval mode.
         held: the draw to use, where one is held.
         factor: multiplies the strength; negative for a mirrored draw.
+        schedules: the factor of each schedule, by what tells schedules apart.
+        scheduled: their product.
         recomputing: how many checkpointed regions are being computed again, in any thread.
         removed: the name of the noise once it was taken off its module.
     """
 
-    def __init__(self, when: When, scheduled: float = 1.0) -> None:
+    def __init__(self, when: When, schedules: Mapping[Hashable, float] | None = None) -> None:
         self.when = when
         self.overrides: list[Override] = []
-        self.scheduled = scheduled
+        self.schedules = dict(schedules or {})
+        self.scheduled = math.prod(self.schedules.values(), start=1.0)
         self.removed = ""
         self.recomputing = 0
         self._instead: Instead | None = None
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
+        self._family: list[
+            weakref.ref[NoiseControl]
+        ] = []  # The copies of each other that were made inside a context.
         keep_for_compiled(self, ([_OFF], 1.0))
         self._resolve()
 
-    def schedule(self, factor: float, device: torch.device) -> None:
-        """Multiply the strength by ``factor`` until the next call."""
+    def scheduled_with(self, schedule: Hashable, factor: float) -> float:
+        """The product of all schedules, once this one's factor is ``factor``."""
+        return math.prod({**self.schedules, schedule: factor}.values(), start=1.0)
+
+    def schedule(self, schedule: Hashable, factor: float, device: torch.device) -> None:
+        """Multiply the strength by ``factor`` until the next call for the same schedule; schedules multiply."""
         with self._locked():
+            product = self.scheduled_with(schedule, factor)
             if self._schedule is None or self._schedule.device != device:
                 with torch.inference_mode(False):  # Else no later step could write into it.
-                    self._schedule = torch.full((), float(factor), dtype=torch.float32, device=device)
+                    self._schedule = torch.full((), product, dtype=torch.float32, device=device)
             keep_for_compiled(self, self._now())
-            self._schedule.fill_(factor)
-            self.scheduled = factor
+            self._schedule.fill_(product)
+            self.schedules[schedule] = factor
+            self.scheduled = product
             self._resolve()
 
     def compiled_factor(self) -> float:
@@ -159,11 +126,26 @@ class NoiseControl:
             self._resolve()
 
     def discard(self, override: Override) -> None:
-        """Take a context's say back; contexts may close in any order."""
+        """Take a context's say back, from copies too; contexts may close in any order."""
+        self._pull(override)
+        for other in self._relatives():
+            other._pull(override)
+
+    def hand_on(self, before: Override, after: Override) -> None:
+        """Let the copies that are in one context be in another one too."""
+        for other in self._relatives():
+            if any(override is before for override in other.overrides):
+                other.add(after)
+
+    def _pull(self, override: Override) -> None:
         with self._locked():
             keep_for_compiled(self, self._now())
             self.overrides = [other for other in self.overrides if other is not override]
             self._resolve()
+
+    def _relatives(self) -> list[NoiseControl]:
+        found = [reference() for reference in self._family]
+        return [other for other in found if other is not None and other is not self]
 
     def remove(self, name: str) -> None:
         """Note that the noise, of this name, was taken off its module."""
@@ -228,5 +210,16 @@ class NoiseControl:
         self._by_contexts = factor
         self.factor = factor * scheduled
 
-    def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, float]]:
-        return NoiseControl, (self.when, self.scheduled)
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoiseControl:
+        copied = NoiseControl(self.when, dict(self.schedules))
+        with self._locked():
+            if self.overrides:
+                self._family[:] = [one for one in self._family if one() is not None] or [weakref.ref(self)]
+                self._family.append(weakref.ref(copied))
+                copied._family = self._family
+                copied.overrides = list(self.overrides)
+                copied._resolve()
+        return copied
+
+    def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, dict[Hashable, float]]]:
+        return NoiseControl, (self.when, dict(self.schedules))

@@ -15,9 +15,6 @@ OPENERS: dict[int, CodeType] = {}
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-# In place of a draw, where the reads of a forward are clean and the noise goes on its output.
-PER_EXAMPLE = "per example"
-
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
 # from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
 # made at every forward.
@@ -42,20 +39,3 @@ class Frames(threading.local):
 
     def __reduce__(self) -> tuple[type[Frames], tuple[()]]:
         return Frames, ()
-
-
-class Key:
-    """In place of a draw: what its numbers are a function of, where they are made and added in one pass.
-
-    Attributes:
-        number: 64 bits; on a GPU a tensor there, which a CUDA graph draws anew at every replay.
-    """
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int | Tensor) -> None:
-        self.number = number
-
-
-class Seed(int):
-    """In place of a draw: what it is drawn from again, each time that it is needed."""

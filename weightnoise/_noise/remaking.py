@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from weightnoise._noise.frames import Key
+from weightnoise._noise.draws import apply_draw, bare, is_key
 from weightnoise._noise.recipe import Recipe, Source, tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._torch.autograd import Identity
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, kept: Recomputed) -> Tensor:
-    """As `WeightNoise.make_noisy`, leaving a recipe in ``kept``."""
+    """As `apply_draw`, leaving a recipe in ``kept``."""
     recipe = Recipe(
         noise.name,
         weight,
-        lambda weight: noise.make_noisy(weight, draw, factor),
+        lambda weight: apply_draw(noise, weight, draw, factor),
         lambda: _sources(noise, weight, draw),
     )
-    if type(draw) is Key or not weight.requires_grad:
+    if is_key(draw) or not weight.requires_grad:
         noisy = recipe.make(weight)
     elif noise.handed.gradient == "straight-through" and not noise.strength_names:
         with torch.no_grad():
@@ -46,7 +46,7 @@ def _sources(noise: WeightNoise, weight: Tensor, draw: Any) -> list[Source]:
         found.append((f": its learned {name}", getattr(noise, name)))
     for tensor in noise.law_tensors:
         found.append((f": a tensor of its law {type(noise.law).__name__}", tensor))
-    for drawn in (draw.number if type(draw) is Key else draw, noise.chip_draw):
+    for drawn in (bare(draw), noise.chip_draw):
         if drawn is not None and not isinstance(drawn, int):  # As a key or a seed is, which most draws are.
             found += [(": its draw", tensor) for tensor in tensors_in(drawn)]
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,26 +12,25 @@ from torch import Tensor, nn
 
 from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
-from weightnoise._noise.control import NoiseControl, When, drawing_alone
-from weightnoise._noise.frames import PER_EXAMPLE, Frames, Key, Memo, Seed
+from weightnoise._noise.control import NoiseControl, When
+from weightnoise._noise.draws import PENDING, PER_EXAMPLE, Key, Seed, apply_draw, drawing_alone, is_pending
+from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.export import refuse_export
+from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
-from weightnoise.laws._complete import complete
-from weightnoise.laws._law import apply_law, moved
+from weightnoise.laws._complete import complete, has_user_law
+from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
-
-# In place of the draw of a chip, while the weight is on the meta device.
-_PENDING = "pending"
 
 
 class WeightNoise(nn.Module):
@@ -49,6 +49,8 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
+        # The module of the parameter; no copy and no pickle has it.
+        self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
@@ -59,8 +61,20 @@ class WeightNoise(nn.Module):
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
+        self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+
+    @property
+    def training(self) -> bool:
+        """Whether the owner is in training mode, whoever has set that, and how."""
+        owner = None if self.owner is None else self.owner()
+        mode: bool = self.__dict__["_training"] if owner is None else owner.training
+        return mode
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["_training"] = mode  # Counts where torch has moved the noise to a module of its own making.
 
     @property
     def law(self) -> Any:
@@ -73,13 +87,14 @@ class WeightNoise(nn.Module):
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
         self.takes_keys = self.handed.takes_keys
+        self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
         self.strength_names = tuple(strengths)
-        self.chip_draw = _PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
+        self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
 
@@ -91,17 +106,16 @@ class WeightNoise(nn.Module):
         """What holds for a read here and now; None while noise is off."""
         return effective_control(self, self.training, self.frames)
 
+    @reads_weight
     def forward(self, weight: Tensor) -> Tensor:
-        """The noisy weight, or ``weight`` itself while noise is off."""
+        """The noisy weight, or ``weight`` itself while noise is off and outside of every forward."""
         control = self.control
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
-        kept = None
-        if running:
-            kept = running[-1]
-            if kept is None:
-                return weight
+        kept = running[-1] if running else None
+        if kept is None and (running or not is_noisy_outside(self, warn=True)):
+            return weight
         effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         if not eager:
@@ -115,8 +129,10 @@ class WeightNoise(nn.Module):
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
+        if eager and effective.held is not None and not torch.is_grad_enabled() and self.can_rest(weight):
+            return effective.held.noisy_weight(self, weight, factor)
         if kept is None:
-            return self.make_noisy(weight, self.draw(weight, effective, eager), factor)
+            return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
         compiling = not eager and torch.compiler.is_compiling()
         # Inference tensors count no versions.
@@ -135,7 +151,7 @@ class WeightNoise(nn.Module):
         if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
             noisy = recomputable(self, weight, noise, factor, kept)
         else:
-            noisy = self.make_noisy(weight, noise, factor)
+            noisy = apply_draw(self, weight, noise, factor)
         kept[self.tensor_name] = noise, noisy, weight, state
         return noisy
 
@@ -143,25 +159,19 @@ class WeightNoise(nn.Module):
         """What multiplies the strength now; negative for the mirrored draw."""
         return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
-    def make_noisy(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
-        """Apply the law to a draw, leaving an embedding's padding row clean."""
-        if type(noise) is Seed:
-            noise = self.seeded_draw(weight, noise)
-        if type(noise) is Key:
-            noisy: Tensor = self.handed.apply_key(weight, noise.number, factor)
-        elif self.strength_names:
-            noisy = apply_law(self.handed, weight, noise, factor, self.strengths())
-        else:
-            noisy = self.handed.apply(weight, noise, factor)
-        if self.padding_row is None:
-            return noisy
-        padded: Tensor = CleanRow.apply(noisy, weight.detach(), self.padding_row)  # type: ignore[no-untyped-call]
-        return padded
-
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
-            return self.make_noisy(weight, self.draw(weight, self.control), self.factor(self.control))
+            return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
+
+    def can_rest(self, weight: Tensor) -> bool:
+        """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
+        # Inference tensors count no changes.
+        return self.rests and type(weight) is nn.Parameter and not weight.is_inference()
+
+    def made_from(self) -> Sequence[Tensor]:
+        """The tensors besides the weight that its noisy weight is made from."""
+        return [*self.strengths().values(), *self.law_tensors] if self.strength_names else self.law_tensors
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
@@ -184,7 +194,7 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            return Key(int(_random.key()) if weight.is_cpu else _random.key(weight.device))
+            return Key((int(_random.key()) if weight.is_cpu else _random.key(weight.device),))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
@@ -201,9 +211,9 @@ class WeightNoise(nn.Module):
         return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
 
     def _redraw(self, weight: Tensor) -> Any:
-        if isinstance(self.chip_draw, str):
+        if is_pending(self.chip_draw):
             with drawing_alone():
-                if isinstance(self.chip_draw, str):
+                if is_pending(self.chip_draw):
                     self.chip_draw = self.handed.freeze(weight, self.name)
         return self.handed.drawn(weight, self.chip_draw)
 
@@ -231,6 +241,9 @@ class WeightNoise(nn.Module):
             warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
         else:
             missing_keys += missing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": None, "_training": self.training}
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -13,19 +13,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from weightnoise._attach.attach import every_noise, noises
+from weightnoise._attach.attach import noises
 from weightnoise._checks import check_count, check_strength
-from weightnoise._contexts import force_noise, hold_noise, scale_noise
+from weightnoise._contexts import force_noise, hold_noise, only_noise, scale_noise
 from weightnoise._errors import NotVectorizedWarning, SpecError
-from weightnoise._noise.context import NoiseContext
-from weightnoise._noise.control import Override
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
-from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
+from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure
 from weightnoise._robustness.progress import progress_bar
 from weightnoise._robustness.report import RobustnessReport, stack
 from weightnoise._robustness.vectorized import evaluate_together
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
+from weightnoise._torch.modules import state_kept
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 from weightnoise.laws import Noise
 from weightnoise.laws._law import is_law
@@ -183,12 +182,7 @@ def _parts(model: nn.Module, by_parameter: bool) -> list[tuple[str | None, Abstr
     """Contexts in which all of the noise is on, or that of one parameter at a time, with its name."""
     if not by_parameter:
         return [(None, nullcontext())]
-    return [(name, _all_off_but(model, noise)) for name, _, noise in noises(model)]
-
-
-def _all_off_but(model: nn.Module, one: object) -> NoiseContext:
-    off = Override(off=True)
-    return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
+    return [(name, only_noise(model, noise)) for name, _, noise in noises(model)]
 
 
 def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], None]) -> dict[str, list[float]]:
@@ -207,8 +201,7 @@ def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], Non
 
 def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str, float]]:
     """What the metric has in each draw."""
-    numbers = [(draw // 2, 1 - 2 * (draw % 2)) if plan.antithetic else (draw, 1) for draw in range(plan.draws)]
-    draws = [(_random.derive_seed(plan.seed, f"draw {number}"), sign) for number, sign in numbers]
+    draws = _random.numbered(plan.seed, plan.draws, plan.antithetic)
     done = 0
     if together:
         try:
@@ -221,7 +214,8 @@ def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str,
             warnings.warn(message, NotVectorizedWarning, stacklevel=4)
     for seed, sign in draws[done:]:
         with hold_noise(model, seed=seed, sign=sign):
-            yield measure(model, plan.metric)
+            found = measure(model, plan.metric)
+        yield found
 
 
 def _sem(row: Sequence[float]) -> float:

@@ -134,17 +134,25 @@ class RobustnessReport:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RobustnessReport:
-        """The report that `to_dict` wrote."""
-        curves = {
-            name: torch.tensor(
-                [[math.nan if value is None else value for value in row] for row in rows],
-                dtype=torch.float64,
-                device="cpu",
-            )
-            for name, rows in content["curves"].items()
-        }
-        options = {name: content[name] for name in ("seed", "threshold", "higher_is_better", "made_by")}
-        return cls(tuple(content["levels"]), curves, **options)
+        """The report that `to_dict` wrote.
+
+        Raises:
+            SpecError: if it is none, or is damaged.
+        """
+        try:
+            curves = {
+                name: torch.tensor(
+                    [[math.nan if value is None else value for value in row] for row in rows],
+                    dtype=torch.float64,
+                    device="cpu",
+                )
+                for name, rows in content["curves"].items()
+            }
+            options = {name: content[name] for name in ("seed", "threshold", "higher_is_better", "made_by")}
+            return cls(tuple(map(float, content["levels"])), curves, **options)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise SpecError(f"This is no report of RobustnessReport.to_dict, or a damaged one: {what}.") from None
 
     def to_json(self) -> str:
         """`to_dict` as text."""
@@ -152,8 +160,16 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, text: str) -> RobustnessReport:
-        """The report that `to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        """The report that `to_json` wrote.
+
+        Raises:
+            SpecError: if it is none, or is damaged.
+        """
+        try:
+            content = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise SpecError(f"This is no report of RobustnessReport.to_json, or a damaged one: {error}.") from None
+        return cls.from_dict(content)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each curve, level and draw."""

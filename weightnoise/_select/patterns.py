@@ -34,7 +34,7 @@ class Named(Protocol):
 NamedT = TypeVar("NamedT", bound=Named)
 
 
-def choose(
+def won_by(
     keys: Iterable[Key], items: Sequence[NamedT], noun: str, problems: list[WeightNoiseError]
 ) -> dict[Key, list[NamedT]]:
     """What each key wins: the first key that matches an item has it.

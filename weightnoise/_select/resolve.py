@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from weightnoise._attach.per_example import estimator_problem
 from weightnoise._errors import (
@@ -20,17 +19,12 @@ from weightnoise._errors import (
 )
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.candidates import Candidate, find_candidates
-from weightnoise._select.patterns import Key, choose, label, listed
+from weightnoise._select.choose import Spec, choose
+from weightnoise._select.patterns import Key, label, listed
 from weightnoise._torch.modules import distributed_wrapper
-from weightnoise.laws import ActivationLaw, Noise
 from weightnoise.laws import Law as FullLaw
+from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete
-from weightnoise.laws._law import is_law
-from weightnoise.laws._spec import as_law
-
-Single: TypeAlias = Noise | ActivationLaw | float
-Law: TypeAlias = Single | Sequence[Single]
-Spec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, Tensor, nn.Module], Law | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +46,7 @@ def _handed(law: Noise, candidate: Candidate) -> FullLaw:
 
 
 def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
-    """The sites that ``spec`` chooses in ``model``, in parameter order.
+    """The placements that ``spec`` chooses in ``model``, in parameter order.
 
     Raises:
         TypeError: if ``model`` is no module or ``min_ndim`` no whole number.
@@ -64,7 +58,15 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         raise TypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
     candidates = find_candidates(model)
     problems: list[WeightNoiseError] = []
-    chosen = _choose(candidates, spec, min_ndim, problems)
+    chosen = choose(
+        candidates,
+        spec,
+        problems,
+        noun="parameter",
+        ask=lambda function, candidate: function(candidate.name, candidate.tensor, candidate.owner),
+        covers=lambda candidate, key: candidate.ndim >= min_ndim,
+        uncovered=lambda key, won: _too_few_dimensions(key, won, min_ndim),
+    )
     problems += _placement_problems(candidates, chosen, estimator)
     problems += _learned_too_late(model, chosen)
     if not chosen and not problems:
@@ -76,53 +78,6 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         for candidate in candidates
         if candidate in chosen
     ]
-
-
-def _choose(
-    candidates: Sequence[Candidate], spec: Spec, min_ndim: int, problems: list[WeightNoiseError]
-) -> dict[Candidate, Noise]:
-    if isinstance(spec, Mapping):
-        return _choose_by_mapping(candidates, spec, min_ndim, problems)
-    if callable(spec) and not (is_law(spec) or isinstance(spec, type)):
-        laws = {
-            candidate: law_or_problem(
-                spec(candidate.name, candidate.tensor, candidate.owner), problems, candidate.name
-            )
-            for candidate in candidates
-        }
-        return {candidate: law for candidate, law in laws.items() if law is not None}
-    law = law_or_problem(spec, problems)
-    if law is None:
-        problems.append(SpecError("The spec is None. Give a number, a law, a list, a mapping or a callable."))
-        return {}
-    return {candidate: law for candidate in candidates if candidate.ndim >= min_ndim}
-
-
-def _choose_by_mapping(
-    candidates: Sequence[Candidate], spec: Mapping[Key, Any], min_ndim: int, problems: list[WeightNoiseError]
-) -> dict[Candidate, Noise]:
-    if not spec:
-        problems.append(SpecError("The mapping is empty. Give it a pattern and a law: {'*': 0.01}."))
-    laws = {key: law_or_problem(value, problems, label(key)) for key, value in spec.items()}
-    chosen: dict[Candidate, Noise] = {}
-    for key, won in choose(spec, candidates, "parameter", problems).items():
-        law = laws[key]
-        covered = [candidate for candidate in won if candidate.ndim >= min_ndim or key in candidate.names]
-        if law is None:
-            continue
-        chosen |= dict.fromkeys(covered, law)
-        if won and not covered:
-            problems.append(_too_few_dimensions(key, won, min_ndim))
-    return chosen
-
-
-def law_or_problem(value: object, problems: list[WeightNoiseError], where: str | None = None) -> Noise | None:
-    """The law that a value of a spec stands for; what is none adds to ``problems``."""
-    try:
-        return as_law(value)
-    except SpecError as error:
-        problems.append(error if where is None else SpecError(f"{where}: {error}"))
-        return None
 
 
 def _placement_problems(

@@ -10,7 +10,7 @@ from torch import nn
 import weightnoise as wn
 from weightnoise._noise.control import When
 from weightnoise._robustness.metric import Metric
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 
 
 @dataclass(eq=False)

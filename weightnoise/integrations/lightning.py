@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import weightnoise as wn
 from weightnoise._noise.control import When
 from weightnoise._robustness.metric import Metric
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise.integrations._training import NoisyTraining
 
 if TYPE_CHECKING:

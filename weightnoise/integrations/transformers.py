@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 import weightnoise as wn
 from weightnoise._noise.control import When
 from weightnoise._robustness.metric import Metric
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise.integrations._training import NoisyTraining
 
 

@@ -82,22 +82,21 @@ class Gaussian(Law):
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
 
-    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float) -> Tensor:
-        """`apply` to the normals that belong to a key, in one pass."""
+    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """`apply` to the normals that belong to a key, in one pass; into ``out``, which may be the weight."""
         scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
-        return _engine.add_normal(weight, key, factor * self.std, scale)
+        return _engine.add_normal(weight, key, factor * self.std, scale, out)
 
     def apply_to_rows(
-        self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float, clean: int | None
+        self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
     ) -> Tensor:
-        """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``; ``clean`` gets no noise."""
+        """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         if scale is not None and self.per == 0:
             scale = scale[index]
-        if not isinstance(noise, Tensor):
-            return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, clean)
-        noisy = add_scaled(rows, noise[index], factor * self.std, scale)
-        return noisy if clean is None else torch.where((index == clean).unsqueeze(-1), rows, noisy)
+        if isinstance(noise, Tensor):
+            return add_scaled(rows, noise[index], factor * self.std, scale)
+        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, None)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""

@@ -30,6 +30,11 @@ def complete(law: Noise | ActivationLaw, place: str | None = None) -> Law:
     return law if all(one is other for one, other in zip(parts, law.parts, strict=True)) else law.around(parts)
 
 
+def has_user_law(law: Law) -> bool:
+    """Whether a completed law is one of a user, or has one inside it."""
+    return isinstance(law, Completed) or any(map(has_user_law, law.inside))
+
+
 class Completed(Law):
     """A law of a user: what it has itself, a default for the rest, and an error if it edits what it is handed.
 
@@ -58,6 +63,16 @@ class Completed(Law):
     def says(self, name: str) -> bool:
         """Whether the law, or one inside it, has a method of its own in place of a default."""
         return self._own(name) is not None or any(one.says(name) for one in self.inside)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why it does not fit a parameter, or None."""
+        for one in () if self.parts else self.inside:
+            learns = one.says("strengths") and self._own("strengths") is None
+            if learns or (one.freezes and self.chip is None and self._own("freeze") is None):
+                what = "learns" if learns else "freezes on its chip"
+                return f"it would forget what {one!r} in it {what}. Name the laws inside in an attribute parts"
+        found: str | None = self._handed("problem", weight)
+        return found
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""
@@ -118,7 +133,6 @@ for _name in (
     "redraw",
     "strengths",
     "deviation",
-    "problem",
     "factor_problem",
     "kl_divergence",
 ):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightnoise._contexts import no_noise
 from weightnoise._learned import learned_strengths
-from weightnoise._select.resolve import Spec
+from weightnoise._select.choose import Spec
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 
 
