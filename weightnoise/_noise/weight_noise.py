@@ -49,7 +49,9 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
-        self.owner: weakref.ref[nn.Module] | None = None  # The module of the parameter; no copy and no pickle has it.
+        self.owner: weakref.ref[nn.Module] | None = (
+            None  # The module of the parameter; no copy and no pickle has it.
+        )
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
