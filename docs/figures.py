@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import matplotlib
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -331,7 +332,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG with a palette, which takes a third of the space."""
+    """Write an SVG that is the same each time, or a PNG with a palette, which takes a third of the space."""
+    if path.suffix == ".svg":
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+            figure.savefig(path, metadata={"Date": None})
+        return
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     Image.open(buffer).convert("RGB").quantize(200).save(path, optimize=True)

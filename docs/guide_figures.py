@@ -117,12 +117,33 @@ def uncertainty(page: Page) -> Figure:
     return figure
 
 
+def strength(page: Page) -> Figure:
+    """Accuracy over the noise at test time, for networks trained at each strength."""
+    figure, (one,) = panels(1)
+    colors = (ORANGE, GREY, GREEN, BLUE)
+    for color, (strength, found) in zip(colors, page["table"].items(), strict=True):
+        label = f"trained with noise of {strength}" if strength else "trained without noise"
+        one.plot(page["levels"], found.mean(dim=0), "o-", color=color, label=label, markersize=4)
+        low, high = found.amin(dim=0), found.amax(dim=0)
+        one.fill_between(page["levels"], low, high, color=color, alpha=0.15, linewidth=0)
+    one.set(xlabel="noise at test time, as a fraction of the largest weight of each layer", ylabel="accuracy, %")
+    one.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
 FIGURES: dict[str, Callable[[Page], Figure]] = {
     "hardware-aware": hardware_aware,
     "exploration": exploration,
     "variational": variational,
     "uncertainty": uncertainty,
+    "strength": strength,
 }
+VECTORS = {"strength"}  # What is saved as SVG: it stands on the front page.
+
+
+def file_name(name: str) -> str:
+    """The file that holds the figure of a guide."""
+    return f"guide-{name}.{'svg' if name in VECTORS else 'png'}"
 
 
 def main() -> None:
@@ -134,7 +155,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         with torch.random.fork_rng(devices=[]):
-            save(FIGURES[name](run(name)), options.folder / f"guide-{name}.png")
+            save(FIGURES[name](run(name)), options.folder / file_name(name))
 
 
 if __name__ == "__main__":

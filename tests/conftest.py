@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,27 @@ def _seed() -> None:
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give each test that is marked ``compile`` a compiler that has compiled nothing."""
+    compiles = request.node.get_closest_marker("compile") is not None
+    if compiles:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    yield
+    if compiles:
+        torch._dynamo.reset()
+
+
 # Markers of whole files and folders, by the beginning of their path.
 MARKED = {
     "benchmarks": "slow",
     "ecosystem": "ecosystem",
     "pretrained": "pretrained",
     "sanitizers": "slow",
+    "torch/test_checkpoint_compiled": "compile",
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
-    "torch/test_processes": "distributed",
 }
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
@@ -64,6 +77,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if _is_left_out(item)]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def pytest_collection_finish() -> None:
+    """Keep torch and the tests themselves out of the collections of garbage that tests ask for."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def _function(item: pytest.Item) -> tuple[Path, str]:

@@ -360,6 +360,7 @@ def test_gradients_are_those_at_the_noisy_activations() -> None:
         assert_close(mine, parameter.grad)
 
 
+@pytest.mark.compile
 @COMPILES
 @pytest.mark.parametrize("law", [*LAWS[:12]], ids=repr)
 @pytest.mark.parametrize("at", ["output", "input"])
@@ -368,8 +369,6 @@ def test_compiled_in_one_graph(law: Any, at: Any) -> None:
         pytest.skip("current noise is on outputs alone")
     if isinstance(law, wn.CurrentNoise) and torch_before("2.7"):
         pytest.skip("torch before 2.7: its Dynamo breaks the graph at contexts made from generators")
-    torch._dynamo.reset()
-    counters.clear()
     model, clean = noisy(law, at=at), plain()(X)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert not torch.equal(compiled(X), compiled(X))
@@ -379,12 +378,11 @@ def test_compiled_in_one_graph(law: Any, at: Any) -> None:
         expected = model(X)  # The first call inside a hold draws, which a graph cannot do.
         assert_close(compiled(X), expected)
     assert counters["stats"]["unique_graphs"] <= 3
-    torch._dynamo.reset()
 
 
+@pytest.mark.compile
 @COMPILES
 def test_compiled_before_noise_was_added_and_after_it_was_removed() -> None:
-    torch._dynamo.reset()
     model = plain()
     clean = model(X)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -393,13 +391,11 @@ def test_compiled_before_noise_was_added_and_after_it_was_removed() -> None:
     assert not torch.equal(compiled(X), compiled(X))
     wn.remove_activation_noise(model)
     assert_close(compiled(X), clean)
-    torch._dynamo.reset()
 
 
+@pytest.mark.compile
 @COMPILES
 def test_a_schedule_recompiles_nothing_and_a_hold_breaks_an_open_graph() -> None:
-    torch._dynamo.reset()
-    counters.clear()
     model = noisy(0.1)
     schedule = wn.NoiseScheduler(model, wn.linear_ramp(10, first=0.1))
     compiled = torch.compile(model, backend="aot_eager")
@@ -411,7 +407,6 @@ def test_a_schedule_recompiles_nothing_and_a_hold_breaks_an_open_graph() -> None
         first = compiled(X)
         assert_close(compiled(X), first)
         assert_close(model(X), first)
-    torch._dynamo.reset()
 
 
 def test_export_with_noise_on_is_an_error() -> None:

@@ -215,13 +215,13 @@ def test_losses_at_zero_have_no_factor() -> None:
         perturb_loss(torch.tensor(1e-39), 10.0)  # n / L overflows float32.
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_without_fullgraph() -> None:
     def noisy(x: Tensor) -> Tensor:
         return perturb_loss(x.square().sum(), 0.1)
 
     x = torch.ones(3, requires_grad=True)
-    torch._dynamo.reset()
     found = torch.compile(noisy, backend="aot_eager")(x)
     found.backward()
     assert found != 3
@@ -229,7 +229,6 @@ def test_compiled_without_fullgraph() -> None:
     assert_close(x.grad, 2 * x.detach() * found.detach() / 3)
     with pytest.raises(wn.WeightNoiseError, match="a loss of 0, "):
         torch.compile(noisy, backend="aot_eager")(torch.zeros(3))
-    torch._dynamo.reset()
 
 
 # gradient_penalty

@@ -419,19 +419,12 @@ def test_a_checkpointed_frozen_layer_recomputes_the_same_graph() -> None:
     assert model[2].weight.grad is not None
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def compiled(model: nn.Module, **options: Any) -> nn.Module:
     made: Any = torch.compile(model, backend="aot_eager", **options)
     return made
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_model_compiled_inside_is_recorded_and_right() -> None:
     model, x = CASES["mlp"].model(), CASES["mlp"].batch()
@@ -450,7 +443,7 @@ def test_a_model_compiled_inside_is_recorded_and_right() -> None:
     assert len(recorded["0"]) == 1
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.compile
 def test_fullgraph_is_an_error() -> None:
     model, x = CASES["mlp"].model(), CASES["mlp"].batch()
     refused = pytest.raises(
@@ -460,7 +453,7 @@ def test_fullgraph_is_an_error() -> None:
         compiled(model, fullgraph=True)(x)
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.compile
 def test_a_model_compiled_before_records_nothing_and_a_penalty_says_so() -> None:
     model, x = CASES["mlp"].model(), CASES["mlp"].batch()
     wrapper = compiled(model)

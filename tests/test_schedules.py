@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,11 +128,10 @@ SCHEDULED = [
 ]
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("law", SCHEDULED)
 def test_a_step_recompiles_nothing(law: str) -> None:
-    torch._dynamo.reset()
-    counters.clear()
     model, x = make(LAWS[law]), torch.randn(3, 4)
     schedule = wn.NoiseScheduler(model, wn.linear_ramp(10, first=0.2))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -142,7 +142,6 @@ def test_a_step_recompiles_nothing(law: str) -> None:
     assert counters["stats"]["unique_graphs"] == 1
     with wn.hold_noise(model, seed=0, sign=-1):
         assert_close(compiled(x), model(x))
-    torch._dynamo.reset()
 
 
 def test_adaptive_noise_finds_the_strength_that_keeps_the_distance() -> None:
@@ -189,9 +188,11 @@ def test_clip_weights_cuts_the_clean_weights_that_carry_noise() -> None:
     wn.add_weight_noise(model, {"0.*": 0.1})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pointers = [p.data_ptr() for p in model.parameters()]
-    wn.clip_weights(model, 1.0)
-    limit = before["0.weight"].std(correction=0)
-    assert_close(model.state_dict()["0.weight"], before["0.weight"].clamp(-limit, limit))
+    wn.clip_weights(model, 1.5)
+    clipped = model.state_dict()["0.weight"]
+    limit = 1.5 * clipped.std(correction=0)
+    assert_close(clipped, before["0.weight"].clamp(-limit, limit), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(clipped, before["0.weight"])
     for name in ("0.bias", "1.weight", "1.bias"):
         assert torch.equal(model.state_dict()[name], before[name])
     assert [p.data_ptr() for p in model.parameters()] == pointers
@@ -217,9 +218,57 @@ def test_clip_weights_says_what_it_cannot_do_and_changes_nothing() -> None:
     wn.add_weight_noise(model, 0.1)
     before = model.state_dict()["0.weight"].clone()
     with pytest.raises(wn.UnsupportedParameterError, match=r"'1.weight' is made by other parametrizations"):
-        wn.clip_weights(model, 0.5)
+        wn.clip_weights(model, 1.5)
     assert torch.equal(model.state_dict()["0.weight"], before)
     with pytest.raises(wn.UnsupportedParameterError, match="per=3 names a dimension"):
-        wn.clip_weights(make(), 0.5, per=3)
+        wn.clip_weights(make(), 1.5, per=3)
     with pytest.raises(ValueError, match="k or bounds"):
         wn.clip_weights(make(), 0.5, low=0.0)
+    for k in (1.0, 0.5):
+        with pytest.raises(ValueError, match="would shrink the weights without end"):
+            wn.clip_weights(make(), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("per", ["tensor", 0])
+@pytest.mark.parametrize("k", [1.5, 2.0, 2.5])
+def test_clipping_again_changes_nothing(k: float, per: Any, size: int, dtype: torch.dtype) -> None:
+    model = wn.add_weight_noise(nn.Linear(size, size, bias=False).to(dtype), 0.5)
+    weight = model._parameters["weight"]
+    with torch.no_grad():
+        weight.normal_()
+        weight[0] = 0.0  # Constant rows have no range, and nothing that sticks out of it.
+        weight[1] = 3.0
+        if per == "tensor":
+            weight[2, 0] = 50.0
+        before = weight.detach().clone()
+        wn.clip_weights(model, k, per=per)
+        once = weight.clone()
+        for _ in range(50):
+            wn.clip_weights(model, k, per=per)
+    assert_close(weight.detach(), once, rtol=2 * torch.finfo(dtype).eps + 1e-5, atol=1e-6)
+    spread = once.double().std(correction=0, dim=None if per == "tensor" else 1, keepdim=True)
+    outside = once.double().abs() > k * spread * (1 + 4 * torch.finfo(dtype).eps + 1e-5)
+    assert not bool((outside & (spread > 0)).any())
+    assert torch.equal(once[0], before[0])
+    assert per == "tensor" or torch.equal(once[1], before[1])
+
+
+@pytest.mark.parametrize("values", ["sparse", "of one sign"])
+def test_a_range_that_would_shrink_without_end_is_refused(values: str) -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(9, 9), nn.Linear(50, 50)), 0.1)
+    first, weight = (next(model[place].parameters()) for place in (0, 1))
+    with torch.no_grad():
+        weight.copy_(torch.rand(50, 50) + 1 if values == "of one sign" else torch.eye(50))
+    before = first.detach().clone(), weight.detach().clone()
+    with pytest.raises(
+        wn.UnsupportedParameterError, match=r"clip_weights\(k=2.5\) leaves no range of parameter '1.weight'"
+    ):
+        wn.clip_weights(model)
+    assert torch.equal(first, before[0])
+    assert torch.equal(weight, before[1])
+    with torch.no_grad():
+        weight.fill_(0.25)
+    wn.clip_weights(model)
+    assert bool((weight == 0.25).all())

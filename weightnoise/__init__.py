@@ -24,11 +24,13 @@ from weightnoise._errors import (
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
+from weightnoise._prediction import Prediction, predict
 from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
+from weightnoise._steps import step_along
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (
     ActivationLaw,
@@ -86,6 +88,7 @@ __all__ = [
     "NotVectorizedWarning",
     "ParametricNoise",
     "PlannedNoise",
+    "Prediction",
     "ProgrammingNoise",
     "Protect",
     "QuantizationNoise",
@@ -120,6 +123,7 @@ __all__ = [
     "noisy_parameters",
     "perturb_loss",
     "plan_weight_noise",
+    "predict",
     "record_activations",
     "remove_activation_noise",
     "remove_weight_noise",
@@ -127,4 +131,5 @@ __all__ = [
     "spec_from_config",
     "spec_to_config",
     "start_at",
+    "step_along",
 ]

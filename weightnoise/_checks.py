@@ -33,3 +33,15 @@ def check_per(law: str, per: object) -> None:
         return
     if isinstance(per, bool) or not isinstance(per, int):
         raise ValueError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
+
+
+def check_seed(where: str, seed: object) -> None:
+    """Raise `ValueError` unless ``seed`` is a whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"{where}(seed=...) must be a whole number, got {seed!r}.")
+
+
+def check_sign(where: str, sign: object) -> None:
+    """Raise `ValueError` unless ``sign`` is 1 or -1."""
+    if isinstance(sign, bool) or sign not in (1, -1):
+        raise ValueError(f"{where}(sign=...) must be 1 or -1, got {sign!r}.")

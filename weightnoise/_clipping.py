@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightnoise._attach.attach import noises
 from weightnoise._contexts import require_noise
 from weightnoise._errors import UnsupportedParameterError
+from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
-from weightnoise.laws._scale import Per
+from weightnoise.laws._scale import Per, statistic
+
+_CUTS = 300
 
 
 def clip_weights(
@@ -24,22 +27,23 @@ def clip_weights(
     """Cut the clean weights that carry noise to a range, in place: after the optimizer step.
 
     The projection of hardware-aware training, whose devices hold a limited range: ``w`` is cut to
-    ``[-k std(w), k std(w)]`` or to ``[low, high]``. `Clip` in a spec does the same in the forward alone.
-    The standard deviation is that of now: a cut lowers it, so that repeated cuts without training shrink the
-    range somewhat further before they settle.
+    ``[-k std, k std]`` or to ``[low, high]``. A cut lowers the standard deviation, so std is the one that the
+    weights have afterwards: a second call changes nothing. `Clip` in a spec cuts in the forward alone, at the
+    standard deviation of the uncut weights. Equal weights, which have none, stay as they are.
 
     Args:
         model: a module with weight noise.
-        k: how many standard deviations of the weights to keep; 2.5 where no bounds are given.
+        k: how many standard deviations of the weights to keep, above 1; 2.5 where no bounds are given.
         low: the smallest weight, in units of the weight.
         high: the largest weight.
         per: ``"tensor"``, or the dimension of the channels that have a standard deviation each.
 
     Raises:
-        ValueError: for the options that `Clip` refuses.
+        ValueError: for the options that `Clip` refuses, and for a ``k`` of 1 or less, whose cuts never end.
         NotNoisyError: if the model carries no weight noise.
-        UnsupportedParameterError: if another parametrization makes one of the weights, or ``per`` does
-            not fit it; nothing is changed then.
+        UnsupportedParameterError: if another parametrization makes one of the weights, ``per`` does not fit
+            it, or no range is left of it: of weights that are nearly all 0, or all of one sign and size, each
+            cut lowers the standard deviation by so much that another one follows. Nothing is changed then.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
@@ -52,7 +56,12 @@ def clip_weights(
         memory, 2020, arXiv 1906.03138.
     """
     clip = Clip(k, low=low, high=high, per=per)
-    weights: dict[int, nn.Parameter] = {}
+    if clip.k is not None and clip.k <= 1:
+        raise ValueError(
+            f"clip_weights(k={clip.k!r}) would shrink the weights without end: some always lie outside of one "
+            "standard deviation. Use a k above 1, or the bounds low and high."
+        )
+    weights: dict[int, tuple[str, nn.Parameter]] = {}
     for name, owner, noise in require_noise(noises(model)):
         weight = owner._parameters.get(noise.tensor_name)
         if weight is None:
@@ -62,8 +71,35 @@ def clip_weights(
             )
         if reason := clip.problem(weight):
             raise UnsupportedParameterError(f"{clip!r} does not fit parameter '{name}': {reason}.")
-        weights[id(weight)] = weight
+        weights[id(weight)] = name, weight
     with torch.no_grad():
-        clipped = [(weight, clip.apply(weight, None, 1.0)) for weight in weights.values()]
+        clipped = [(weight, _clipped(clip, name, weight)) for name, weight in weights.values()]
     with written(clipped):
         pass
+
+
+def _clipped(clip: Clip, name: str, weight: Tensor) -> Tensor:
+    """The weight, cut until another cut would change nothing."""
+    clipped = clip.apply(weight, None, 1.0)
+    if clip.k is None or clipped.numel() == 0:
+        return clipped
+    close = 1.0 + max(1e-6, torch.finfo(weight.dtype).eps)
+    for _ in range(_CUTS):
+        limit = clip.limit(clipped)
+        outside = statistic(clipped, "absmax", clip.per) > limit * close
+        if not _any(outside):
+            break
+        clipped = clip.apply(clipped, None, 1.0)
+    # Cut to next to nothing, a weight is its sign: with this deviation the range would go on shrinking.
+    endless = outside & (clip.k * statistic(weight.sign(), "std", clip.per) <= 1)
+    if _any(endless | (limit.isinf() & clip.limit(weight).isfinite())):
+        raise UnsupportedParameterError(
+            f"clip_weights(k={clip.k!r}) leaves no range of parameter '{name}': too many of its weights are 0, or "
+            "of one sign, so that each cut lowers the standard deviation and another one follows. Use a larger k "
+            "or the bounds low and high, or leave the parameter without noise."
+        )
+    return clipped
+
+
+def _any(mask: Tensor) -> bool:
+    return bool((mask.full_tensor() if is_dtensor(mask) else mask).any())  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from torch import nn
 
 from weightnoise._attach.attach import every_noise, noises
 from weightnoise._attach.hook import activation_noises
+from weightnoise._checks import check_sign
 from weightnoise._errors import NotNoisyError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
@@ -123,8 +124,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
-    if isinstance(sign, bool) or sign not in (1, -1):
-        raise ValueError(f"hold_noise(sign=...) must be 1 or -1, got {sign!r}.")
+    check_sign("hold_noise", sign)
 
     def open_overrides(resets: int) -> Overrides:
         own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")

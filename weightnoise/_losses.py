@@ -28,11 +28,12 @@ def perturb_loss(loss: Tensor, std: float, *, relative: bool = False) -> Tensor:
     relative      ``(1 + n) L``           ``(1 + n) g``           ``Phi(-1 / std)``
     ============  ======================  ======================  =====================
 
-    The absolute form is ``L + n L / stop_gradient(L)``: a random learning rate, right on average. Its
-    factor has the standard deviation ``std / |L|``, so it diverges as the loss falls. At std 0.1 a
-    step goes uphill with probability 0.001 at L = 0.3, 0.16 at 0.1, and 0.31 at 0.05; at L = 0.001
-    the step is some hundred times too long, one way or the other. The relative form has none of
-    this. Where n / L is not finite, at L = 0 above all, the absolute form is an error.
+    The absolute form is ``L + n L / stop_gradient(L)``: with plain SGD a random learning rate, right on
+    average; optimizers that divide by the size of the gradients undo part of a common factor. The factor
+    has the standard deviation ``std / |L|``, so it diverges as the loss falls. At std 0.1 a step goes uphill
+    with probability 0.001 at L = 0.3, 0.16 at 0.1, and 0.31 at 0.05; at L = 0.001 the step is some hundred
+    times too long, one way or the other. The relative form has none of this. Where n / L is not finite, at
+    L = 0 above all, the absolute form is an error.
 
     A loss of shape () has one n, which is one factor for the whole batch. A loss of any other shape
     has one n per element: per-sample losses (``reduction="none"``) get factors of their own.
@@ -90,7 +91,8 @@ def gradient_penalty(loss: Tensor, tensors: Tensors) -> Tensor:
 
     With a loss that is a *mean* over the batch, each example's part of dL/da is 1/batch of what it
     would be alone, and the penalty on activations falls as 1/batch: multiply it by the batch size to
-    keep its weight. On weights it does not fall.
+    keep its weight. On weights it falls to a limit: ``E ||mean g||^2 = ||E g||^2 + tr Cov(g) / batch`` for
+    gradients g of single examples.
 
     Args:
         loss: one number, computed from the tensors, before its graph is freed.

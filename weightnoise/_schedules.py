@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from weightnoise._attach.attach import every_noise
 from weightnoise._checks import check_strength
 from weightnoise._contexts import require_noise
 from weightnoise._errors import SpecError
+from weightnoise._noise.context import AnyNoise
+from weightnoise._select.noises import chosen_noises
+from weightnoise._select.patterns import Key
 
 
 class NoiseScheduler:
@@ -21,33 +24,45 @@ class NoiseScheduler:
 
     The factor for step 0 is set when the scheduler is made, the next by each `step`. It multiplies
     with `scale_noise` and stays with copies of the model. Rates, standard deviations and bounds are
-    multiplied; what has no random strength (`Clip`, `Quantize`) stays as it is. One scheduler per
-    model: a second one replaces the factor of the first. Made before compiled code first runs, it
-    never makes `torch.compile` compile again.
+    multiplied; what has no random strength (`Clip`, `Quantize`) stays as it is. Made before compiled code
+    first runs, it never makes `torch.compile` compile again.
+
+    With ``which`` it is for a part of the noise. The factor of a noise is the product of the schedulers on
+    it, where several overlap, with the factor of `AdaptiveNoise`. A scheduler takes the place of an earlier one
+    with the same ``which``.
 
     Args:
         model: a module with weight noise.
         fn: from the number of steps taken to a factor, finite and not negative.
+        which: a shell glob on the full clean names of the parameters, and of the modules whose activations carry
+            noise (``*`` crosses dots); a module class; or a sequence of those. None for all. One of the names of
+            a tied parameter is enough.
 
     Raises:
         NotNoisyError: if the model carries no weight noise, here and in `step`.
-        ValueError: if ``fn`` returns no such factor, or one that a law's rate cannot be multiplied by.
+        NoMatchError: if a pattern or class fits no noise; `SpecError` for what is neither.
+        ValueError: if ``fn`` returns no such factor, or one that a law's rate cannot be multiplied by;
+            no noise is changed then.
 
     Example:
-        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
+        >>> model = add_weight_noise(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), 0.1)
         >>> schedule = NoiseScheduler(model, linear_ramp(100))
         >>> schedule.step()
         >>> schedule.factor
         0.01
+        >>> last = NoiseScheduler(model, lambda step: 0.5, which="1.*")  # 0.005 there
 
     Source:
         A start step of 20,000: weight noise of speech recognisers in Lingvo, Shen et al., 2019,
         arXiv 1902.08295.
     """
 
-    def __init__(self, model: nn.Module, fn: Callable[[int], float]) -> None:
+    def __init__(
+        self, model: nn.Module, fn: Callable[[int], float], which: Key | Sequence[Key] | None = None
+    ) -> None:
         self.model = model
         self.fn = fn
+        self.which = (which,) if isinstance(which, (str, type)) else which if which is None else tuple(which)
         self._go_to(0)
 
     def step(self) -> None:
@@ -55,7 +70,7 @@ class NoiseScheduler:
         self._go_to(self.steps + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken; ``fn`` is not saved."""
+        """The number of steps taken; ``fn`` and ``which`` are not saved."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -64,7 +79,8 @@ class NoiseScheduler:
 
     def _go_to(self, steps: int) -> None:
         factor = float(self.fn(steps))
-        set_factor(self.model, factor)
+        found = every_noise(self.model) if self.which is None else chosen_noises(self.model, self.which)
+        set_factor(self.model, found, self.which, factor)
         self.steps, self.factor = steps, factor
 
 
@@ -72,7 +88,8 @@ class AdaptiveNoise:
     """Parameter noise whose strength follows a target distance in the output, for exploration.
 
     Each `update` multiplies the factor by ``rate`` where the distance between clean and noisy outputs
-    (actions, logits) was below the target, and divides it where it was above.
+    (actions, logits) was below the target, and divides it where it was above. It multiplies with the
+    factors of schedulers; a second one takes the place of the first.
 
     Args:
         model: a module with weight noise.
@@ -100,14 +117,14 @@ class AdaptiveNoise:
         if target == 0 or initial == 0 or rate <= 1:
             raise ValueError("AdaptiveNoise needs target > 0, initial > 0 and rate > 1.")
         self.model, self.target, self.rate = model, target, rate
-        set_factor(model, initial)
+        self._set(initial)
         self.factor = initial
 
     def update(self, distance: float) -> float:
         """Raise or lower the strength after measuring ``distance``; returns the new factor."""
         check_strength("AdaptiveNoise.update", "distance", distance)
         factor = self.factor * self.rate if distance < self.target else self.factor / self.rate
-        set_factor(self.model, factor)
+        self._set(factor)
         self.factor = factor
         return factor
 
@@ -117,21 +134,33 @@ class AdaptiveNoise:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved factor."""
-        set_factor(self.model, float(state_dict["factor"]))
+        self._set(float(state_dict["factor"]))
         self.factor = float(state_dict["factor"])
 
+    def _set(self, factor: float) -> None:
+        set_factor(self.model, every_noise(self.model), "adaptive", factor)
 
-def set_factor(model: nn.Module, factor: float) -> None:
-    """Multiply the strength of every noise of ``model`` by ``factor`` until the next call."""
+
+def set_factor(model: nn.Module, found: Iterable[AnyNoise], schedule: Hashable, factor: float) -> None:
+    """Multiply the strength of what was found on ``model`` by ``factor``, until its schedule's next call.
+
+    Args:
+        model: tells the device.
+        found: the noise.
+        schedule: tells schedules apart, whose factors multiply.
+        factor: not negative.
+    """
     check_strength("A schedule", "factor", factor)
-    found = require_noise(every_noise(model))
-    problems = dict.fromkeys(noise.handed.factor_problem(factor) for noise in found)
+    noises = require_noise(found)
+    problems = dict.fromkeys(
+        noise.handed.factor_problem(noise.control.scheduled_with(schedule, factor)) for noise in noises
+    )
     if problems.keys() - {None}:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    for noise in found:
-        noise.control.schedule(factor, device)
+    for noise in noises:
+        noise.control.schedule(schedule, factor, device)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def test_edits_through_the_module_reach_the_next_forward() -> None:
     assert torch.equal(wn.remove_weight_noise(model)(torch.ones(4, 1, 3))[0], torch.zeros(4, 1, 2))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compile)])
 def test_an_edit_between_two_reads_of_one_forward_reaches_the_second(compiled: bool) -> None:
     class Normalises(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002

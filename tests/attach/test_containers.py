@@ -353,7 +353,7 @@ class Layers(nn.Module):
         return x @ self.named["last"]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compile)])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_model_that_slices_trains_at_its_noisy_weights(size: int, compiled: bool) -> None:
     torch.manual_seed(0)

@@ -466,11 +466,11 @@ def test_activation_checkpointing(estimator: Estimator, use_reentrant: bool, hel
 COMPILING = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+@pytest.mark.compile
 @COMPILING
 @pytest.mark.parametrize("law", ["gaussian", "rms_per_output", "learned", "variational_dropout"])
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimator, law: str) -> None:
-    torch._dynamo.reset()
     model, x = make(estimator, ALL[law][0]), batch()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert not torch.equal(compiled(x), compiled(x))
@@ -489,10 +489,10 @@ def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimato
 
 
 @needs_torch("2.9", NO_CONTEXTS)
+@pytest.mark.compile
 @COMPILING
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_new_holds_recompile_nothing_and_a_compiled_step_may_hold(estimator: Estimator) -> None:
-    torch._dynamo.reset()
     model, x = make(estimator), batch()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     outputs = []

@@ -82,6 +82,11 @@ def peak(make: Contender, layers: int, width: int) -> float:
     step = make(task, task.model(), 0.01)
     for _ in range(3):
         step()
+    return high_water()
+
+
+def high_water() -> float:
+    """The most memory that this process has had so far, in MiB."""
     # Not resource.getrusage, whose peak may be that of the process that has started this one.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))

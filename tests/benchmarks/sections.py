@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import compiled, draws, embeddings, growth, memory, numbers, steps, tensors, together
+from tests.benchmarks import compiled, draws, embeddings, growth, memory, moves, numbers, steps, tensors, together
 from tests.benchmarks.options import Section
 from tests.benchmarks.peers import section as peers
 
@@ -15,6 +15,7 @@ SECTIONS: dict[str, Section] = {
     "draws": Section(draws.run, draws.table),
     "together": Section(together.run, together.table),
     "embeddings": Section(embeddings.run, embeddings.table),
+    "moves": Section(moves.run, moves.table),
     "numbers": Section(numbers.run, numbers.table),
     "peers": Section(peers.measure, peers.table),
 }

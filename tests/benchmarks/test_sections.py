@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks import compiled, draws, embeddings, growth, memory, numbers, processes, tensors, together
+import weightnoise as wn
+from tests.benchmarks import (
+    compiled,
+    draws,
+    embeddings,
+    growth,
+    memory,
+    moves,
+    numbers,
+    processes,
+    tensors,
+    together,
+)
 from tests.benchmarks.measure import Row, against, interleave
 from tests.benchmarks.options import Options
 from tests.benchmarks.workloads import WORKLOADS, Workload, labels, mlp
@@ -183,6 +195,28 @@ def test_memory_is_what_a_way_takes_on_top_of_plain(monkeypatch: pytest.MonkeyPa
         [sys.executable, "-m", "tests.benchmarks.memory", "--way", way] for way in ("plain", "Gaussian, keep")
     ]
     assert cells(memory.table(rows))[2] == ["Gaussian, keep", "31", "2.0", "0.67"]
+
+
+def test_moves_are_timed_and_their_memory_is_that_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = fake_peaks(monkeypatch)
+    rows = moves.run(FAST, layers=2, width=50)
+    assert [row["contender"] for row in rows] == list(moves.WAYS)
+    assert [command[2] for command in commands] == ["tests.benchmarks.moves"] * len(moves.WAYS)
+    assert columns(moves.table(rows)) == {5}
+
+
+@pytest.mark.parametrize("way", moves.WAYS)
+def test_every_way_moves_there_and_back(way: str) -> None:
+    model = moves.matrices(2, 50)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[Tensor] = []
+    moves.WAYS[way](model, lambda: seen.append(model[1].weight.detach().clone()))(0)
+    with wn.no_noise(model):
+        middle, start = (seen[0] + seen[1]) / 2, before["1.weight"]
+        torch.testing.assert_close(middle, start, rtol=0, atol=1e-6)
+        assert ((seen[0] - start).std() / moves.STD).item() == pytest.approx(0 if way == "no move" else 1, abs=0.1)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, before[name], rtol=0, atol=moves.STD / 50)
 
 
 def test_gradients_are_kept_while_memory_is_measured() -> None:

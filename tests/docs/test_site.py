@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +32,48 @@ def in_navigation() -> list[str]:
     entries = found[1].splitlines()
     pages = [re.fullmatch(r" +- (?:[^:]+: )?([\w/-]+\.md)", entry) for entry in entries]
     titles = [entry for entry, page in zip(entries, pages, strict=True) if page is None]
-    assert all(re.fullmatch(r"  - [^:]+:", title) for title in titles), titles
+    assert all(re.fullmatch(r"(?:    )?  - [^:]+:", title) for title in titles), titles
     return [page[1] for page in pages if page is not None]
 
 
 def test_the_navigation_names_every_page_once_and_no_other() -> None:
     written = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
     assert sorted(in_navigation()) == written
+
+
+def test_a_section_has_seven_entries_at_most() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    open_sections: dict[int, int] = {}  # From the indent to the entries of the section that is open there.
+    for line in re.findall(r"^ +- .*$", text[text.index("nav:") : text.index("plugins:")], flags=re.MULTILINE):
+        indent = len(line) - len(line.lstrip())
+        open_sections = {at: count for at, count in open_sections.items() if at <= indent}
+        open_sections[indent] = open_sections.get(indent, 0) + 1
+        assert open_sections[indent] <= 7, line
+
+
+@pytest.mark.slow
+def test_a_search_finds_what_people_look_for_and_no_source_is_published(tmp_path: Path) -> None:
+    for package in ("latex2mathml", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason="needs the extra 'docs'")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    index = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())
+    text = " ".join(f"{entry['title']} {entry['text']}" for entry in index["docs"]).lower()
+    words = ("hydra", "slurm", "tensorboard", "numerical check", "faq", "cite", "snr", "tensordict")
+    assert [word for word in words if word not in text] == []
+    assert list((tmp_path / "site").rglob("*.py")) == []
+    assert "<math" in (tmp_path / "site" / "laws" / "additive.html").read_text()
+    pages = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
+    assert not any("arithmatex" in page or "include:" in page for page in pages)
 
 
 def test_the_reference_has_every_public_name_once_and_no_other() -> None:
@@ -46,9 +85,10 @@ def test_the_reference_has_every_public_name_once_and_no_other() -> None:
 
 def test_the_files_that_the_settings_name_are_there() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
-    (script,) = re.findall(r"- (docs/[\w/]+\.py)$", settings, flags=re.MULTILINE)
+    scripts = re.findall(r"- (docs/[\w/]+\.py)$", settings, flags=re.MULTILINE)
     (style,) = re.findall(r"- ([\w/]+\.css)$", settings, flags=re.MULTILINE)
-    assert (ROOT / script).is_file()
+    assert len(scripts) == 2
+    assert all((ROOT / script).is_file() for script in scripts)
     assert (DOCS / style).is_file()
 
 
@@ -67,11 +107,11 @@ def test_guides_show_the_figures_that_are_drawn(figures: ModuleType) -> None:
     shown: dict[str, str] = {}
     for page in GUIDES:
         text = page.read_text()
-        found = re.findall(r"^!\[.{20,}\]\(\.\./assets/([\w-]+\.png)\)$", text, flags=re.MULTILINE)
+        found = re.findall(r"^!\[.{20,}\]\(\.\./assets/([\w-]+\.(?:png|svg))\)$", text, flags=re.MULTILINE)
         assert len(found) == text.count("!["), f"{page.name} has an image in another form"
         shown |= dict.fromkeys(found, page.stem)
-    assert shown == {f"guide-{name}.png": name for name in figures.FIGURES}
-    assert {path.name for path in (DOCS / "assets").glob("*.png")} == shown.keys()
+    assert shown == {figures.file_name(name): name for name in figures.FIGURES}
+    assert {path.name for path in (DOCS / "assets").glob("guide-*")} == shown.keys()
 
 
 def test_a_figure_is_drawn_from_what_its_guide_computes(figures: ModuleType, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_stuck_at(levels: Any, factor: float, scale: float) -> None:
 
     def cell(w: float, u: float) -> float:
         u = u if factor > 0 else 1 - u
-        shares = [(0.2 * scale, 0.0), (0.3 * scale, top), (0.6 * scale, bottom)]
+        shares = [(0.1 * scale, top), (0.3 * scale, 0.0), (0.6 * scale, bottom)]  # The rarest first.
         return next((level for edge, level in shares if u < edge), w)
 
     assert_close(noisy, by_element(weight, cell, uniform))
@@ -449,3 +449,92 @@ def test_a_list_freezes_what_has_a_chip_and_draws_the_rest() -> None:
 def test_options_are_checked_when_a_law_is_made(call: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         eval(call, vars(wn).copy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("per", ["tensor", 0])
+@pytest.mark.parametrize("name", [name for name in LAWS if name.startswith(("quanti", "bit_flip"))])
+def test_a_range_of_zero_has_no_step_and_no_noise(name: str, per: Any, size: int, dtype: torch.dtype) -> None:
+    law = dataclasses.replace(LAWS[name], per=per)  # type: ignore[type-var]
+    weight = (torch.randn(size, size) * 0.02).to(dtype)
+    weight[: None if per == "tensor" else size // 2] = 0
+    weight.requires_grad_()
+    noisy, _ = noisy_and_draw(law, weight)  # type: ignore[arg-type]
+    assert bool((noisy[: size // 2] == 0).all())
+    noisy.sum().backward()
+    assert weight.grad is not None
+    assert bool(weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_range_wider_than_the_largest_number_of_the_dtype_has_a_step(dtype: torch.dtype) -> None:
+    weight = torch.tensor([-6e4, 6e4, 0.0], dtype=dtype)
+    for law in (wn.Quantize(8, symmetric=False), wn.QuantizationNoise(8, symmetric=False)):
+        noisy, _ = noisy_and_draw(law, weight)
+        assert_close(noisy.double(), weight.double(), rtol=0, atol=1.2e5 / 255 / 2 + 32)
+
+
+def test_one_random_bit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Quantize\(bits=1, stochastic=True\) has the levels 0 and d alone"):
+        wn.Quantize(1, symmetric=False, stochastic=True)
+
+
+@pytest.mark.parametrize("g_max", [10.0, 50.0])
+def test_the_coefficients_of_programming_noise_belong_to_a_device_of_25_microsiemens(g_max: float) -> None:
+    # Another device of that technology: its errors are the same fraction of its largest conductance.
+    weight = random_weight(4, 5)
+    law = wn.ProgrammingNoise(g_max=g_max, time=3600.0)
+    noise = law.draw(weight)
+    assert_close(law.apply(weight, noise, 1.0), wn.ProgrammingNoise(time=3600.0).apply(weight, noise, 1.0))
+    # Given, the reference counts; own coefficients are for a device with this g_max.
+    only = wn.ProgrammingNoise(g_max=g_max, programming=(2.0,), read=())
+    referred = wn.ProgrammingNoise(g_max=g_max, programming=(2.0,), read=(), g_reference=25.0)
+    high = torch.ones(1, dtype=torch.float64)
+    up = torch.tensor([[0.1], [-1.0]], dtype=torch.float64), None, None
+    assert only.apply(high, up, 1.0).item() == pytest.approx(1 + 0.1 * 2 / g_max)
+    assert referred.apply(high, up, 1.0).item() == pytest.approx(1 + 0.1 * 2 / 25)
+    with pytest.raises(ValueError, match="g_reference"):
+        wn.ProgrammingNoise(g_reference=0.0)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        wn.ProgrammingNoise(programming=(), read=(), gradient="exact"),
+        wn.ProgrammingNoise(programming=(), gradient="exact"),
+        wn.Temperature(25.0, gradient="exact"),
+        wn.Clip(2.0),
+        wn.LogNormal(0.0, gradient="exact"),
+    ],
+    ids=repr,
+)
+def test_the_slope_at_zero_is_that_beside_it(law: wn.Noise) -> None:
+    # These leave a weight of 0 and those around it as they are.
+    weight = torch.tensor([0.0, 1e-9, -1e-9, 1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    noise = law.draw(weight)
+    if isinstance(law, wn.ProgrammingNoise):
+        noise = tuple(part if part is None else torch.zeros_like(part) for part in noise)
+    law.apply(weight, noise, 1.0)[:3].sum().backward()
+    assert weight.grad is not None
+    assert_close(weight.grad[:3], torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("celsius", [-20.0, 85.0, 150.0])
+def test_the_slope_of_a_temperature_at_zero_is_finite(celsius: float, dtype: torch.dtype) -> None:
+    weight = torch.tensor([0.0, 1.0], dtype=dtype, requires_grad=True)
+    wn.Temperature(celsius, gradient="exact").apply(weight, None, 1.0)[0].backward()
+    assert weight.grad is not None
+    slope = weight.grad[0].item()
+    assert (1 < slope < math.inf) if celsius > 25 else 0 <= slope < 1
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight-through"])
+@pytest.mark.parametrize("per", ["tensor", 0])
+def test_equal_weights_are_not_clipped(per: Any, gradient: Any) -> None:
+    weight = torch.full((4, 5), 0.3, requires_grad=True)
+    noisy, _ = noisy_and_draw(wn.Clip(2.5, per=per, gradient=gradient), weight)
+    assert torch.equal(noisy, weight)
+    noisy.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(4, 5))  # type: ignore[arg-type]

@@ -296,3 +296,38 @@ def test_a_smooth_loss_grows_by_half_the_curvature() -> None:
     assert_mean(torch.stack(excess), std**2 / 2 * trace)
     # Var L = std^2 |g|^2 up to terms of order std^4, which are below 1 % here; 4 s.e. of a variance are 9 %.
     assert torch.stack(single).var().item() == pytest.approx(std**2 * power, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("values", ["both signs", "positive", "negative", "mostly positive"])
+def test_affine_stochastic_rounding_is_unbiased_up_to_the_ends(
+    values: str, bits: int, sign: float, dtype: torch.dtype
+) -> None:
+    ends = {
+        "both signs": (-1.0, 0.77),
+        "positive": (0.0, 1.0),
+        "negative": (-1.3, 0.0),
+        "mostly positive": (-0.05, 1.0),
+    }
+    low, high = ends[values]
+    weight = torch.linspace(low, high, 40, dtype=dtype)
+    law = wn.Quantize(bits, symmetric=False, stochastic=True)
+    each = weight.repeat(DRAWS, 1)  # One range, and DRAWS numbers for each weight.
+    noisy = law.apply(each, law.draw(each), sign).double()
+    levels = 2**bits - (2 if low < 0 < high else 1)
+    step = (high - low) / levels
+    # A mean of DRAWS roundings, each off by step / 2 at most: 4.5 s.e. for 40 of them.
+    assert bool(((noisy.mean(dim=0) - weight.double()).abs() < 4.5 * step / 2 / math.sqrt(DRAWS) + 1e-6).all())
+    assert bool(((noisy - each.double()).abs() < step * (1 + 1e-5)).all())
+    assert noisy.unique().numel() <= 2**bits
+    codes = noisy / step
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
+
+
+def test_a_weight_on_a_level_is_never_moved_by_random_rounding() -> None:
+    law = wn.Quantize(8, stochastic=True)
+    weight = (torch.arange(-127, 128) / 127.0).repeat(40_000)  # 10^7 roundings; 2^-24 of them would be seen.
+    moved = (law.apply(weight, law.draw(weight), 1.0) - weight).abs()
+    assert moved.max() < 1e-6

@@ -375,6 +375,7 @@ def test_what_is_no_function_is_refused() -> None:
             wn.no_noise(model)(thing)
 
 
+@pytest.mark.compile
 @needs_torch("2.9", NO_CONTEXTS)
 def test_a_decorated_function_compiles() -> None:
     model, x = wn.add_weight_noise(nn.Linear(8, 8), 0.1), torch.randn(3, 8)

@@ -232,8 +232,8 @@ def test_it_draws_one_key_a_parameter_and_no_more_in_the_backward() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.compile
 def test_compiled_code_decides_for_itself() -> None:
-    torch._dynamo.reset()
     model, x = layers(), torch.randn(3, 160)
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled(x).sum().backward()

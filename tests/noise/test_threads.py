@@ -150,7 +150,7 @@ def test_a_schedule_is_never_read_half_made() -> None:
 
         thread = threading.Thread(target=read)
         thread.start()
-        control.schedule(0.25, torch.device("cpu"))
+        control.schedule(None, 0.25, torch.device("cpu"))
         time.sleep(0.001)
         stop.set()
         thread.join()

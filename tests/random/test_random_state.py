@@ -124,10 +124,10 @@ def test_a_hold_entered_before_a_checkpoint_leaves_dropout_inside_it_alone(norme
         assert_close(recomputed, plain)
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_hold_entered_before_a_compiled_forward_leaves_its_graph_whole(seed: int | None) -> None:
-    torch._dynamo.reset()
     model = wn.add_weight_noise(nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2))), 0.1)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with wn.hold_noise(model, seed=seed):

@@ -116,7 +116,7 @@ def test_it_compiles_and_contracts_nothing(capability: int, by_row: bool, monkey
     compiler: Any = importlib.import_module("triton.compiler")
     backends: Any = importlib.import_module("triton.backends.compiler")
     module = imported(monkeypatch, interpret=False)
-    signature = dict.fromkeys(("out", "weight", "scale"), "*fp32")
+    signature = dict.fromkeys(("out", "weight", "scale", "coefficients"), "*fp32")
     signature |= {"key": "*i64", "count": "i32", "row_size": "i32", "strength": "fp32"}
     signature |= {"by_row": "constexpr", "blocks": "constexpr"}
     source = compiler.ASTSource(
@@ -125,5 +125,4 @@ def test_it_compiles_and_contracts_nothing(capability: int, by_row: bool, monkey
     target = backends.GPUTarget("cuda", capability, 32)
     made = compiler.compile(source, target=target, options={"enable_fp_fusion": False})
     assert len(made.asm["cubin"]) > 1000
-    assert "sqrt.rn.f32" in made.asm["ptx"]
     assert not re.search(r"\bfma\b", made.asm["ptx"])

@@ -1,4 +1,4 @@
-"""The C code under the sanitizers, and without a warning, by each compiler that is here."""
+"""The C code under the sanitizers, without a warning, and with the same bits, by each compiler that is here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def own_flags() -> list[str]:
 def build(compiler: str, flags: list[str], target: Path) -> subprocess.CompletedProcess[str]:
     kernels = sorted(map(str, SOURCES.glob("*.c")))
     driver = [f"-I{SOURCES}", str(Path(__file__).with_name("kernels.c")), *kernels]
-    command = [compiler, *own_flags(), *flags, *driver, "-lm", "-lpthread", "-o", str(target)]
+    command = [compiler, *own_flags(), *flags, *driver, "-lpthread", "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -59,3 +59,22 @@ def test_nothing_but_what_it_was_given(compiler: str, tmp_path: Path) -> None:
 def test_no_warning(compiler: str, tmp_path: Path) -> None:
     built = build(compiler, STRICT, tmp_path / "kernels")
     assert built.returncode == 0, built.stderr
+
+
+ARM = "aarch64-linux-gnu-gcc"  # In Debian's gcc-aarch64-linux-gnu, and qemu-aarch64 in its qemu-user.
+EMULATOR = {ARM: "qemu-aarch64"}
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O3"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang", ARM])
+def test_the_same_bits_by_any_compiler_and_on_another_machine(compiler: str, level: str, tmp_path: Path) -> None:
+    emulator = EMULATOR.get(compiler)
+    for tool in (compiler, emulator):
+        if tool is not None and shutil.which(tool) is None:
+            pytest.skip(f"there is no {tool} here")
+    built = build(compiler, [level, *(["-static"] if emulator else [])], tmp_path / "kernels")
+    assert built.returncode == 0, built.stderr
+    program = [*([emulator] if emulator else []), str(tmp_path / "kernels"), "bits"]
+    ran = subprocess.run(program, capture_output=True, text=True, check=True)
+    # All kinds of numbers, four keys, places up to 2^34. Another sum is another definition.
+    assert ran.stdout == "bits 865cdfd0873f9207\n"

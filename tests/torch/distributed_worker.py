@@ -1,6 +1,6 @@
-"""Started by torchrun: runs every check of one group in each process and writes down what failed.
+"""Started by torchrun: runs checks in each process and writes down what failed.
 
-torchrun --standalone --nproc-per-node=2 -m tests.torch.distributed_worker ddp OUTPUT
+torchrun --standalone --nproc-per-node=2 -m tests.torch.distributed_worker OUTPUT ddp.static_graph fsdp.clipping
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def checks_of(group: str) -> dict[str, Check]:
     return {name.removeprefix("check_"): check for name, check in found if name.startswith("check_")}
 
 
-def why_skipped(group: str, check: str) -> str:
+def why_skipped(check: str) -> str:
     """What keeps this torch from running a check; "" where nothing does."""
-    shards = group in ("fsdp", "checkpoints") or check.startswith("fully_shard")
+    shards = check.startswith(("fsdp.", "checkpoints.", "parallel.fully_shard"))
     return NO_SHARDS if shards and torch_before("2.7") else ""
 
 
@@ -49,18 +49,17 @@ def run(check: Check) -> str:
     return ""
 
 
-def main(group: str, output: str) -> None:
+def main(output: str, *checks: str) -> None:
     """The processes talk in step, so that the first check that fails is the last one that runs."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=20))
     results = {}
     file = Path(output, f"{dist.get_rank()}.json")
-    for name, check in checks_of(group).items():
-        if why_skipped(group, name):
-            continue
-        results[name] = run(check)
+    for check in checks:
+        group, _, name = check.partition(".")
+        results[check] = run(checks_of(group)[name])
         file.write_text(json.dumps(results))
-        if results[name]:
+        if results[check]:
             sys.exit(1)
     dist.barrier()
     dist.destroy_process_group()

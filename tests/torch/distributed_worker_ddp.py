@@ -106,6 +106,14 @@ def check_learned_strengths_are_averaged() -> None:
     assert_all_close(gradients(model), expected_gradients(spec, DIFFERENT))
 
 
+def check_learned_strengths_come_before_the_wrapper() -> None:
+    model = DistributedDataParallel(make())
+    with pytest.raises(wn.UnsupportedParameterError, match="Add the noise before the model is wrapped"):
+        wn.add_weight_noise(model, [wn.Clip(), wn.LearnedGaussian()])
+    assert not wn.has_weight_noise(model)
+    wn.add_weight_noise(model, 0.1)
+
+
 def check_learned_strengths_that_are_off() -> None:
     # torch waits for their gradients, as for those of any parameter that takes no part, and says so in the
     # next forward; find_unused_parameters is its own remedy.

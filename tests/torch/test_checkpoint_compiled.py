@@ -18,7 +18,6 @@ from weightnoise._torch.checkpoints import waiting_checkpoints
 
 # The warnings are torch's own, while it compiles.
 pytestmark = [
-    pytest.mark.compile,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
 ]
@@ -85,13 +84,6 @@ def gradient(
         y.square().sum().backward()
     assert weight.grad is not None
     return weight.grad.clone()
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def agree(model: Block, forward: str, backward: str, reentrant: bool) -> None:

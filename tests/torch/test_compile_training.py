@@ -77,14 +77,10 @@ RAISES_AT_LIMIT = ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit")
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    # A silent way back to eager is a failure here.
+def _no_way_back_to_eager() -> Iterator[None]:
     raises = {name: True for name in RAISES_AT_LIMIT if hasattr(torch._dynamo.config, name)}
     with torch._dynamo.config.patch(raises):
         yield
-    torch._dynamo.reset()
 
 
 def graphs() -> int:

@@ -202,6 +202,7 @@ def test_embeddings(name: str, make: Any, width: int, held: bool) -> None:
         assert_same(work(), expected)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("law", ["gaussian", "drop_connect", "quantize_stochastic"])
 @pytest.mark.parametrize("name", DEFAULTS)

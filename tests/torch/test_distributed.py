@@ -1,4 +1,4 @@
-"""Two processes under torchrun, as a user would start them; one launch for each group of checks."""
+"""Two processes under torchrun, as a user would start them; one launch for all that a run asks of them."""
 
 from __future__ import annotations
 
@@ -9,40 +9,91 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+import weightnoise as wn
 from tests.torch.distributed_worker import checks_of, why_skipped
+from tests.torch.distributed_worker_common import RANKS, make
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("ddp", "fsdp", "parallel", "checkpoints")
+GROUPS = ("ddp", "fsdp", "parallel", "checkpoints", "steps")
+CHECKS = [f"{group}.{name}" for group in GROUPS for name in checks_of(group)]
+# One of each group is in a quick run.
+QUICK = {
+    "ddp.before_and_after_with_equal_and_different_seeds",
+    "fsdp.before_and_after_with_equal_and_different_seeds",
+    "parallel.pipeline_draws_for_every_microbatch",
+    "checkpoints.learned_strengths",
+}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo"),
+    pytest.mark.timeout(600),  # The first check waits for all that are asked for.
+]
 
 
 def torchrun(*arguments: str, folder: Path = ROOT) -> str:
     """What two processes write on their error output, where one of them fails."""
-    done = subprocess.run([*TORCHRUN, *arguments], cwd=folder, capture_output=True, text=True, timeout=150)
+    done = subprocess.run([*TORCHRUN, *arguments], cwd=folder, capture_output=True, text=True, timeout=280)
     return done.stderr[-4000:] if done.returncode else ""
 
 
 @functools.cache
-def results(group: str) -> tuple[list[dict[str, str]], str]:
-    """For each process, what went wrong in each check that was run ("": nothing); and what torchrun said."""
-    with tempfile.TemporaryDirectory() as folder:
-        said = torchrun("-m", "tests.torch.distributed_worker", group, folder)
-        return [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())], said
+def results(checks: tuple[str, ...]) -> dict[str, list[str]]:
+    """For each check, what went wrong in each process ("": nothing).
+
+    One launch runs them all. The first one that fails ends its launch, and those after it are launched again.
+    """
+    found: dict[str, list[str]] = {}
+    while left := [check for check in checks if check not in found]:
+        with tempfile.TemporaryDirectory() as folder:
+            said = torchrun("-m", "tests.torch.distributed_worker", folder, *left)
+            files = [Path(folder, f"{rank}.json") for rank in range(RANKS)]
+            ran = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        for check in left[: max([1, *map(len, ran)])]:
+            found[check] = [each.get(check, f"It was not run.\n{said}") for each in ran]
+    return found
 
 
-@pytest.mark.parametrize(("group", "check"), [(group, name) for group in GROUPS for name in checks_of(group)])
-def test_in_two_processes(group: str, check: str) -> None:
-    if why := why_skipped(group, check):
+@pytest.mark.parametrize(
+    "check", [pytest.param(name, marks=[pytest.mark.quick] * (name in QUICK)) for name in CHECKS]
+)
+def test_in_two_processes(check: str, request: pytest.FixtureRequest) -> None:
+    if why := why_skipped(check):
         pytest.skip(why)
-    found, said = results(group)
-    wrong = [ran.get(check, "It was not run.") for ran in found]
-    assert wrong == ["", ""], "\n".join([*wrong, said])
+    selected = {item.name for item in request.session.items}
+    asked = (name for name in CHECKS if f"{request.node.originalname}[{name}]" in selected)
+    found = results(tuple(name for name in asked if not why_skipped(name)))[check]
+    assert found == [""] * RANKS, "\n".join(found)
+
+
+@pytest.mark.quick
+def test_distributed_checkpoints_have_the_names_of_the_plain_model() -> None:
+    states: list[Any] = []
+    for noisy in (False, True):
+        model = wn.add_weight_noise(make(), 0.1) if noisy else make()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        states.append(get_state_dict(model, optimizer))
+    (plain_model, plain_optimizer), (noisy_model, noisy_optimizer) = states
+    assert list(noisy_model) == list(plain_model)
+    assert list(noisy_optimizer["state"]) == list(plain_optimizer["state"])
+    assert noisy_optimizer["param_groups"][0]["params"] == plain_optimizer["param_groups"][0]["params"]
+    fresh = make()
+    set_state_dict(
+        fresh,
+        torch.optim.Adam(fresh.parameters(), lr=0.1),
+        model_state_dict=noisy_model,
+        optim_state_dict=noisy_optimizer,
+    )
+    assert all(torch.equal(p, noisy_model[name]) for name, p in fresh.named_parameters())
 
 
 def scripts() -> list[str]:
@@ -53,7 +104,7 @@ def scripts() -> list[str]:
 
 @pytest.mark.parametrize("script", scripts(), ids=["ddp", "fsdp"])
 def test_the_scripts_in_the_docs(script: str, tmp_path: Path) -> None:
-    if "fully_shard" in script and (why := why_skipped("fsdp", "")):
+    if "fully_shard" in script and (why := why_skipped("fsdp.any")):
         pytest.skip(why)
     # Each says what it found in a file of its rank, where the docs print it.
     to_file = "open(str(dist.get_rank()), 'w').write("

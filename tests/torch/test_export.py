@@ -1,7 +1,8 @@
-"""Export of what was noisy: files that are loaded again, other runtimes, and the guard for every kind of noise."""
+"""Export: an error with the ways out while noise is on; else the plain model, in files and other runtimes."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import weightnoise as wn
-from tests.cases import CASES, NOT_QUANTISED, needs_torch
+from tests.cases import CASES, NOT_QUANTISED, ReadsTwice, needs_torch, torch_before
 
 # torch's own deprecations of the tracing exporter, and what its ONNX exporter meets in the packages it uses.
 pytestmark = [
@@ -30,7 +32,6 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "a chip": lambda model: wn.add_weight_noise(model, wn.StuckAt(0.2)),
     "activations": lambda model: wn.add_activation_noise(model, 0.2),
 }
-kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def make(kind: str = "weights") -> nn.Module:
@@ -41,10 +42,10 @@ def remove(model: nn.Module) -> nn.Module:
     return wn.remove_weight_noise(model) if wn.has_weight_noise(model) else wn.remove_activation_noise(model)
 
 
-def exported(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def exported(model: nn.Module, strict: bool = False) -> Callable[[Tensor], Tensor]:
     """Through a file, with a batch of any size."""
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},), strict=False)
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: batch},), strict=strict)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
@@ -61,11 +62,27 @@ def traced(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return loaded
 
 
-WAYS = pytest.mark.parametrize("export", [exported, traced], ids=lambda way: way.__name__)
+def strictly(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Through Dynamo, which wraps the errors that it meets while it traces."""
+    return exported(model, strict=True)
 
 
-@WAYS
-@kinds
+WAYS = [exported, traced, strictly]
+PAIRS = [pytest.param(kind, way, id=f"{kind}-{way.__name__}") for way in (exported, traced) for kind in KINDS]
+pairs = pytest.mark.parametrize(("kind", "export"), [*PAIRS, pytest.param("weights", strictly, id="strictly")])
+
+
+@pytest.mark.parametrize("export", WAYS)
+def test_noise_on_is_an_error_that_prints_the_ways_out(export: Callable[[nn.Module], Any]) -> None:
+    with pytest.raises(Exception, match=r"Weight noise is on for '0\.weight'") as caught:
+        export(make())
+    assert "with weightnoise.no_noise(model):" in str(caught.value)
+    assert "weightnoise.remove_weight_noise(model)" in str(caught.value)
+    if export is not strictly:
+        assert isinstance(caught.value, wn.ExportError)
+
+
+@pairs
 def test_the_guard_covers_every_kind_of_noise_and_leaves_the_model_noisy(
     kind: str, export: Callable[[nn.Module], Any]
 ) -> None:
@@ -81,8 +98,7 @@ def test_the_guard_covers_every_kind_of_noise_and_leaves_the_model_noisy(
 
 
 @pytest.mark.parametrize("way", ["no_noise", "removed"])
-@WAYS
-@kinds
+@pairs
 def test_a_file_made_without_noise_is_the_plain_model_for_any_batch(
     kind: str, export: Callable[[nn.Module], Callable[[Tensor], Tensor]], way: str
 ) -> None:
@@ -99,6 +115,51 @@ def test_a_file_made_without_noise_is_the_plain_model_for_any_batch(
         assert torch.equal(loaded(x), loaded(x))
 
 
+def onnx_by_tracing(model: nn.Module) -> None:
+    torch.onnx.export(model, (X,), io.BytesIO(), dynamo=False)
+
+
+def onnx(model: nn.Module) -> None:
+    torch.onnx.export(model, (X,), dynamo=True)
+
+
+needs_onnxscript = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+
+
+@pytest.mark.filterwarnings("ignore:::torch.onnx", "ignore:You are using the legacy TorchScript-based ONNX export")
+@pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
+def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> None:
+    with pytest.raises(Exception, match=r"with weightnoise\.no_noise\(model\)"):
+        export(make().eval())
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "lstm": (lambda: nn.LSTM(3, 2), torch.ones(4, 1, 3)),
+    "embedding": (lambda: nn.Embedding(4, 3, padding_idx=0), torch.tensor([0, 1])),
+    "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), torch.ones(1, 3, 4)),
+    "normed": (lambda: parametrizations.weight_norm(nn.Linear(3, 2)), torch.ones(1, 3)),
+    "of one's own": (ReadsTwice, torch.ones(2, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")  # A plain nn.LSTM too.
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_of_layer_is_refused_with_noise_and_exports_clean_without(kind: str, is_strict: bool) -> None:
+    if kind == "lstm" and torch_before("2.9"):
+        pytest.skip("torch before 2.9: its export fails at the list of weights of an nn.LSTM or of its subclass")
+    if kind in ("embedding", "of one's own") and is_strict and torch_before("2.8"):
+        pytest.skip("torch before 2.8: its strict export reads the Parameter, and exports the clean model")
+    make_layer, x = LAYERS[kind]
+    model = wn.add_weight_noise(make_layer(), 0.1)
+    with pytest.raises(RuntimeError, match=r"with weightnoise\.no_noise\(model\)"):
+        torch.export.export(model, (x,), strict=is_strict)
+    with wn.no_noise(model):
+        program = torch.export.export(model, (x,), strict=is_strict)
+    assert list(program.state_dict) == list(model.state_dict())
+    assert "rand" not in str(program.graph)
+
+
 def test_noise_on_one_layer_alone_is_enough_for_the_guard() -> None:
     model = make()
     with wn.no_noise(model[0]):
@@ -109,7 +170,10 @@ def test_noise_on_one_layer_alone_is_enough_for_the_guard() -> None:
 
 
 def test_training_noise_in_eval_mode_exports_and_forced_does_not() -> None:
-    model = wn.add_weight_noise(CASES["mlp"].model(), 0.2, when="training").eval()
+    model = wn.add_weight_noise(CASES["mlp"].model(), 0.2, when="training")
+    with pytest.raises(wn.ExportError):
+        exported(model)
+    model.eval()
     assert torch.equal(exported(model)(X), model(X))
     with wn.force_noise(model), pytest.raises(Exception, match="noise is on for"):
         exported(model)
@@ -142,6 +206,25 @@ def test_learned_strengths_are_in_the_file_until_they_are_removed() -> None:
     assert list(program.state_dict) == list(CASES["mlp"].model().state_dict())
 
 
+def test_scripting_with_noise_is_an_error_that_prints_the_way_out() -> None:
+    for noisy in (make(), wn.add_weight_noise(nn.Linear(4, 2), 0.1)):
+        with pytest.raises(wn.ExportError, match=r"weightnoise\.remove_weight_noise\(model\)"):
+            torch.jit.script(noisy)
+
+
+def test_scripting_inside_no_noise_is_not_told_to_use_no_noise() -> None:
+    model = make()
+    with wn.no_noise(model), pytest.raises(wn.ExportError, match="remove_weight_noise") as caught:
+        torch.jit.script(model)
+    assert "no_noise" not in str(caught.value)
+
+
+def test_scripting_works_after_removal() -> None:
+    model = make()
+    wn.remove_weight_noise(model)
+    assert torch.equal(torch.jit.script(model)(X), model(X))
+
+
 @pytest.mark.filterwarnings("ignore")  # Deprecated by torch, which says so at every call.
 def test_torchs_dynamic_quantisation_refuses_a_noisy_layer_and_takes_it_after_removal() -> None:
     model, plain = make(), CASES["mlp"].model()
@@ -157,9 +240,8 @@ def test_torchs_dynamic_quantisation_refuses_a_noisy_layer_and_takes_it_after_re
 BATCH_NORM = needs_torch("2.6", "its ONNX exporter cannot translate a batch normalisation")
 
 
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # The exporter and its packages warn about themselves, differently by version.
+@pytest.mark.ecosystem
+@pytest.mark.filterwarnings("ignore")  # The exporter and its packages warn of themselves, differently by version.
 @pytest.mark.parametrize("way", ["no_noise", "removed"])
 @pytest.mark.parametrize("case", ["mlp", pytest.param("conv", marks=BATCH_NORM), "transformer", "lstm"])
 def test_onnxruntime_puts_out_what_torch_does(case: str, way: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import weightnoise
 from weightnoise._torch import modes
 from weightnoise._torch.checkpoints import CHECKPOINT_CODES
+from weightnoise._torch.generator import seed_cpu
 
 ROOT = Path(weightnoise.__file__).parent
 
@@ -91,6 +92,26 @@ def test_hooks_around_are_found() -> None:
         around = modes.saved_tensors_hooks_around()
         assert around is not None
         assert around[1] is unpack
+
+
+def test_a_long_seed_fills_the_words_of_the_generators_state() -> None:
+    generator = torch.default_generator
+    for seed in (5, 2**32 - 1):
+        seed_cpu(seed)
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        assert torch.equal(state, generator.get_state())
+    seed_cpu(2**62 + 5)
+    assert generator.initial_seed() == 2**62 + 5
+    state = generator.get_state()
+    words = state[24 : 24 + 8 * 624].view(torch.int64)
+    assert bool((words >= 0).all())
+    assert bool((words < 2**32).all())
+    assert words.unique().numel() == 624
+    generator.manual_seed(2**62 + 5)  # All the rest of the state is as torch leaves it.
+    rest = generator.get_state()
+    rest[24 : 24 + 8 * 624] = state[24 : 24 + 8 * 624]
+    assert torch.equal(rest, state)
 
 
 def test_they_are_used_in_one_folder() -> None:

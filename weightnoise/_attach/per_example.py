@@ -17,8 +17,9 @@ from weightnoise._noise.draws import PER_EXAMPLE, apply_draw
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
-from weightnoise._torch.layers import PRODUCTS, layer_product
+from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise.laws import Law
+from weightnoise.laws._scale import wide
 
 _FORWARDS = {kind.forward for kind in PRODUCTS}
 
@@ -87,7 +88,8 @@ def _add_local(
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
     deviation = noise.handed.deviation(weight, noise.strengths())
     assert deviation is not None
-    variance = _output_variance(layer, inputs.square(), deviation.square(), weight)
+    with precise_products(inputs):  # In float32: a square of float16 is infinite from 256 on.
+        variance = _output_variance(layer, wide(inputs).square(), wide(deviation).square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
     there = variance > 0
     std = torch.where(there, variance, 1.0).sqrt() * there
@@ -102,7 +104,7 @@ def _add_local(
 def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:
     """``layer(squares; variance)``; where an output's weights have one variance, times the sum of its squares."""
     if variance.numel() == variance.shape[:1].numel() and getattr(layer, "groups", 1) == 1:
-        ones = torch.ones((1, *weight.shape[1:]), dtype=weight.dtype, device=weight.device)
+        ones = torch.ones((1, *weight.shape[1:]), dtype=variance.dtype, device=weight.device)
         return layer_product(layer, squares, ones) * variance.reshape(-1, *[1] * (weight.ndim - 2))
     return layer_product(layer, squares, variance.expand_as(weight))
 

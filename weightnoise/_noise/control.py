@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -71,14 +72,17 @@ class NoiseControl:
         gated: whether a read can tell at once that the noise is off in eval mode.
         held: the draw to use, where one is held.
         factor: multiplies the strength; negative for a mirrored draw.
+        schedules: the factor of each schedule, by what tells schedules apart.
+        scheduled: their product.
         recomputing: how many checkpointed regions are being computed again, in any thread.
         removed: the name of the noise once it was taken off its module.
     """
 
-    def __init__(self, when: When, scheduled: float = 1.0) -> None:
+    def __init__(self, when: When, schedules: Mapping[Hashable, float] | None = None) -> None:
         self.when = when
         self.overrides: list[Override] = []
-        self.scheduled = scheduled
+        self.schedules = dict(schedules or {})
+        self.scheduled = math.prod(self.schedules.values(), start=1.0)
         self.removed = ""
         self.recomputing = 0
         self._instead: Instead | None = None
@@ -90,15 +94,21 @@ class NoiseControl:
         keep_for_compiled(self, ([_OFF], 1.0))
         self._resolve()
 
-    def schedule(self, factor: float, device: torch.device) -> None:
-        """Multiply the strength by ``factor`` until the next call."""
+    def scheduled_with(self, schedule: Hashable, factor: float) -> float:
+        """The product of all schedules, once this one's factor is ``factor``."""
+        return math.prod({**self.schedules, schedule: factor}.values(), start=1.0)
+
+    def schedule(self, schedule: Hashable, factor: float, device: torch.device) -> None:
+        """Multiply the strength by ``factor`` until the next call for the same schedule; schedules multiply."""
         with self._locked():
+            product = self.scheduled_with(schedule, factor)
             if self._schedule is None or self._schedule.device != device:
                 with torch.inference_mode(False):  # Else no later step could write into it.
-                    self._schedule = torch.full((), float(factor), dtype=torch.float32, device=device)
+                    self._schedule = torch.full((), product, dtype=torch.float32, device=device)
             keep_for_compiled(self, self._now())
-            self._schedule.fill_(factor)
-            self.scheduled = factor
+            self._schedule.fill_(product)
+            self.schedules[schedule] = factor
+            self.scheduled = product
             self._resolve()
 
     def compiled_factor(self) -> float:
@@ -201,7 +211,7 @@ class NoiseControl:
         self.factor = factor * scheduled
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseControl:
-        copied = NoiseControl(self.when, self.scheduled)
+        copied = NoiseControl(self.when, dict(self.schedules))
         with self._locked():
             if self.overrides:
                 self._family[:] = [one for one in self._family if one() is not None] or [weakref.ref(self)]
@@ -211,5 +221,5 @@ class NoiseControl:
                 copied._resolve()
         return copied
 
-    def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, float]]:
-        return NoiseControl, (self.when, self.scheduled)
+    def __reduce__(self) -> tuple[type[NoiseControl], tuple[When, dict[Hashable, float]]]:
+        return NoiseControl, (self.when, dict(self.schedules))

@@ -6,20 +6,24 @@
 - `PER_EXAMPLE`: none, as the reads are clean and the noise goes on the output of the layer.
 
 A draw is fresh, or that of a chip (`PENDING` until its weight has numbers), or held by a context (`HeldDraw`).
+With gradients off a held draw is made into a noisy weight once, which then stands in its place.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from weightnoise._errors import WeightNoiseError
 from weightnoise._random import draws as _random
+from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
+from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Noise
 from weightnoise.laws._law import apply_law
 
@@ -75,22 +79,64 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
     return padded
 
 
+def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
+    """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
+
+    Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
+    """
+    factor = abs(noise.control.factor) * sign
+    if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
+        with _random.seeded(seed, weight.device):
+            key = int(_random.key())
+        rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
+        clean = rows.clone()
+        noise.handed.apply_key(weight, key, factor * amount, out=weight)
+        increment_version(weight)  # What C has written, autograd has not seen.
+        rows.copy_(clean)
+        return
+    draw = HeldDraw(seed, sign).draw(noise.handed, weight)
+    if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
+        weight.copy_(apply_draw(noise, weight, draw, factor * amount))
+    else:
+        weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
+
+
 def drawing_alone() -> AbstractContextManager[Any]:
     """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
     # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
     return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
 
 
+class Made(NamedTuple):
+    """A noisy weight, its count of in-place changes, and what it was made from: the weight, and its state then."""
+
+    noisy: Tensor
+    version: int
+    of: Tensor
+    state: tuple[Any, ...]
+
+
 @dataclass(eq=False)
 class HeldDraw:
-    """One parameter's draw for the length of a `hold_noise`; tied uses share the object."""
+    """One parameter's draw for the length of a `hold_noise`; tied uses share the object.
+
+    Attributes:
+        seed: what it is drawn from again; None for a draw that is kept.
+        sign: -1 for the mirrored draw.
+        noise: the draw, while it is there.
+        drawn: whether it is.
+        like: the shape, dtype and device of what it was drawn for, which may be replaced by another.
+        key: of what differs from example to example.
+        made: the noisy weights that were made of it with gradients off.
+    """
 
     seed: int | None
     sign: int
     noise: Any = None
     drawn: bool = False
-    shape: torch.Size | None = None  # Of what it was drawn for, which may be replaced by another.
-    key: Tensor | None = None  # Of what differs from example to example.
+    like: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    key: Tensor | None = None
+    made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
 
     def make_key(self) -> None:
         """Make what the noise of the examples is a function of."""
@@ -105,16 +151,38 @@ class HeldDraw:
             with drawing_alone():
                 if not self.drawn:
                     self._draw(law, weight)
-        if self.shape is not None and self.shape != weight.shape:
+        if self.like is not None and self.like[0] != weight.shape:
             raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
+                f"hold_noise holds one draw of shape {tuple(self.like[0])} for a parameter that now has the shape "
                 f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
             )
         return self.noise
 
+    def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
+        """What `apply_draw` makes of the draw, made again only when something that it is made from has changed.
+
+        For reads with gradients off. Where the draw can be drawn again, only its noisy weight is kept.
+        """
+        place = id(noise.handed), noise.padding_row
+        made = self.made.get(place)
+        others = noise.made_from()
+        counts = tuple([tensor._version for tensor in others]) if others else None
+        state = (weight._version, factor, optimizer_steps(), counts)
+        if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
+            with drawing_alone(), torch.inference_mode(False), torch.no_grad():
+                noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)
+                made = self.made[place] = Made(noisy, noisy._version, weight, state)
+                if self.seed is not None:
+                    self.drawn, self.noise = False, None
+        return made.noisy
+
     def _draw(self, law: Noise, weight: Tensor) -> None:
+        if self.like is not None and self.like[0] == weight.shape:
+            weight = weight.detach().to(dtype=self.like[1], device=self.like[2])
         own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-        with own, torch.no_grad():
+        # A tensor that is made in inference mode could not be used with gradients later on.
+        normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with normal, own, torch.no_grad():
             noise = law.draw(weight)
-        self.noise, self.shape = noise, weight.shape
+        self.noise, self.like = noise, (weight.shape, weight.dtype, weight.device)
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -26,7 +26,7 @@ from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
-from weightnoise.laws._complete import complete
+from weightnoise.laws._complete import complete, has_user_law
 from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
@@ -49,9 +49,8 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
-        self.owner: weakref.ref[nn.Module] | None = (
-            None  # The module of the parameter; no copy and no pickle has it.
-        )
+        # The module of the parameter; no copy and no pickle has it.
+        self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
         self.tensor_name = name.rpartition(".")[2]
@@ -62,14 +61,16 @@ class WeightNoise(nn.Module):
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
+        self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """Whether the owner is in training mode, whoever has set that, and how."""
         owner = None if self.owner is None else self.owner()
-        return self._training if owner is None else owner.training
+        mode: bool = self.__dict__["_training"] if owner is None else owner.training
+        return mode
 
     @training.setter
     def training(self, mode: bool) -> None:
@@ -86,6 +87,7 @@ class WeightNoise(nn.Module):
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
         self.takes_keys = self.handed.takes_keys
+        self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
@@ -127,6 +129,8 @@ class WeightNoise(nn.Module):
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
+        if eager and effective.held is not None and not torch.is_grad_enabled() and self.can_rest(weight):
+            return effective.held.noisy_weight(self, weight, factor)
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
@@ -159,6 +163,15 @@ class WeightNoise(nn.Module):
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
+
+    def can_rest(self, weight: Tensor) -> bool:
+        """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
+        # Inference tensors count no changes.
+        return self.rests and type(weight) is nn.Parameter and not weight.is_inference()
+
+    def made_from(self) -> Sequence[Tensor]:
+        """The tensors besides the weight that its noisy weight is made from."""
+        return [*self.strengths().values(), *self.law_tensors] if self.strength_names else self.law_tensors
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""

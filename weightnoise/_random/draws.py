@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._random import philox as _engine
+from weightnoise._torch.generator import seed_cpu
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _BITS = 2**32 - 1
@@ -78,11 +79,16 @@ def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) ->
     Counter-based: nothing is drawn from a generator and nothing has to be kept, so that a hold sees the
     same numbers in eager and in compiled code, in a recomputation, and for a batch of another size.
     """
-    bits = _mix(_mix(_mix(key & _BITS) ^ (key >> 32)) ^ (stream + 1))
+    # Two words: of 32 bits one pair of keys or rows in 2^32 would be alike, and with it all their numbers.
+    bits = _mix(key & _BITS)
+    other = _mix((key >> 32) ^ bits)
+    bits = _mix(bits ^ _mix(other ^ (stream + 1)))
     for dim, size in enumerate(shape):
         place = torch.arange(size, dtype=torch.int64, device=like.device)
         bits = _mix(bits ^ _mix(place.reshape([-1] + [1] * (len(shape) - dim - 1)) + 1))
-    return bits
+        if dim < len(shape) - 1:
+            other = _mix(other ^ bits)
+    return bits ^ other
 
 
 def _mix(bits: Tensor) -> Tensor:
@@ -106,17 +112,23 @@ def derive_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def numbered(seed: int, count: int, antithetic: bool) -> list[tuple[int, int]]:
+    """The seed and the sign of each of many draws; antithetic ones have the mirror of each next to it."""
+    numbers = [(draw // 2, 1 - 2 * (draw % 2)) if antithetic else (draw, 1) for draw in range(count)]
+    return [(derive_seed(seed, f"draw {number}"), sign) for number, sign in numbers]
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators of the CPU and of ``device``, and put them back as they were."""
     if device.type in ("cpu", "meta"):
         with _SEEDING, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            seed_cpu(seed)
             yield
         return
     accelerator = torch.get_device_module(device)
     forked = torch.random.fork_rng(devices=[device], device_type=device.type)
     with _SEEDING, forked, accelerator.device(device):
-        torch.default_generator.manual_seed(seed)
+        seed_cpu(seed)
         accelerator.manual_seed(seed)
         yield

@@ -43,7 +43,7 @@ def _load() -> ctypes.CDLL | None:
         pointer, pointer, pointer, pointer, number, number, ctypes.c_float, number, key, small
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
-    library.weightnoise_block.argtypes = [key, key, key, pointer, small]
+    library.weightnoise_quantile.argtypes = [pointer]
     library.weightnoise_use_threads.argtypes = [pointer]
     if os.name != "nt":  # Windows cannot be asked for a function of any library: there it is one thread.
         # Of the OpenMP runtime that torch has loaded.
@@ -54,7 +54,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
-_TRITON = os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
+_TRITON = _LIBRARY is not None and os.environ.get("WEIGHTNOISE_ENGINE") == "triton"
 _LEVEL = 0 if _LIBRARY is None else _LIBRARY.weightnoise_level()
 
 
@@ -68,14 +68,15 @@ def engine() -> str:
 
     ``WEIGHTNOISE_ENGINE=triton`` adds the same numbers to float32 weights on CUDA devices in one pass. It is off
     by default because it has been tested in Triton's interpreter and compiled for sm_80 and sm_90, and not yet
-    run on a GPU.
+    run on a GPU. It takes what the C library knows, so it is off without that.
 
     Example:
         >>> engine() in ("philox (baseline)", "philox (AVX2)", "philox (AVX-512)", "torch")
         True
 
     Source:
-        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011.
+        Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, 2011; Thomas, Luk, Leong and
+        Villasenor, Gaussian random number generators, 2007.
     """
     cpu = "torch" if _LIBRARY is None else f"philox ({_LEVELS[_LEVEL]})"
     return f"{cpu}; on CUDA philox (Triton)" if _TRITON else cpu
@@ -143,12 +144,22 @@ def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:
     )
 
 
+def coefficients() -> Tensor:
+    """The coefficients of the normal quantile (``csrc/quantile.h``), by octave and term."""
+    assert _LIBRARY is not None
+    out = torch.empty((32, 6), dtype=torch.float32, device="cpu")
+    _LIBRARY.weightnoise_quantile(_address(out, torch.float32, 192))
+    return out
+
+
 def by_triton(weight: Tensor) -> bool:
     """Whether `add_normal` takes a key on the device of this weight."""
     return _TRITON and weight.is_cuda and not in_transform()
 
 
-def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None) -> Tensor:
+def add_normal(
+    weight: Tensor, key: int | Tensor, strength: float, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """``weight + strength * scale * e``, in one pass, with the gradient going to ``weight`` unchanged.
 
     Args:
@@ -156,8 +167,11 @@ def add_normal(weight: Tensor, key: int | Tensor, strength: float, scale: Tensor
         key: of the standard normal numbers e; a tensor on the device of the weight, where that is a GPU.
         strength: a factor.
         scale: one number, or one for each row (dimension 0) of the weight; None for 1.
+        out: where to write it, which may be the weight, past autograd.
     """
-    out, count = output_like(weight), weight.numel()
+    count = weight.numel()
+    if out is None:
+        out = output_like(weight)
     scales = None if scale is None else scale.to(torch.float32).contiguous()
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.

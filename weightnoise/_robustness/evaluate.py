@@ -19,11 +19,12 @@ from weightnoise._contexts import force_noise, hold_noise, only_noise, scale_noi
 from weightnoise._errors import NotVectorizedWarning, SpecError
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
-from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure, state_kept
+from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure
 from weightnoise._robustness.progress import progress_bar
 from weightnoise._robustness.report import RobustnessReport, stack
 from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.choose import Spec
+from weightnoise._torch.modules import state_kept
 from weightnoise._weights import add_weight_noise, remove_weight_noise
 from weightnoise.laws import Noise
 from weightnoise.laws._law import is_law
@@ -200,8 +201,7 @@ def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], Non
 
 def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str, float]]:
     """What the metric has in each draw."""
-    numbers = [(draw // 2, 1 - 2 * (draw % 2)) if plan.antithetic else (draw, 1) for draw in range(plan.draws)]
-    draws = [(_random.derive_seed(plan.seed, f"draw {number}"), sign) for number, sign in numbers]
+    draws = _random.numbered(plan.seed, plan.draws, plan.antithetic)
     done = 0
     if together:
         try:

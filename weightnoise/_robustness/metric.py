@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
@@ -61,18 +60,3 @@ def fingerprint(model: nn.Module) -> str:
             bits = value.detach().to_dense().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(bits.numpy().tobytes())
     return f"{type(unwrap(model)).__name__.removeprefix('Parametrized')} {digest.hexdigest()[:12]}"
-
-
-@contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """Put training modes and buffers back, such as the statistics of a batch normalisation."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

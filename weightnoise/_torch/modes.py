@@ -106,7 +106,7 @@ def hooks_of_others() -> bool:
 def may_be_in_checkpoint() -> bool:
     """Whether this thread may be in a checkpointed region; cheap, and yes more often than it is."""
     # A backward; hooks, as a checkpoint has; the forward of an autograd Function, as a reentrant checkpoint is.
-    return _graph_task() != -1 or hooks_of_others() or not _forward_mode()
+    return _graph_task() != -1 or hooks_of_others() or not (_forward_mode() or _inference_mode())
 
 
 def may_matter() -> bool:
@@ -123,7 +123,7 @@ def may_matter() -> bool:
             (hooks := _top_hooks(True)) is not None
             and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
         )
-        or not _forward_mode()
+        or not (_forward_mode() or _inference_mode())
         or torch.compiler._is_exporting_flag
         or _jit_traces()
         or (_symbolic_trace._is_fx_tracing_flag if _HAS_FLAG else _symbolic_trace.is_fx_symbolic_tracing())
@@ -138,6 +138,8 @@ _HAS_FLAG = hasattr(_symbolic_trace, "_is_fx_tracing_flag")
 _jit_traces: Callable[[], bool] = torch._C._is_tracing
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled
+# There the first is off too, and no backward comes.
+_inference_mode: Callable[[], bool] = torch.is_inference_mode_enabled
 # torch 2.6 does not tell: there may be hooks.
 _top_hooks: Callable[[bool], Any] = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: _UNKNOWN

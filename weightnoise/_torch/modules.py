@@ -1,10 +1,13 @@
-"""Walking a model: every module once, with the names it goes by."""
+"""Walking a model: every module once, with the names it goes by; and putting back what a look may change."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 MOST_NAMES = 1000  # Of one module. Modules that are shared level by level have exponentially many.
@@ -91,3 +94,18 @@ def _visit(
     for name, child in children(module).items():
         if (name != "parametrizations" or not parametrizations(module)) and child not in path:
             _visit(child, f"{prefix}{name}.", nodes, most, (*path, module))
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Put training modes and buffers back, such as the statistics of a batch normalisation."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -1,4 +1,4 @@
-"""Writing new values into Parameters, all or none."""
+"""Writing new values into Parameters, all or none; and how often optimizers have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 @contextmanager
@@ -24,3 +25,18 @@ def written(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
             with torch.no_grad(), suppress(RuntimeError):  # The one that could not be written needs it not.
                 parameter.copy_(value)
         raise
+
+
+_steps: list[int] = []
+
+
+def optimizer_steps() -> int:
+    """How many steps optimizers have made since this was first asked: torch counts no change by a fused one."""
+    if not _steps:
+        _steps.append(0)
+        register_optimizer_step_post_hook(_count)
+    return _steps[0]
+
+
+def _count(*_: object) -> None:
+    _steps[0] += 1

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
-from weightnoise._torch.layers import PRODUCTS, layer_product
+from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._rates import check_rate, event_mask, rate_problem
-from weightnoise.laws._scale import Gradient, extremes
+from weightnoise.laws._rates import check_rate, draw_events, event_mask, rate_problem
+from weightnoise.laws._scale import Gradient, extremes, wide
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class SaltAndPepper(Law):
         check_choice("SaltAndPepper", "gradient", self.gradient, ("exact", "straight-through"))
 
     def draw(self, weight: Tensor) -> Tensor:
-        """Numbers uniform on [0, 1) in the tensor's shape."""
-        return _random.unit_uniform(weight, weight.shape)
+        """Numbers for its two events in the tensor's shape."""
+        return draw_events(weight, weight.shape, self.p / 2)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """The tensor with some of its values replaced."""
@@ -204,9 +204,9 @@ class CurrentNoise(Law):
 
     def at(self, module: nn.Module, inputs: Tensor) -> _Scaled:
         """The law for one call: its scale has the shape of the output."""
-        with torch.no_grad():
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            size, sizes = weight.abs(), inputs.detach().abs()
+        with torch.no_grad(), precise_products(inputs):
+            weight: Tensor = wide(module.weight)  # type: ignore[arg-type]
+            size, sizes = weight.abs(), wide(inputs.detach()).abs()
             if self.converter == "merged":
                 variance = layer_product(module, sizes, size) * size.max()
             else:

@@ -37,7 +37,8 @@ class Gaussian(Law):
         relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``.
         per: ``"tensor"``, or the dimension of the channels that have a scale each.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
-            unchanged; ``"exact"`` differentiates through the scale too. Without a scale both agree.
+            unchanged; ``"exact"`` differentiates through the scale too, and is on average the gradient of
+            the expected loss. Without a scale both agree.
 
     Raises:
         ValueError: for a strength that is negative or not finite, and for options that do not fit.
@@ -81,10 +82,10 @@ class Gaussian(Law):
         constant = self.relative_to is None or self.gradient == "straight-through"
         return constant and self.relative_to != "value" and self.per in ("tensor", 0)
 
-    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float) -> Tensor:
-        """`apply` to the normals that belong to a key, in one pass."""
+    def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """`apply` to the normals that belong to a key, in one pass; into ``out``, which may be the weight."""
         scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
-        return _engine.add_normal(weight, key, factor * self.std, scale)
+        return _engine.add_normal(weight, key, factor * self.std, scale, out)
 
     def apply_to_rows(
         self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
@@ -101,7 +102,7 @@ class Gaussian(Law):
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.per, self.gradient)
         return (
-            torch.full((), self.std, dtype=weight.dtype, device=weight.device)
+            torch.full((), self.std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
             if scale is None
             else self.std * scale
         )

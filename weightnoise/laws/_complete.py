@@ -30,6 +30,11 @@ def complete(law: Noise | ActivationLaw, place: str | None = None) -> Law:
     return law if all(one is other for one, other in zip(parts, law.parts, strict=True)) else law.around(parts)
 
 
+def has_user_law(law: Law) -> bool:
+    """Whether a completed law is one of a user, or has one inside it."""
+    return isinstance(law, Completed) or any(map(has_user_law, law.inside))
+
+
 class Completed(Law):
     """A law of a user: what it has itself, a default for the rest, and an error if it edits what it is handed.
 

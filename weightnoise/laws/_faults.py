@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
-from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._quantize import check_bits, precise, step_and_zero
-from weightnoise.laws._rates import check_chip, check_rate, event_mask, rate_problem
+from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
+from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
@@ -25,12 +25,13 @@ class StuckAt(Law):
 
     Which weights are stuck is a property of a specimen of the hardware: it is the same in every
     forward, in every process and in every copy, and depends on ``chip`` and on the parameter's name
-    alone (4 bytes per weight are kept for it). `hold_noise` puts another specimen in place for its
-    length. The stuck weights of a lower rate are among those of a higher one. A factor multiplies the
-    rates.
+    alone (4 bytes per weight are kept for it), as long as the same generator draws it: on another kind of
+    device, in float64, or with another `engine` a number means another specimen. `hold_noise` puts
+    another one in place for its length. The stuck weights of a lower rate are among those of a higher
+    one. A factor multiplies the rates.
 
     Args:
-        zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied.
+        zero: rate of weights stuck at 0. Rates of 1e-5 to 0.3 are studied; rare ones are exact, down to 1e-12.
         high: rate of weights stuck at the top level.
         low: rate of weights stuck at the bottom level.
         levels: ``"absmax"``: top and bottom are +max |w| and -max |w|; ``"range"``: max w and min w;
@@ -85,8 +86,8 @@ class StuckAt(Law):
         return self.zero + self.high + self.low
 
     def draw(self, weight: Tensor) -> Tensor:
-        """Numbers uniform on [0, 1) in the weight's shape."""
-        return _random.unit_uniform(weight, weight.shape)
+        """Numbers in the weight's shape, of which each kind of fault has an interval."""
+        return draw_events(weight, weight.shape, self.zero, self.high, self.low)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """The weight, with the stuck ones at their level."""
@@ -94,11 +95,14 @@ class StuckAt(Law):
             raise ValueError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         bottom, top = self._levels(clean)
-        stuck = clean
-        # From the widest share of [0, 1) to the narrowest, each over the one before.
-        for rate, level in ((self._rate, bottom), (self.zero + self.high, top), (self.zero, 0.0)):
+        # The rarest kind first: its interval begins at 0, where the numbers are finest.
+        kinds = sorted(((self.zero, 0.0), (self.high, top), (self.low, bottom)), key=lambda kind: kind[0])
+        rates, levels = zip(*kinds, strict=True)
+        rare, stuck = is_rare(*rates), clean
+        # From the last interval to the first, each over the one before.
+        for rate, end, level in reversed(list(zip(rates, accumulate(rates), levels, strict=True))):
             if rate:
-                stuck = torch.where(event_mask(noise, rate, factor), level, stuck)
+                stuck = torch.where(event_mask(noise, end, factor, rare=rare), level, stuck)
         return stuck if self.gradient == "exact" else straight_through(weight, stuck)
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +110,7 @@ class StuckAt(Law):
             return weight.new_tensor(self.levels[0]), weight.new_tensor(self.levels[1])
         if self.levels == "range":
             return extremes(weight, self.per)
-        top = statistic(weight, "absmax", self.per)
+        top = statistic(weight, "absmax", self.per).to(weight.dtype)
         return -top, top
 
     def problem(self, weight: Tensor) -> str | None:
@@ -129,7 +133,7 @@ class BitFlip(Law):
     factor multiplies p. A draw takes 4 ``bits`` bytes per weight while it is in use.
 
     Args:
-        p: probability that a bit flips, in [0, 1].
+        p: probability that a bit flips, in [0, 1]. Rare ones are exact, down to 1e-12.
         bits: length of the code, 2 to 16.
         per: ``"tensor"``, or the dimension of the channels that have a step each.
         chip: number of a specimen whose flipped bits stay flipped, as for `StuckAt`; None for other
@@ -161,8 +165,8 @@ class BitFlip(Law):
         check_chip("BitFlip", self.chip)
 
     def draw(self, weight: Tensor) -> Tensor:
-        """Numbers uniform on [0, 1), in the weight's shape for each bit, the lowest first."""
-        return _random.unit_uniform(weight, (self.bits, *weight.shape))
+        """Numbers for the flips, in the weight's shape for each bit, the lowest first."""
+        return draw_events(weight, (self.bits, *weight.shape), self.p)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + d * (code with flipped bits - code)``."""
@@ -170,7 +174,7 @@ class BitFlip(Law):
             raise ValueError(problem)
         clean = precise(weight)
         step, _ = step_and_zero(clean, self.bits, True, self.per)
-        code = (clean / step).round().to(torch.int32)
+        code = (clean / divisor(step)).round().to(torch.int32)
         stored = code & (2**self.bits - 1)
         for place, bit in enumerate(noise.unbind(0)):
             stored = stored ^ (event_mask(bit, self.p, factor).to(torch.int32) << place)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._scale import Gradient, Per, per_problem, statistic
+from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic, wide
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 
@@ -22,6 +22,8 @@ _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 @dataclass(frozen=True)
 class Clip(Law):
     r"""Clipped weights: w cut to ``[-k std(w), k std(w)]``, or to the fixed bounds ``[low, high]``.
+
+    The standard deviation is that about the mean; equal weights, which have none, stay as they are.
 
     Usually first in a list, before quantisation and noise, which then have a smaller range to fill.
     After removal the trained weights are what they were, outside the range too; `clip_weights` cuts
@@ -86,10 +88,15 @@ class Clip(Law):
         low: Any = self.low
         high: Any = self.high
         if self.k is not None:
-            high = self.k * statistic(clean, "std", self.per)
+            high = self.limit(clean)
             low = -high
-        clipped = torch.clamp(clean, low, high)
+        clipped = torch.clamp(clean, low, high).to(weight.dtype)
         return clipped if self.gradient == "exact" else straight_through(weight, clipped)
+
+    def limit(self, weight: Tensor) -> Tensor:
+        """``k std(weight)``; infinite where all weights are equal: none of them sticks out."""
+        lowest, highest = extremes(weight, self.per)
+        return torch.where(lowest < highest, (self.k or 0.0) * statistic(weight, "std", self.per), math.inf)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why ``per`` does not fit ``weight``, or None."""
@@ -108,8 +115,8 @@ class Temperature(Law):
         celsius: temperature T at which the chip computes, in degrees Celsius.
         reference: temperature T0 at which it was programmed, in degrees Celsius.
         gradient: ``"straight-through"`` hands the gradient at the changed weight to the clean one
-            unchanged; ``"exact"`` differentiates the formula, which is infinite at w = 0 for T > T0
-            (there it is taken at the smallest number of the dtype).
+            unchanged; ``"exact"`` differentiates the formula, whose slope at w = 0 is infinite for T > T0:
+            weights below a smallest ratio |w| / m, about 1e-38 (float16: 6e-8), are multiplied by its slope there.
 
     Raises:
         ValueError: for a temperature that is not above absolute zero.
@@ -147,9 +154,11 @@ class Temperature(Law):
         if weight.numel() == 0:
             return weight
         exact = self.gradient == "exact"
-        clean = weight if exact else weight.detach()
-        tiny = torch.finfo(weight.dtype).tiny
+        clean = wide(weight if exact else weight.detach())
+        tiny = torch.finfo(clean.dtype).tiny
         largest = statistic(clean, "absmax", "tensor").clamp(min=tiny)
         power = (self.reference + _ZERO_CELSIUS) / (self.celsius + _ZERO_CELSIUS)
-        changed = clean.sign() * largest * (clean.abs() / largest).clamp(min=tiny) ** power
+        # Slopes of float16 end at 65504.
+        least = 2.0**-24 if weight.dtype == torch.float16 else tiny
+        changed = (clean * (clean.abs() / largest).clamp(min=least) ** (power - 1.0)).to(weight.dtype)
         return changed if exact else straight_through(weight, changed)

@@ -19,7 +19,7 @@ from torch.nn.functional import softplus
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr
-from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of
+from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of, wide
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
@@ -37,6 +37,7 @@ class LearnedGaussian(Law):
         init: the first value of ``std``; None for 0.017, or ``0.5 / sqrt(fan_in)`` when factorised.
         factorised: draw a number per output and per input. A vector, such as a bias, gets f(e_i), and its
             first value from its own length: NoisyNets take the fan-in of the layer, so give it as ``init``.
+            They also take the e_i of the weight's row for its bias, which has numbers of its own here.
 
     Raises:
         ValueError: for an initial value that is negative or not finite.
@@ -110,7 +111,7 @@ class LearnedDeviation(Law):
         self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """``weight + factor * deviation(weight) * noise``."""
-        return weight + self.deviation(weight, strengths) * noise * factor
+        return (weight + self.deviation(weight, strengths) * noise * factor).to(weight.dtype)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """The standard deviation, of either sign."""
@@ -167,8 +168,8 @@ class Variational(LearnedDeviation):
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
         """``sum ln(prior_std / s) + (s^2 + w^2) / (2 prior_std^2) - 1/2`` with ``s = softplus(rho)``, in nats."""
-        std, prior = softplus(strengths["rho"]), self.prior_std
-        spread: Tensor = (std.square() + weight.square()) / (2 * prior**2) - std.log()
+        rho, weight, prior = wide(strengths["rho"]), wide(weight), self.prior_std
+        spread: Tensor = (softplus(rho).square() + weight.square()) / (2 * prior**2) - _log_softplus(rho)
         return spread.sum() + weight.numel() * (math.log(prior) - 0.5)
 
 
@@ -232,6 +233,12 @@ def filled_per(like: Tensor, per: Per | Literal["element"], value: float) -> Ten
         return _filled(like, value)
     own = None if per == "tensor" else per % like.ndim
     return _filled(like.new_empty([size if dim == own else 1 for dim, size in enumerate(like.shape)]), value)
+
+
+def _log_softplus(rho: Tensor) -> Tensor:
+    """``ln ln(1 + e^rho)``, also where e^rho is no number of the dtype: there it is ``rho - e^rho / 2``."""
+    small = rho < -20.0
+    return torch.where(small, rho - 0.5 * rho.exp(), softplus(torch.where(small, 0.0, rho)).log())
 
 
 def _filled(like: Tensor, value: float) -> Tensor:

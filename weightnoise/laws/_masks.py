@@ -56,19 +56,17 @@ class DropConnect(Law):
 
     def draw(self, weight: Tensor) -> Tensor:
         """Numbers uniform on [0, 1), one for each weight or block."""
-        return draw_blocks(weight, self.block)
+        return draw_blocks(weight, self.block, self.p)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * mask``, the mask scaled by 1 / (1 - p) when ``rescale`` is set."""
         if problem := self.factor_problem(factor):
             raise ValueError(problem)
         keep = spread_blocks(~event_mask(noise, self.p, factor), weight, self.block)
-        mask = keep.to(weight.dtype)
-        if self.rescale:
-            mask = mask / (1.0 - self.p * abs(factor))
-        if self.gradient == "exact":
-            return weight * mask
-        return straight_through(weight, weight.detach() * mask)
+        noisy = (weight if self.gradient == "exact" else weight.detach()) * keep.to(weight.dtype)
+        if self.rescale:  # In this order: 1 / (1 - p) is rounded in a short dtype, for all weights alike.
+            noisy = noisy / (1.0 - self.p * abs(factor))
+        return noisy if self.gradient == "exact" else straight_through(weight, noisy)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why ``p`` cannot be multiplied by ``factor``, or None: something has to be left."""

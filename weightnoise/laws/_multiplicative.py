@@ -10,7 +10,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._scale import Gradient
+from weightnoise.laws._scale import Gradient, wide
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LogNormal(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * exp(s * noise - s^2 / 2)`` with ``s = factor * std``."""
         std = factor * self.std
-        ratio = torch.exp(noise * std - std * std / 2).to(weight.dtype)
+        ratio = torch.exp(wide(noise) * std - std * std / 2)
         if self.gradient == "exact":
-            return weight * ratio
-        return straight_through(weight, weight.detach() * ratio)
+            return (weight * ratio).to(weight.dtype)
+        return straight_through(weight, (weight.detach() * ratio).to(weight.dtype))

@@ -14,10 +14,11 @@ from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import check_chip
-from weightnoise.laws._scale import Gradient, statistic
+from weightnoise.laws._scale import Gradient, statistic, wide
 
 Draw: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
+_MEASURED, _MEASURED_G_MAX = (0.26348, 1.9650, -1.1731), 25.0  # In microsiemens.
 _LEAST = 1e-7  # Of g_max: the logarithm of a conductance of 0 is not needed, its clamped value is.
 
 
@@ -28,7 +29,7 @@ class ProgrammingNoise(Law):
     A weight w is the difference of two conductances, ``g+ = g_max max(w, 0) / max |w|`` and g- for
     -w. Each of the two goes through, with ``r = g / g_max`` and independent standard normals::
 
-        programmed   g_p = max(0, g + sigma(r) e1)      sigma(r) = c0 + c1 r + c2 r^2 + ...
+        programmed   g_p = max(0, g + sigma(r) e1)      sigma(r) = (g_max / g_reference) (c0 + c1 r + c2 r^2 + ...)
         drifted      g_d = g_p (1 + time / t0)^-nu      nu = |mu(r) + s(r) e2|
         read         g_r = max(0, g_d (1 + q(g_p / g_max) sqrt(ln((time + t0 + t_read) / (2 t_read))) e3))
 
@@ -36,19 +37,24 @@ class ProgrammingNoise(Law):
     The noisy weight is ``(g_r+ - g_r-) max |w| / g_max``. A factor multiplies e1, e2, e3 and the mean
     drift mu; the mirrored draw turns the signs of e1, e2 and e3. Computed in float32 or better.
 
-    The defaults are fits to measured devices; give other coefficients for others.
+    The defaults are fits to devices with a largest conductance of 25 microsiemens; give other coefficients for
+    others. With the defaults another g_max stands for another device of the same technology: its errors are the
+    same fraction of g_max, and so of the weight.
 
     Args:
         g_max: the conductance that stands for max |w|, in microsiemens.
         time: since the first read after programming (t0), in seconds; 0 for no drift.
-        programming: c0, c1, ... of sigma, in microsiemens. () for exact programming.
+        programming: c0, c1, ... of sigma, in microsiemens of a device whose largest conductance is g_reference.
+            () for exact programming.
+        g_reference: that conductance, in microsiemens; None for 25 with the default coefficients, and for
+            g_max with others.
         drift: a, b, low, high of mu.
         drift_spread: a, b, low, high of s.
         t0: time of the first read after programming, in seconds.
         read: a, b, cap of q; () for no read noise.
         t_read: duration of a read, in seconds.
         compensate: multiply each weight matrix by sum |g| before the drift over sum |g| after it (global
-            drift compensation).
+            drift compensation; from the conductances themselves, where a chip has noisy read-outs of them).
         chip: number of a specimen whose programming errors and drift are frozen while read noise is
             fresh in each forward; None for a new programming in each, as in hardware-aware training.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
@@ -70,7 +76,8 @@ class ProgrammingNoise(Law):
     g_max: float = 25.0
     time: float = 0.0
     _: KW_ONLY
-    programming: tuple[float, ...] = (0.26348, 1.9650, -1.1731)
+    programming: tuple[float, ...] = _MEASURED
+    g_reference: float | None = None
     drift: tuple[float, float, float, float] = (0.0244, -0.0155, 0.049, 0.1)
     drift_spread: tuple[float, float, float, float] = (-0.0059, -0.0125, 0.008, 0.045)
     t0: float = 20.0
@@ -83,7 +90,8 @@ class ProgrammingNoise(Law):
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        for option in ("g_max", "time", "t0", "t_read"):
+        options = ("g_max", "time", "t0", "t_read") + ("g_reference",) * (self.g_reference is not None)
+        for option in options:
             check_strength("ProgrammingNoise", option, getattr(self, option))
             if option != "time" and getattr(self, option) == 0:
                 raise ValueError(f"ProgrammingNoise({option}=...) must be positive.")
@@ -93,6 +101,13 @@ class ProgrammingNoise(Law):
         check_choice("ProgrammingNoise", "compensate", self.compensate, (True, False))
         check_chip("ProgrammingNoise", self.chip)
         check_choice("ProgrammingNoise", "gradient", self.gradient, ("straight-through", "exact"))
+
+    @property
+    def _reference(self) -> float:
+        """The largest conductance of the device that the coefficients of sigma are for."""
+        if self.g_reference is not None:
+            return self.g_reference
+        return _MEASURED_G_MAX if self.programming == _MEASURED else self.g_max
 
     def draw(self, weight: Tensor) -> Draw:
         """Standard normals for programming, drift and reading, each in the shape (2, *weight.shape)."""
@@ -112,9 +127,11 @@ class ProgrammingNoise(Law):
         if weight.numel() == 0:
             return weight
         exact = self.gradient == "exact"
-        clean = precise(weight) if not exact else weight.to(precise(weight).dtype)
+        clean = wide(weight if exact else weight.detach())
         unit = statistic(clean, "absmax", "tensor").clamp(min=torch.finfo(clean.dtype).tiny) / self.g_max
-        target = torch.stack((clean, -clean)).clamp(min=0.0) / unit
+        positive = clean.clamp(min=0.0)
+        # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
+        target = torch.stack((positive, positive - clean)) / unit
         made = self._conductances(target, noise, factor)
         noisy = ((made[0] - made[1]) * unit).to(weight.dtype)
         return noisy if exact else straight_through(weight, noisy)
@@ -122,7 +139,10 @@ class ProgrammingNoise(Law):
     def _conductances(self, target: Tensor, noise: Draw, factor: float) -> Tensor:
         programming, drift, read = noise
         ratio = target / self.g_max
-        sigma = sum((c * ratio**power for power, c in enumerate(self.programming)), torch.zeros_like(ratio))
+        share = self.g_max / self._reference
+        sigma = sum(
+            (share * c * ratio**power for power, c in enumerate(self.programming)), torch.zeros_like(ratio)
+        )
         made = programmed = (target + sigma * programming * factor).clamp(min=0.0)
         if drift is not None:
             made = programmed * (1.0 + self.time / self.t0) ** -self._exponent(ratio, drift, factor)

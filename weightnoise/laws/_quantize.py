@@ -11,7 +11,7 @@ from weightnoise._checks import check_choice, check_count, check_per
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
-from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic
+from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic, wide
 
 _MOST_BITS = 16  # A float32 weight still has several values per step.
 
@@ -25,26 +25,35 @@ def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
         raise ValueError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
 
 
-def step_and_zero(weight: Tensor, bits: int, symmetric: bool, per: Per) -> tuple[Tensor, Tensor | float]:
+def step_and_zero(
+    weight: Tensor, bits: int, symmetric: bool, per: Per, room: bool = False
+) -> tuple[Tensor, Tensor | float]:
     """The step d between levels, and the code that stands for 0.
 
     Symmetric: ``d = max |w| / (2^(bits-1) - 1)``, code 0. Affine: d covers [min w, max w], widened
-    to hold 0, in ``2^bits - 1`` steps, and 0 has a code of its own. Where all weights are 0, d is 1.
+    to hold 0, in ``2^bits - 1`` steps, and 0 has a code of its own. With ``room``, a range on both sides of 0
+    takes one step less, so that each weight lies between two codes. Where all weights are 0, d is 0.
     """
     if symmetric:
-        step = statistic(weight, "absmax", per) / (2 ** (bits - 1) - 1)
-        return torch.where(step > 0, step, 1.0), 0.0
-    low, high = extremes(weight, per)
+        return statistic(weight, "absmax", per) / (2 ** (bits - 1) - 1), 0.0
+    low, high = extremes(wide(weight), per)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    step = (high - low) / (2**bits - 1)
-    step = torch.where(step > 0, step, 1.0)
-    return step, torch.round(-low / step)
+    top = 2**bits - 1
+    if not room:
+        step = (high - low) / top
+        return step, torch.round(-low / divisor(step))
+    step = (high - low) / torch.where((low < 0) & (high > 0), top - 1.0, float(top))
+    return step, torch.ceil(-low / divisor(step)).clamp(max=top)
+
+
+def divisor(step: Tensor) -> Tensor:
+    """The step, to divide by: 1 where it is 0, as of a channel of zeros."""
+    return torch.where(step > 0, step, 1.0)
 
 
 def precise(weight: Tensor) -> Tensor:
     """The weight without its gradient, in float32 or better: 8 bits of mantissa cannot hold a code."""
-    clean = weight.detach()
-    return clean.float() if weight.dtype in (torch.float16, torch.bfloat16) else clean
+    return wide(weight.detach())
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,11 @@ class Quantize(Law):
     r"""Weights rounded to ``bits`` bits: ``d (clamp(round(w / d + z), lowest, highest) - z)``.
 
     Symmetric: z = 0, ``d = max |w| / (2^(bits-1) - 1)``, codes from ``-(2^(bits-1) - 1)`` up.
-    Affine: codes 0 to ``2^bits - 1`` cover [min w, max w] and 0 exactly. Stochastic rounding adds
-    ``u ~ U(-1/2, 1/2)`` before it rounds: unbiased, with variance ``f (1 - f) d^2`` at the fraction
-    f between two levels.
+    Affine: codes 0 to ``2^bits - 1`` cover [min w, max w] and 0 exactly, ``d = (max w - min w) / (2^bits - 1)``.
+    Stochastic rounding adds ``u ~ U(-1/2, 1/2)`` before it rounds: unbiased, with variance ``f (1 - f) d^2``
+    at the fraction f between two levels. There the affine d is ``(max w - min w) / (2^bits - 2)`` where weights
+    have both signs: 0 has a level of its own, so that the ends of the range lie between levels, and the mean
+    would be off by up to d/2 without one more beyond them.
 
     The gradient at the rounded weight goes to the clean one unchanged. Every weight lies within the
     range of the codes; for the saturated form, with no gradient outside a range, put a `Clip` first.
@@ -71,7 +82,8 @@ class Quantize(Law):
         block: choose runs of this many neighbouring weights of one output together. 8 in the source.
 
     Raises:
-        ValueError: for bits, rates or blocks out of range, and for ``block`` without ``subset``.
+        ValueError: for bits, rates or blocks out of range, for ``block`` without ``subset``, and for stochastic
+            rounding to 1 bit, whose mean cannot be right on both sides of 0.
 
     Example:
         >>> law = Quantize(3)
@@ -79,8 +91,10 @@ class Quantize(Law):
         tensor([0.9000, 0.3000, 0.0000])
 
     Source:
-        Zhou et al., DoReFa-Net, 2016, arXiv 1606.06160; random subsets: Fan et al., Training with
-        quantization noise for extreme model compression, 2020, arXiv 2004.07320.
+        Affine codes with a level for 0: Jacob et al., Quantization and training of neural networks for
+        efficient integer-arithmetic-only inference, 2018, arXiv 1712.05877; stochastic rounding: Gupta et al.,
+        Deep learning with limited numerical precision, 2015, arXiv 1502.02551; random subsets: Fan et al.,
+        Training with quantization noise for extreme model compression, 2020, arXiv 2004.07320.
     """
 
     bits: int
@@ -97,15 +111,20 @@ class Quantize(Law):
     def __post_init__(self) -> None:
         check_bits("Quantize", self.bits, self.symmetric, self.per)
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
+        if self.stochastic and self.bits == 1:
+            raise ValueError(
+                "Quantize(bits=1, stochastic=True) has the levels 0 and d alone, so that weights of the other "
+                "sign could not be right on average; use 2 bits, or stochastic=False."
+            )
         check_rate("Quantize", "subset", self.subset)
         check_count("Quantize", "block", self.block, 1)
         if self.block > 1 and self.subset == 1:
             raise ValueError("Quantize(block=...) has no meaning with subset=1: every weight is rounded.")
 
     def draw(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Numbers uniform on [0, 1), for the rounding and for the subset where there is one."""
+        """Numbers for the rounding, uniform on [0, 1), and for the subset where there is one."""
         rounding = _random.unit_uniform(weight, weight.shape) if self.stochastic else None
-        return rounding, draw_blocks(weight, self.block) if self.subset < 1 else None
+        return rounding, draw_blocks(weight, self.block, self.subset) if self.subset < 1 else None
 
     def apply(self, weight: Tensor, noise: tuple[Tensor | None, Tensor | None], factor: float) -> Tensor:
         """The rounded weight."""
@@ -113,12 +132,11 @@ class Quantize(Law):
             raise ValueError(problem)
         rounding, chosen = noise
         clean = precise(weight)
-        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.per)
-        code = clean / step + zero
-        if rounding is not None:
-            code = code + (rounding - 0.5) * _sign(factor)
+        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.per, self.stochastic)
+        code = clean / divisor(step) + zero
+        code = code.round() if rounding is None else _rounded_at_random(code, rounding, factor)
         top = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
-        code = code.round().clamp(-top if self.symmetric else 0, top)
+        code = code.clamp(-top if self.symmetric else 0, top)
         rounded = (step * (code - zero)).to(weight.dtype)
         if chosen is not None:
             picked = spread_blocks(event_mask(chosen, self.subset, factor), weight, self.block)
@@ -138,8 +156,9 @@ class Quantize(Law):
 class QuantizationNoise(Law):
     r"""Noise that stands for rounding (pseudo-quantisation): ``w + U(-d/2, d/2)`` per element.
 
-    d is the step of ``Quantize(bits, symmetric=..., per=...)``. Unlike rounding it is smooth in w
-    and in d, and it has no dead zones; its variance is ``d^2 / 12``, that of rounding on average.
+    d is the step of ``Quantize(bits, symmetric=..., per=...)``; where all weights are 0 it is 0. Unlike
+    rounding the noise is smooth in w and in d, and it has no dead zones; its variance is ``d^2 / 12``, that of
+    rounding on average.
 
     Args:
         bits: length of the code, 2 (affine: 1) to 16. 2 to 15, from 8, in the source.
@@ -187,7 +206,11 @@ class QuantizationNoise(Law):
         return per_problem(self.per, weight)
 
 
-def _sign(factor: float) -> float | Tensor:
+def _rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:
+    """``round(code + u)`` with u on [-1/2, 1/2), without the sum, whose rounding moves whole numbers."""
+    low = code.floor()
+    fraction = code - low
+    up, mirrored = uniform >= 1.0 - fraction, uniform < fraction
     if isinstance(factor, Tensor):
-        return torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
-    return 1.0 if factor >= 0 else -1.0
+        return low + torch.where(factor < 0, mirrored, up)
+    return low + (up if factor >= 0 else mirrored)

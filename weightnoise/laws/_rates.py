@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from weightnoise._checks import check_count, check_strength
 from weightnoise._random import draws as _random
+
+_RARE = 2.0**-10  # Below this rate, float32 numbers of 24 bits are too coarse: one unit is 2^-24.
 
 
 def check_rate(law: str, option: str, value: object) -> None:
@@ -22,15 +26,51 @@ def check_chip(law: str, chip: object) -> None:
         check_count(law, "chip", chip, 0)
 
 
-def event_mask(uniform: Tensor, rate: float, factor: float) -> Tensor:
-    """Where an event of rate ``rate * |factor|`` happens, for numbers uniform on [0, 1).
+def is_rare(*rates: float) -> bool:
+    """Whether one of the rates is so small that the numbers for its event need more bits."""
+    return any(0 < rate < _RARE for rate in rates)
+
+
+def draw_events(weight: Tensor, shape: Sequence[int], *rates: float) -> Tensor:
+    """Numbers of the given shape for events that happen at ``rates``, uniform on [0, 1).
+
+    If one of the rates is small, they are uniform on [-1/2, 1/2) instead: those from 1/2 up are moved by -1. Both
+    ends of [0, 1) then lie at 0, where floating-point numbers lie close, and a second random number fills in
+    the bits that the first one lacks.
+    """
+    coarse = _random.unit_uniform(weight, shape)
+    if coarse.dtype == torch.float64 or not is_rare(*rates):
+        return coarse
+    return torch.where(coarse < 0.5, coarse, coarse - 1.0) + _random.unit_uniform(weight, shape) * 2.0**-24
+
+
+def event_mask(uniform: Tensor, rate: float, factor: float, *, rare: bool | None = None) -> Tensor:
+    """Where an event of rate ``rate * |factor|`` happens, for the numbers of `draw_events`.
 
     A negative factor, the mirrored draw, looks at the other end of the same numbers.
+
+    Args:
+        uniform: the numbers.
+        rate: of the event.
+        factor: what multiplies it.
+        rare: whether one of the rates that the numbers were drawn for is small; None: whether this one is.
     """
+    if rare is None:
+        rare = is_rare(rate)
     if isinstance(factor, Tensor):  # In compiled code under a schedule, which must not branch on it.
-        return torch.where(factor < 0, 1.0 - uniform, uniform) < rate * factor.abs()
-    rate = rate * abs(factor)
-    return uniform < rate if factor >= 0 else uniform > 1.0 - rate
+        rate = rate * factor.abs()
+        return torch.where(factor < 0, _at_top(uniform, rate, rare), _at_bottom(uniform, rate, rare))
+    return (_at_bottom if factor >= 0 else _at_top)(uniform, rate * abs(factor), rare)
+
+
+def _at_bottom(uniform: Tensor, rate: float, rare: bool) -> Tensor:
+    """Which numbers lie in [0, rate)."""
+    return torch.where(uniform < 0, uniform < rate - 1.0, uniform < rate) if rare else uniform < rate
+
+
+def _at_top(uniform: Tensor, rate: float, rare: bool) -> Tensor:
+    """Which numbers lie in [1 - rate, 1)."""
+    return torch.where(uniform < 0, uniform >= -rate, uniform >= 1.0 - rate) if rare else uniform >= 1.0 - rate
 
 
 def rate_problem(law: object, rate: float, factor: float, below_one: bool = False) -> str | None:
@@ -44,12 +84,12 @@ def rate_problem(law: object, rate: float, factor: float, below_one: bool = Fals
     return f"{law!r} scaled by {abs(factor):g} would have a rate of {scaled:g}, {limit}"
 
 
-def draw_blocks(weight: Tensor, block: int) -> Tensor:
-    """Numbers uniform on [0, 1): one for each weight, or for each run of ``block`` weights of one output."""
+def draw_blocks(weight: Tensor, block: int, rate: float) -> Tensor:
+    """The numbers of `draw_events`: one for each weight, or for each run of ``block`` weights of one output."""
     if block == 1 or weight.ndim == 0:
-        return _random.unit_uniform(weight, weight.shape)
+        return draw_events(weight, weight.shape, rate)
     rows, columns = _matrix_shape(weight)
-    return _random.unit_uniform(weight, (rows, -(-columns // block)))
+    return draw_events(weight, (rows, -(-columns // block)), rate)
 
 
 def spread_blocks(mask: Tensor, weight: Tensor, block: int) -> Tensor:

@@ -35,7 +35,7 @@ def per_problem(per: Per, weight: Tensor) -> str | None:
 
 
 def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
-    """The number that a relative strength multiplies, shaped to broadcast against ``weight``.
+    """What a relative strength multiplies, shaped to broadcast against ``weight``, in float32 or better.
 
     ``absmax`` is max |w|, ``rms`` is sqrt(mean w^2), ``std`` is the standard deviation about the
     mean (divided by n, so that a single element has 0), each over the whole tensor or over all
@@ -44,19 +44,28 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
     if relative_to == "value":
         return weight
     if weight.numel() == 0:
-        return weight.new_ones(())
+        return wide(weight.new_ones(()))
     dims = _reduced(weight, per)
     if not dims and per != "tensor":
         # A vector per element: each element is its own channel.
-        return torch.zeros_like(weight) if relative_to == "std" else weight.abs()
+        return wide(torch.zeros_like(weight) if relative_to == "std" else weight.abs())
     if relative_to == "absmax":
         # A twentieth of the time of torch.linalg.vector_norm with order infinity.
-        return torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True))
+        return wide(torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True)))
+    # The sum of many squares is no number of float16.
+    weight = wide(weight)
     if relative_to == "std":
         return torch.std(weight, dim=dims, correction=0, keepdim=True)
     count = weight.numel() // (1 if per == "tensor" else weight.shape[per])
-    norm: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+    norm = weight
+    for some in (dims[-1:], dims[:-1]):  # In two steps: one sum of 10^7 squares is off by 4e-4 in float32.
+        norm = torch.linalg.vector_norm(norm, dim=some, keepdim=True) if some else norm
     return norm / math.sqrt(count)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or better."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def scale_of(weight: Tensor, relative_to: RelativeTo, per: Per, gradient: Gradient) -> Tensor | None:
@@ -89,7 +98,7 @@ def add_scaled(weight: Tensor, noise: Tensor, strength: float, scale: Tensor | N
     """
     if torch.compiler.is_compiling():
         moved = noise * strength if scale is None else noise * scale * strength
-        return weight + moved.to(weight.dtype)
+        return (weight + moved).to(weight.dtype)
     if scale is None:
         return torch.add(weight, noise, alpha=strength)
-    return torch.addcmul(weight, noise, scale, value=strength)
+    return torch.addcmul(weight, noise, scale, value=strength).to(weight.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
-from weightnoise.laws._scale import Per, per_problem
+from weightnoise.laws._scale import Per, per_problem, wide
 
 _FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
 _CUBIC = (1.16145124, -1.50204118, 0.58629921)
@@ -88,7 +88,7 @@ class VariationalDropout(LearnedDeviation):
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
         """The approximate divergence of all weights, in nats: an alpha counts once for each weight that has it."""
-        log_alpha = strengths["log_alpha"]
+        log_alpha = wide(strengths["log_alpha"])
         if self.approximation == "molchanov":
             size, shift, slope = _SIGMOID
             each = size * torch.sigmoid(-shift - slope * log_alpha) + 0.5 * torch.nn.functional.softplus(

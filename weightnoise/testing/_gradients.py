@@ -144,7 +144,7 @@ def _probed(noise: WeightNoise, clean: Tensor) -> Law:
     if not isinstance(law, Chain):
         return _shifted(law, clean)
     laws = []
-    for place, (part, drawn) in enumerate(zip(law.parts, held.noise, strict=True)):
+    for place, (part, drawn) in enumerate(zip(law.parts, held.draw(law, clean), strict=True)):
         laws.append(_shifted(part, clean))
         clean = apply_law(part, clean, drawn, noise.control.factor, law.own(place, noise.strengths()))
     return Chain(tuple(laws))

@@ -3,10 +3,11 @@
 #include <string.h>
 
 #include "engine.h"
+#include "quantile.h"
 
 #define PIECE (1 << 14) /* Numbers that are worth handing to another thread. */
 
-typedef enum { NORMAL, UNIFORM, SUM } what_t;
+typedef enum { NORMAL, UNIFORM, WORDS, SUM } what_t; /* The first three are known to Python by their number. */
 
 typedef struct {
     what_t what;
@@ -52,11 +53,11 @@ static void work(void *argument) {
         int64_t start = __atomic_fetch_add(&job->next, job->size, __ATOMIC_RELAXED);
         if (start >= job->count) return;
         int64_t end = start + job->size < job->count ? start + job->size : job->count;
-        if (job->what == SUM)
-            kernels->add_normal(&job->sum, start, end, job->key);
-        else
-            (job->what == UNIFORM ? kernels->fill_uniform : kernels->fill_normal)(
-                job->sum.out + start, start, end, job->key);
+        number_t *out = job->sum.out + start;
+        if (job->what == NORMAL) kernels->fill_normal(out, start, end, job->key);
+        if (job->what == UNIFORM) kernels->fill_uniform(out, start, end, job->key);
+        if (job->what == WORDS) kernels->fill_words(out, start, end, job->key);
+        if (job->what == SUM) kernels->add_normal(&job->sum, start, end, job->key);
     }
 }
 
@@ -71,8 +72,8 @@ static void run(job_t job, int threads) {
         work(&job);
 }
 
-void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int uniform, int level, int threads) {
-    job_t job = {uniform ? UNIFORM : NORMAL, kernels_of(level), {out, NULL, NULL, 1, 0.0f, 0}, count, 0, 0, key};
+void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int level, int threads) {
+    job_t job = {(what_t)kind, kernels_of(level), {out, NULL, NULL, 1, 0.0f, 0}, count, 0, 0, key};
     run(job, threads);
 }
 
@@ -102,6 +103,9 @@ void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, i
     kernels_of(level)->fill_normal(out, start, end, key);
 }
 
-void weightnoise_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t *out, int level) {
-    kernels_of(level)->one_block(block, stream, key, out);
+/* The coefficients of the quantile, by octave and term. */
+void weightnoise_quantile(number_t *out) {
+#define OCTAVE(k, ...) [k] = {__VA_ARGS__},
+    static const float coefficients[32][TERMS] = {NEAR_OCTAVES(OCTAVE) NEXT_OCTAVES(OCTAVE) FAR_OCTAVES(OCTAVE)};
+    memcpy(out, coefficients, sizeof coefficients);
 }

@@ -21,8 +21,8 @@ typedef struct {
 typedef struct {
     void (*fill_normal)(number_t *out, int64_t start, int64_t end, uint64_t key); /* out[0] is place start */
     void (*fill_uniform)(number_t *out, int64_t start, int64_t end, uint64_t key);
+    void (*fill_words)(number_t *out, int64_t start, int64_t end, uint64_t key); /* the 32 bits behind a number */
     void (*add_normal)(const sum_t *sum, int64_t start, int64_t end, uint64_t key);
-    void (*one_block)(uint64_t block, uint64_t stream, uint64_t key, uint32_t out[4]);
 } kernels_t;
 
 /* Not on Windows: GCC does not align its stack for vectors this wide there (its bug 54412). */
@@ -38,10 +38,10 @@ typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
 /* What Python calls: see engine.c. */
 void weightnoise_use_threads(parallel_t function);
 int weightnoise_level(void);
-void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int uniform, int level, int threads);
+void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int level, int threads);
 void weightnoise_add(number_t *out, const number_t *weight, const number_t *scale, int64_t row_size, float strength,
                      int64_t count, uint64_t key, int level, int threads);
 void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t *scale, const int64_t *index,
                           int64_t rows, int64_t row_size, float strength, int64_t clean, uint64_t key, int level);
 void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, int level);
-void weightnoise_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t *out, int level);
+void weightnoise_quantile(number_t *out);

@@ -1,200 +1,247 @@
 /* Random numbers as a function of a key and a place, for one instruction set: each file that includes this
  * names it and sets the target of the compiler.
  *
- * Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, 2011) makes 4 words of 32 bits from a key and a block number.
- * Place i of an array belongs to group i / 64: 16 blocks, of which word w of block b is place 16 w + b. So a
- * vector of blocks makes runs of neighbouring numbers, whatever its width. Each operation on floating-point
- * numbers is one of IEEE 754, in a fixed order and without contraction (-ffp-contract=off): the bits are
- * the same for any vector width, thread count and start.
+ * Philox 4x32-7 (Salmon, Moraes, Dror and Shaw, 2011) makes 4 words of 32 bits from a key and a block number. Place i
+ * of an array belongs to group i / 64, which has 16 blocks; of block b the words 1 and 0 are at places 2 b and 2 b + 1
+ * of the group, the words 3 and 2 at 2 b + 32 and 2 b + 33: as the last round leaves them in vectors of any width.
+ *
+ * A normal number is the quantile of its word (quantile.h): the word, taken as a signed number whose lowest bit is set,
+ * has the sign of the number and a size u, and a standard normal number lies beyond with probability u / 2^32.
+ *
+ * Each operation on floating-point numbers is one of IEEE 754, in a fixed order and without contraction
+ * (-ffp-contract=off): the bits are the same for any vector width, thread count and start.
  */
-#include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-#include "engine.h"
+#include "vectors.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+/* Puts the steps of one chain between those of another: without, it takes a tenth longer. */
+#pragma GCC optimize("schedule-insns", "sched-pressure", "fp-contract=off")
 #endif
 
-#if defined(__AVX512F__)
-#define WIDTH 16
-#elif defined(__AVX2__)
-#define WIDTH 8
-#else
-#define WIDTH 4
-#endif
-#define PARTS (BLOCKS / WIDTH)
+/* Four vectors are made together, and the words of the next four beside them: one chain alone would wait. */
+#define VECTORS 4
+#define EACH(i, count) UNROLL for (int i = 0; i < (count); i++)
+#define STEPS (GROUP / (VECTORS * WIDTH)) /* in a group */
 
-typedef uint32_t u32 __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t i32 __attribute__((vector_size(4 * WIDTH)));
-typedef uint64_t u64 __attribute__((vector_size(4 * WIDTH)));
-typedef float f32 __attribute__((vector_size(4 * WIDTH)));
+typedef enum { NORMAL, UNIFORM, WORDS, SUM } kind_t;
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* The 64-bit products of the words at even places. */
-INLINE u64 multiply(u64 x, uint32_t factor) {
-#if defined(__AVX512F__)
-    return (u64)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(factor));
-#elif defined(__AVX2__)
-    return (u64)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(factor));
-#elif defined(__SSE2__)
-    return (u64)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(factor));
-#else
-    return (x & 0xFFFFFFFFu) * (uint64_t)factor;
-#endif
+/* One round for WIDTH blocks. A word sits in the lower half of its lane; nothing reads the upper half. */
+INLINE void philox_round(u64 x[4][2], uint64_t low, uint64_t high) {
+    EACH(i, 2) {
+        u64 first = multiply(x[0][i], 0xD2511F53u), second = multiply(x[2][i], 0xCD9E8D57u);
+        x[0][i] = xor3(second >> 32, x[1][i], low);
+        x[1][i] = second;
+        x[2][i] = xor3(first >> 32, x[3][i], high);
+        x[3][i] = first;
+    }
 }
 
-INLINE f32 square_root(f32 x) {
-#if defined(__AVX512F__)
-    return (f32)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX2__)
-    return (f32)_mm256_sqrt_ps((__m256)x);
-#elif defined(__SSE2__)
-    return (f32)_mm_sqrt_ps((__m128)x);
-#else
-    for (int lane = 0; lane < WIDTH; lane++) x[lane] = sqrtf(x[lane]);
-    return x;
-#endif
-}
-
-INLINE void ten_rounds(u64 x[4], uint64_t key) {
-    /* A word sits in the lower half of its lane; the upper half may hold anything, as nothing reads it. */
+/* The words of WIDTH blocks; the first one's number is a multiple of WIDTH. */
+INLINE void philox(uint64_t block, uint64_t key, u32 words[VECTORS]) {
+    u64 x[4][2], lane;
     uint32_t low = (uint32_t)key, high = (uint32_t)(key >> 32);
-#if defined(__clang__)
-#pragma unroll
-#else
-#pragma GCC unroll 10
-#endif
-    for (int round = 0; round < 10; round++) {
-        u64 first = multiply(x[0], 0xD2511F53u), second = multiply(x[2], 0xCD9E8D57u);
-        x[0] = (second >> 32) ^ x[1] ^ (uint64_t)low;
-        x[1] = second;
-        x[2] = (first >> 32) ^ x[3] ^ (uint64_t)high;
-        x[3] = first;
+    EACH(i, WIDTH / 2) lane[i] = (uint64_t)i;
+    /* The first two rounds, of which half is the same for all blocks: words 1 to 3 of their counters are. */
+    uint32_t same = (uint32_t)(block >> 32) ^ low;
+    uint64_t product = (uint64_t)same * 0xD2511F53u;
+    low += 0x9E3779B9u;
+    EACH(i, 2) {
+        u64 first = multiply(lane + ((block & 0xFFFFFFFFu) + (uint64_t)(i * WIDTH / 2)), 0xD2511F53u);
+        u64 second = multiply((first >> 32) ^ (uint64_t)high, 0xCD9E8D57u);
+        x[0][i] = (second >> 32) ^ (uint64_t)low;
+        x[1][i] = second;
+        x[2][i] = first ^ ((product >> 32) ^ (uint64_t)(high + 0xBB67AE85u));
+        x[3][i] = (u64){0} + (uint64_t)(uint32_t)product;
+    }
+    high += 0xBB67AE85u;
+    EACH(round, 4) {
         low += 0x9E3779B9u;
         high += 0xBB67AE85u;
+        philox_round(x, low, high);
+    }
+    low += 0x9E3779B9u;
+    high += 0xBB67AE85u;
+    /* The last round leaves two words in each lane. */
+    EACH(i, 2) {
+        u64 first = multiply(x[0][i], 0xD2511F53u), second = multiply(x[2][i], 0xCD9E8D57u);
+        words[i] = (u32)xor3(second, x[1][i] << 32, (uint64_t)low << 32);
+        words[2 + i] = (u32)xor3(first, x[3][i] << 32, (uint64_t)high << 32);
     }
 }
 
-/* The words of WIDTH blocks; the first one's number is even and does not carry. */
-INLINE void philox(uint64_t block, uint64_t stream, uint64_t key, u32 words[4]) {
-    u64 even[4], odd[4], lane;
-    for (int i = 0; i < WIDTH / 2; i++) lane[i] = (uint64_t)(2 * i);
-    even[0] = lane + (block & 0xFFFFFFFFu);
-    odd[0] = even[0] + 1;
-    even[1] = odd[1] = (u64){0} + (block >> 32);
-    even[2] = odd[2] = (u64){0} + (stream & 0xFFFFFFFFu);
-    even[3] = odd[3] = (u64){0} + (stream >> 32);
-    ten_rounds(even, key);
-    ten_rounds(odd, key);
-    for (int word = 0; word < 4; word++) words[word] = (u32)((even[word] & 0xFFFFFFFFu) | (odd[word] << 32));
+INLINE float polynomial_of(uint32_t bits) {
+    const float *row = ROWS[(bits >> 23) % 32];
+    uint32_t mantissa = (bits & 0x007FFFFFu) | 0x3F800000u;
+    float m, sum = row[TERMS - 1];
+    memcpy(&m, &mantissa, sizeof m);
+    EACH(term, TERMS - 1) sum = sum * m + row[TERMS - 2 - term];
+    return sum;
 }
 
-/* Two standard normals from two words (Box and Muller, 1958); polynomials as in Moshier's Cephes. */
-INLINE void box_muller(u32 radius, u32 angle, f32 *first, f32 *second) {
-    /* ln x = e ln 2 + ln(1 + m), 1 + m in [sqrt(1/2), sqrt(2)), for x in (0, 1]. */
-    f32 x = (__builtin_convertvector((i32)(radius >> 1), f32) + 0.5f) * 0x1p-31f;
-    u32 bits = (u32)x + (0x3F800000u - 0x3F3504F3u);
-    f32 e = __builtin_convertvector((i32)(bits >> 23) - 127, f32);
-    f32 m = (f32)((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-    f32 square = m * m;
-    f32 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
-    p = p * m + 1.1676998740e-1f;
-    p = p * m - 1.2420140846e-1f;
-    p = p * m + 1.4249322787e-1f;
-    p = p * m - 1.6668057665e-1f;
-    p = p * m + 2.0000714765e-1f;
-    p = p * m - 2.4999993993e-1f;
-    p = p * m + 3.3333331174e-1f;
-    f32 log = p * m * square - 2.12194440e-4f * e - 0.5f * square + m + 0.693359375f * e;
-    f32 r = square_root((f32)((u32)(log * -2.0f) & (u32)(log < 0.0f)));
-    /* The angle is a quarter turn q and a rest of at most an eighth to either side. */
-    f32 t = __builtin_convertvector((i32)(angle << 2), f32) * (0x1p-32f * 1.57079632679489662f);
-    u32 q = (angle + 0x20000000u) >> 30;
-    f32 s = t * t;
-    f32 sine = ((s * -1.9515295891e-4f + 8.3321608736e-3f) * s - 1.6666654611e-1f) * s * t + t;
-    f32 cosine = ((s * 2.443315711809948e-5f - 1.388731625493765e-3f) * s + 4.166664568298827e-2f) * s * s;
-    cosine = cosine - 0.5f * s + 1.0f;
-    u32 swap = -(q & 1u);
-    u32 a = ((u32)cosine & ~swap) | ((u32)sine & swap);
-    u32 b = ((u32)sine & ~swap) | ((u32)cosine & swap);
-    *first = r * (f32)(a ^ (((q + 1u) & 2u) << 30));
-    *second = r * (f32)(b ^ ((q & 2u) << 30));
+#ifdef OCTAVES
+#define FIRST_BITS ((int32_t)EXPONENT_OF(32 - OCTAVES) << 23) /* of the octaves that vectors are looked up in */
+
+/* Puts right the lanes that are in the other octaves. */
+static __attribute__((noinline)) f32 put_right(u32 bits, f32 sums) {
+    float found[WIDTH];
+    uint32_t each[WIDTH];
+    memcpy(each, &bits, sizeof each);
+    memcpy(found, &sums, sizeof found);
+    for (int lane = 0; lane < WIDTH; lane++)
+        if ((each[lane] & 0x7FFFFFFFu) < (uint32_t)FIRST_BITS) found[lane] = polynomial_of(each[lane]);
+    memcpy(&sums, found, sizeof sums);
+    return sums;
 }
 
-INLINE void normal_group(uint64_t group, uint64_t key, float out[GROUP]) {
-    f32 z[4][PARTS];
-    for (int part = 0; part < PARTS; part++) {
-        u32 words[4];
-        philox(group * BLOCKS + (uint64_t)(part * WIDTH), 0, key, words);
-        box_muller(words[0], words[1], &z[0][part], &z[1][part]);
-        box_muller(words[2], words[3], &z[2][part], &z[3][part]);
+INLINE void polynomials(const u32 bits[VECTORS], f32 sums[VECTORS]) {
+    f32 m[VECTORS];
+    EACH(i, VECTORS) m[i] = (f32)((bits[i] & 0x007FFFFFu) | 0x3F800000u);
+    EACH(i, VECTORS) sums[i] = coefficient(TERMS - 1, bits[i]);
+    EACH(term, TERMS - 1) EACH(i, VECTORS) sums[i] = sums[i] * m[i] + coefficient(TERMS - 2 - term, bits[i]);
+    u32 least = bits[0] & 0x7FFFFFFFu;
+    EACH(i, VECTORS) least = smaller(least, bits[i] & 0x7FFFFFFFu);
+    if (__builtin_expect(some_below(least, FIRST_BITS), 0))
+        EACH(i, VECTORS)
+            if (some_below(bits[i] & 0x7FFFFFFFu, FIRST_BITS)) sums[i] = put_right(bits[i], sums[i]);
+}
+#elif defined(__SSE2__)
+INLINE void polynomials(const u32 bits[VECTORS], f32 sums[VECTORS]) {
+    EACH(i, VECTORS) {
+        __m128 term[8], m = (__m128)((bits[i] & 0x007FFFFFu) | 0x3F800000u);
+        u32 row = (bits[i] >> 23) % 32;
+        EACH(lane, 4) {
+            term[lane] = _mm_load_ps(ROWS[row[lane]]);
+            term[4 + lane] = _mm_load_ps(ROWS[row[lane]] + 4);
+        }
+        _MM_TRANSPOSE4_PS(term[0], term[1], term[2], term[3]);
+        _MM_TRANSPOSE4_PS(term[4], term[5], term[6], term[7]);
+        sums[i] = (f32)term[TERMS - 1];
+        EACH(j, TERMS - 1) sums[i] = sums[i] * (f32)m + (f32)term[TERMS - 2 - j];
     }
-    memcpy(out, z, sizeof z);
+}
+#else
+INLINE void polynomials(const u32 bits[VECTORS], f32 sums[VECTORS]) {
+    EACH(i, VECTORS) EACH(lane, WIDTH) sums[i][lane] = polynomial_of(bits[i][lane]);
+}
+#endif
+
+INLINE void numbers_of(kind_t kind, const u32 words[VECTORS], f32 numbers[VECTORS]) {
+    if (kind == WORDS) {
+        EACH(i, VECTORS) numbers[i] = (f32)words[i];
+    } else if (kind == UNIFORM) {
+        EACH(i, VECTORS) numbers[i] = __builtin_convertvector((i32)(words[i] >> 8), f32) * 0x1p-24f;
+    } else {
+        u32 bits[VECTORS];
+        EACH(i, VECTORS) bits[i] = (u32)__builtin_convertvector((i32)(words[i] | 1u), f32);
+        polynomials(bits, numbers);
+        EACH(i, VECTORS) numbers[i] = (f32)((u32)numbers[i] ^ (words[i] & 0x80000000u));
+    }
 }
 
-INLINE void uniform_group(uint64_t group, uint64_t key, float out[GROUP]) {
-    f32 u[4][PARTS];
-    for (int part = 0; part < PARTS; part++) {
-        u32 words[4];
-        philox(group * BLOCKS + (uint64_t)(part * WIDTH), 0, key, words);
-        for (int word = 0; word < 4; word++)
-            u[word][part] = __builtin_convertvector((i32)(words[word] >> 8), f32) * 0x1p-24f;
+/* Writes the numbers of a step; out[0] is the first place of step 0. */
+INLINE void write(kind_t kind, const u32 words[VECTORS], int64_t step, number_t *out, const number_t *weight,
+                  float scale) {
+    f32 numbers[VECTORS];
+    numbers_of(kind, words, numbers);
+    EACH(i, VECTORS) {
+        int64_t at = step / STEPS * GROUP + step % STEPS * (2 * WIDTH) + i / 2 * (GROUP / 2) + i % 2 * WIDTH;
+        if (kind == SUM) {
+            f32 clean;
+            memcpy(&clean, weight + at, sizeof clean);
+            numbers[i] = clean + scale * numbers[i];
+        }
+        memcpy(out + at, &numbers[i], sizeof numbers[i]);
     }
-    memcpy(out, u, sizeof u);
 }
 
-/* Calls `use(numbers, count)` for the pieces of places start to end, a group at most. */
-#define FOR_GROUPS(make, use)                                                                   \
-    for (int64_t place = start; place < end;) {                                                 \
-        int64_t skip = place % GROUP, count = GROUP - skip < end - place ? GROUP - skip : end - place; \
-        float numbers[GROUP];                                                                   \
-        make((uint64_t)(place / GROUP), key, numbers);                                          \
-        const float *piece = numbers + skip;                                                    \
-        use                                                                                     \
-        place += count;                                                                         \
+/* Groups `first` and on. */
+INLINE void groups(kind_t kind, number_t *out, const number_t *weight, float scale, int64_t first, int64_t count,
+                   uint64_t key) {
+    u32 words[VECTORS], next[VECTORS];
+    uint64_t block = (uint64_t)first * BLOCKS;
+    int64_t last = count * STEPS - 1;
+    philox(block, key, words);
+    for (int64_t step = 0; step < last; step++) {
+        philox(block += WIDTH, key, next);
+        write(kind, words, step, out, weight, scale);
+        EACH(i, VECTORS) words[i] = next[i];
     }
+    write(kind, words, last, out, weight, scale);
+}
+
+static void normals(number_t *out, int64_t first, int64_t count, uint64_t key) {
+    groups(NORMAL, out, NULL, 0.0f, first, count, key);
+}
+
+static void uniforms(number_t *out, int64_t first, int64_t count, uint64_t key) {
+    groups(UNIFORM, out, NULL, 0.0f, first, count, key);
+}
+
+static void words(number_t *out, int64_t first, int64_t count, uint64_t key) {
+    groups(WORDS, out, NULL, 0.0f, first, count, key);
+}
+
+static void sums(number_t *out, const number_t *weight, float scale, int64_t first, int64_t count, uint64_t key) {
+    groups(SUM, out, weight, scale, first, count, key);
+}
+
+INLINE int64_t least_of(int64_t x, int64_t y) { return x < y ? x : y; }
+
+/* The numbers at places start to end: whole groups at once, and parts of the first and the last. */
+INLINE void fill(void (*make)(number_t *, int64_t, int64_t, uint64_t), number_t *out, int64_t start, int64_t end,
+                 uint64_t key) {
+    for (int64_t place = start; place < end;) {
+        int64_t skip = place % GROUP, whole = (end - place) / GROUP, count = whole * GROUP;
+        if (skip == 0 && whole > 0) {
+            make(out + (place - start), place / GROUP, whole, key);
+        } else {
+            float numbers[GROUP];
+            make(numbers, place / GROUP, 1, key);
+            count = least_of(GROUP - skip, end - place);
+            memcpy(out + (place - start), numbers + skip, (size_t)count * sizeof(float));
+        }
+        place += count;
+    }
+}
 
 static void fill_normal(number_t *out, int64_t start, int64_t end, uint64_t key) {
-    FOR_GROUPS(normal_group, memcpy(out + (place - start), piece, (size_t)count * sizeof(float));)
+    fill(normals, out, start, end, key);
 }
 
 static void fill_uniform(number_t *out, int64_t start, int64_t end, uint64_t key) {
-    FOR_GROUPS(uniform_group, memcpy(out + (place - start), piece, (size_t)count * sizeof(float));)
+    fill(uniforms, out, start, end, key);
+}
+
+static void fill_words(number_t *out, int64_t start, int64_t end, uint64_t key) {
+    fill(words, out, start, end, key);
 }
 
 /* out = weight + strength * scale * normals, with one scale for each row; NULL is 1. */
 static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
     if (start >= end) return; /* There may be no rows, and then no row has a size. */
-    number_t *out = sum->out + (start - sum->first);
+    number_t *out = sum->out + (start - sum->first), numbers[GROUP];
     const number_t *weight = sum->weight + (start - sum->first);
-    int64_t row = (start - sum->first) / sum->row_size, left = sum->row_size - start % sum->row_size;
-    FOR_GROUPS(normal_group, {
-        for (int64_t done = 0; done < count;) {
-            float scale = sum->scale == NULL ? sum->strength : sum->strength * sum->scale[row];
-            int64_t run = left < count - done ? left : count - done;
-            const number_t *from = weight + (place - start) + done;
-            number_t *to = out + (place - start) + done;
-            if (run == GROUP)
-                for (int i = 0; i < GROUP; i++) to[i] = from[i] + scale * piece[i];
-            else
-                for (int64_t i = 0; i < run; i++) to[i] = from[i] + scale * piece[done + i];
-            done += run;
-            left -= run;
-            if (left == 0) {
-                row++;
-                left = sum->row_size;
-            }
+    int64_t row = (start - sum->first) / sum->row_size, left = sum->row_size - start % sum->row_size, made = -1;
+    for (int64_t place = start; place < end;) {
+        float scale = sum->scale == NULL ? sum->strength : sum->strength * sum->scale[row];
+        int64_t skip = place % GROUP, group = place / GROUP, run = least_of(left, end - place), at = place - start;
+        if (skip == 0 && run >= GROUP) {
+            sums(out + at, weight + at, scale, group, run / GROUP, key);
+            run -= run % GROUP;
+        } else {
+            if (made != group) normals(numbers, made = group, 1, key);
+            run = least_of(run, GROUP - skip);
+            for (int64_t i = 0; i < run; i++) out[at + i] = weight[at + i] + scale * numbers[skip + i];
         }
-    })
+        place += run;
+        left -= run;
+        if (left == 0) {
+            row++;
+            left = sum->row_size;
+        }
+    }
 }
 
-static void one_block(uint64_t block, uint64_t stream, uint64_t key, uint32_t out[4]) {
-    u32 words[4];
-    philox(block, stream, key, words);
-    for (int word = 0; word < 4; word++) out[word] = words[word][0];
-}
-
-const kernels_t KERNELS = {fill_normal, fill_uniform, add_normal, one_block};
+const kernels_t KERNELS = {fill_normal, fill_uniform, fill_words, add_normal};

@@ -1,0 +1,61 @@
+"""What the site does to its pages: the version, pages that are files of the repository, formulas as MathML."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = "https://github.com/weightnoise/weightnoise"
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
+INCLUDED = re.compile(r"^<!-- include: (\S+) -->$", flags=re.MULTILINE)
+
+
+def version() -> str:
+    """The version of the package, without importing it."""
+    found = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "weightnoise/__init__.py").read_text(), flags=re.MULTILINE
+    )
+    assert found is not None
+    return found[1]
+
+
+def on_config(config: Any) -> Any:
+    """Name the version and the licence, and link the source, at the foot of each page."""
+    source, changes = f'<a href="{ADDRESS}">source</a>', f'<a href="{ADDRESS}/releases">releases</a>'
+    config["copyright"] = f"weightnoise {version()} · MIT licence · {source} · {changes}"
+    return config
+
+
+def _link(found: re.Match[str]) -> str:
+    target = found[1]
+    if re.match(r"[a-z]+:|#", target):
+        return found[0]
+    page = target.removeprefix("docs/")
+    on_site = page != target and page.partition("#")[0].endswith(".md")
+    return f"]({page})" if on_site else f"]({ADDRESS}/blob/main/{target})"
+
+
+def included(text: str) -> str:
+    """A file of the repository as a page: its links lead to the site, or to the repository."""
+    return re.sub(r"\]\(([^)\s]+)\)", _link, text)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put files of the repository where a page asks for them."""
+    return INCLUDED.sub(lambda found: included((ROOT / found[1]).read_text(encoding="utf-8")), markdown)
+
+
+def _formula(found: re.Match[str]) -> str:
+    display = "block" if found[1] == "div" else "inline"
+    made = convert(html.unescape(found[2]), display=display)
+    return f'<div class="formula">{made}</div>' if display == "block" else made
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Write formulas as MathML, which browsers show without a script or a font of the site's."""
+    return FORMULA.sub(_formula, content)

@@ -1,0 +1,110 @@
+"""Moving the weights along a draw, which a seed stands for: zeroth-order training, evolution strategies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from weightnoise._attach.attach import noises
+from weightnoise._checks import check_seed, check_sign
+from weightnoise._contexts import require_noise
+from weightnoise._errors import UnsupportedParameterError, WeightNoiseError, raise_problems
+from weightnoise._noise.draws import add_draw
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._random import draws as _random
+from weightnoise._torch.modules import is_dtensor
+
+
+def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> None:
+    r"""Move the clean weights along the draw of a seed, in place: ``w += amount * (noisy - w)``.
+
+    ``noisy`` is the weight that a forward sees inside ``hold_noise(model, seed=seed, sign=sign)``, at the strength
+    of now, `scale_noise` and schedules included; whether noise is on does not matter. So a seed stands for a
+    direction, as long as the weights, that is never kept or sent: w, one parameter at a time, is all the memory it
+    takes, and large float32 weights with `Gaussian` noise are changed in one pass, from the key of the draw.
+
+    Where ``noisy - w`` is the same for every w (`Gaussian` and `Uniform` without ``relative_to``,
+    `LearnedGaussian`, `Variational`), ``-amount`` takes a step back, up to rounding. Other noise is that of the
+    weight of now, so that the way back ends beside w, by a second-order term. Evaluate inside `hold_noise` then,
+    which leaves the weights as they are, and step once.
+
+    A step that rounds away is lost: in bfloat16 one below 1/256 of the weight. Estimators of a loss L, from m
+    seeds with draws ``x_i = noisy_i - w`` of standard deviation s:
+
+    - MeZO, central differences: ``step_along(model, seed, -lr * (L(w + x) - L(w - x)) / (2 s^2))``;
+    - evolution strategies: for each i, ``step_along(model, seed_i, -lr * L(w + x_i) / (m s^2))``, with losses of
+      mean zero.
+
+    Args:
+        model: a module with weight noise.
+        seed: of the draw: that of `hold_noise`, with independent numbers for each name.
+        amount: how far, in units of the draw; 1 for the noisy weight itself; finite, of either sign.
+        sign: -1 for the mirrored draw. For noise symmetric about the weight that is ``-amount``.
+
+    Raises:
+        NotNoisyError: if the model carries no weight noise.
+        ValueError: for a seed that is no whole number, an amount that is not finite, and a sign that is neither 1
+            nor -1.
+        UnsupportedParameterError: with every weight that has no one noisy weight to move to, before any is moved:
+            made by other parametrizations, sharded, under an ``estimator``, or tied with another law on each use.
+            If a law of your own fails, the weights before it have moved.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
+        >>> step_along(model, seed=0, amount=1.0)
+        >>> step_along(model, seed=0, amount=-1.0)  # Where it began.
+
+    Source:
+        MeZO: Malladi et al., Fine-tuning language models with just forward passes, 2023, arXiv 2305.17333;
+        evolution strategies: Salimans et al., 2017, arXiv 1703.03864.
+    """
+    check_seed("step_along", seed)
+    check_sign("step_along", sign)
+    amount = float(amount)
+    if not math.isfinite(amount):
+        raise ValueError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
+    steps = _weights(model)
+    with torch.no_grad():
+        for name, (weight, noise) in steps.items():
+            add_draw(noise, weight, _random.derive_seed(seed, name), sign, amount)
+
+
+def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:
+    """Each Parameter once, under the name that `hold_noise` seeds it by."""
+    found: dict[str, tuple[Tensor, WeightNoise]] = {}
+    first: dict[int, WeightNoise] = {}
+    problems: list[WeightNoiseError] = []
+    for name, owner, noise in require_noise(noises(model)):
+        weight = owner._parameters.get(noise.tensor_name)
+        before = None if weight is None else first.setdefault(id(weight), noise)
+        reason = _problem(weight, noise, noise if before is None else before)
+        if reason is not None:
+            problems.append(UnsupportedParameterError(f"Parameter '{name}' {reason}"))
+        elif weight is not None and before is noise:
+            found[name] = weight, noise
+    raise_problems(problems)
+    return found
+
+
+def _problem(weight: Tensor | None, noise: WeightNoise, first: WeightNoise) -> str | None:
+    """Why a weight has no one noisy weight to move to, with the way out."""
+    if weight is None:
+        return (
+            "is made by other parametrizations and cannot be moved in place. Remove those first with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or leave it clean with None."
+        )
+    if is_dtensor(weight):
+        return (
+            "is a DTensor (fully_shard, tensor parallelism), of which a process has one part alone. Step a whole "
+            "model, as every process of data parallelism has it."
+        )
+    if noise.estimator != "shared":
+        return (
+            f"has estimator={noise.estimator!r}: each example has noise of its own, and no draw of the weight is "
+            "what its loss has seen. Add the noise with estimator='shared'."
+        )
+    if repr(first.law) != repr(noise.law):
+        return f"is tied, with {first.law!r} on one use and {noise.law!r} on this one. Use one law for both."
+    return None
