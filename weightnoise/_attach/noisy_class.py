@@ -40,7 +40,7 @@ _MAKING = threading.RLock()  # Two threads must not make a class each.
 
 
 class NoisyMeta(ABCMeta):
-    """Keeps a noisy class whole, which modules share and torch edits as if it were theirs; abstract ones mix in."""
+    """Keeps a noisy class whole, which modules share and torch edits as its own; abstract classes mix in."""
 
     def __delattr__(cls, name: str) -> None:
         if not isinstance(cls.__dict__.get(name), property):
