@@ -188,8 +188,9 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         "register_parameter": register,
     }
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
-    # Tools go by the text of a class: transformers collects hidden states by it.
-    body |= {"__module__": base.__module__, "__doc__": base.__doc__, "__qualname__": base.__qualname__}
+    body |= {
+        shown: getattr(base, shown) for shown in ("__module__", "__qualname__", "__doc__")
+    }  # Tools go by them.
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, clean_reads)
     body |= container_overrides(base, clean_reads)
