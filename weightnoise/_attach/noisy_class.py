@@ -72,7 +72,10 @@ def noisy_property(name: str) -> property:
             only_noise = stack.only_noise
             if only_noise is None or type(weight) is not nn.Parameter:
                 return stack.read(weight)
-            return weight if only_noise.control.off else only_noise.forward(weight)  # Spelt out, as below.
+            control = only_noise.control  # Spelt out, as below.
+            if control.off or (control.gated and not self.training):
+                return weight
+            return only_noise.forward(weight)
         except AttributeError as error:
             # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
             raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
@@ -107,7 +110,7 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
         module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
         for one in module_noise._noises:
-            if not one.control.off and (not one.control.gated or one.training):
+            if not one.control.off and (not one.control.gated or self.training):
                 break
         else:
             return base.forward(self, *args, **kwargs)
