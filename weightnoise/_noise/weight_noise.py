@@ -248,8 +248,7 @@ class WeightNoise(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        if self.live():
-            refuse_onnx(self.name)
+        refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"

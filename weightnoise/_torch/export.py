@@ -20,13 +20,13 @@ def refuse_export(kind: str, name: str) -> None:
         _refuse(kind, name)
 
 
-def refuse_onnx(name: str) -> None:
-    """Raise `ExportError` inside torch.onnx.export, which asks for the text of a model before all else.
+def refuse_onnx(name: str, live: bool) -> None:
+    """Raise `ExportError` for noise that is on inside torch.onnx.export, which begins with the text of the model.
 
     Whatever is raised later, it puts behind an error of its own that asks for a report to PyTorch.
     """
     onnx: Any = sys.modules.get("torch.onnx")  # Not imported for the text of a model.
-    if onnx is not None and onnx.is_in_onnx_export():
+    if live and onnx is not None and onnx.is_in_onnx_export():
         _refuse("weight", name)
 
 
