@@ -23,7 +23,7 @@ from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import children, parametrizations
+from weightnoise._torch.modules import parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
@@ -250,16 +250,3 @@ def adopt(owner: nn.Module) -> None:
     for part in holder.modules():
         if isinstance(part, (InPlaceList, WeightNoise)):
             part.owner = weakref.ref(owner)
-
-
-def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
-    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
-    stacks = parametrizations(owner)
-    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
-    return [
-        (name, part)
-        for name in order
-        if name in stacks
-        for part in children(stacks[name]).values()
-        if isinstance(part, WeightNoise)
-    ]
