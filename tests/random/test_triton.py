@@ -91,6 +91,7 @@ def test_a_model_trains_as_with_the_generator_in_c(
     monkeypatch.setattr(interpreted, "add_normal", lambda *args: calls.append(1) or plain(*args))  # type: ignore[func-returns-value]
     found: list[list[Tensor]] = []
     for on_gpu in (False, True):
+        monkeypatch.setattr(_engine, "_TRITON", True)
         monkeypatch.setattr(_engine, "by_triton", lambda weight, on_gpu=on_gpu: on_gpu)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 50))
