@@ -22,6 +22,7 @@ from weightnoise._errors import (
     AlreadyNoisyError,
     NoMatchError,
     NotNoisyError,
+    OptionTypeError,
     UnsupportedActivationError,
     WeightNoiseError,
     raise_problems,
@@ -83,7 +84,7 @@ def add_activation_noise(
         Bishop, Training with noise is equivalent to Tikhonov regularization, 1995.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     check_choice("add_activation_noise", "at", at, ("output", "input"))
     check_choice("add_activation_noise", "when", when, ("always", "training"))
     problems: list[WeightNoiseError] = []

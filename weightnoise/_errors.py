@@ -31,6 +31,14 @@ class SpecError(WeightNoiseError):
     """The spec holds something that is no law, or a law with an impossible strength."""
 
 
+class OptionError(WeightNoiseError):
+    """An option of a law or of a call has a value that it cannot have."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """An option is of a kind that it cannot be of; a `TypeError` too."""
+
+
 class NoMatchError(WeightNoiseError):
     """A pattern of the spec, or the spec as a whole, covers no parameter."""
 
@@ -93,3 +101,15 @@ def raise_problems(problems: Sequence[WeightNoiseError]) -> None:
     kinds = {type(problem) for problem in problems}
     kind = kinds.pop() if len(kinds) == 1 else WeightNoiseError
     raise kind(*(sentence for problem in problems for sentence in problem.problems))
+
+
+RESIZED = (
+    "Parameter '{name}' has the shape {now} now, and its noise learned or froze something for the shape {then}. "
+    "Call weightnoise.remove_weight_noise(model) and add the noise again."
+)
+
+IS_DTENSOR = (
+    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
+    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
+    "or use fully_shard, whose weights are whole inside the forward."
+)

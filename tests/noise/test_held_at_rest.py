@@ -110,7 +110,7 @@ CHANGES: dict[str, Callable[[nn.Linear], Any]] = {
     "fused step": _fused_step,
     "load": _load,
     "assign": _replace,
-    "clip": lambda model: wn.clip_weights(model, 0.1),
+    "clip": lambda model: wn.clip_weights(model, low=-0.1, high=0.1),
     "double": lambda model: model.double().float(),
     "noisy one": _edit_the_noisy_one,
 }

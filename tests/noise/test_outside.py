@@ -332,8 +332,8 @@ def test_a_method_that_is_no_forward_warns_once_for_each_line(method: str) -> No
         inside_a_hold,
     ],
 )
-def test_no_other_read_warns(clean_reads: Callable[[Any, Tensor], object]) -> None:
-    clean_reads(noisy(Own(8)), torch.randn(3, 8))
+def test_no_other_read_warns(quiet: Callable[[Any, Tensor], object]) -> None:
+    quiet(noisy(Own(8)), torch.randn(3, 8))
     off = noisy(Own(8))
     with wn.no_noise(off):
         off.scores(torch.randn(3, 8))

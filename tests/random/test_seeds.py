@@ -59,10 +59,20 @@ def test_every_bit_of_a_key_changes_the_numbers_of_its_examples() -> None:
         assert not bool((numbers == changed).any())
 
 
+def test_keys_that_were_alike_in_32_bits_differ() -> None:
+    first = torch.tensor(_random.derive_seed(1, "x"))
+    mixed = _random._mix(first & _random._BITS) ^ (first >> 32)
+    low = next(low for low in range(9) if not (int(_random._mix(torch.tensor(low)) ^ mixed) >> 31))
+    other = (mixed ^ _random._mix(torch.tensor(low))) << 32 | low
+    like = torch.empty(30, 40)
+    assert not bool((_random.keyed_normal(first, like) == _random.keyed_normal(other, like)).any())
+
+
 def test_rows_of_examples_differ_where_32_bits_of_them_are_alike() -> None:
-    # Among 300,000 rows some ten pairs share 32 bits, and would share all their numbers.
-    numbers = _random.keyed_normal(torch.tensor(_random.derive_seed(2, "x")), torch.empty(300_000, 2))
-    assert numbers.unique(dim=0).shape[0] == 300_000
+    # Of 180,000 positions some four pairs share 32 bits, and would share all their signs.
+    signs = _random.keyed_signs(torch.tensor(_random.derive_seed(2, "x")), torch.empty(0), (600, 300, 64), 0)
+    codes = (signs.reshape(-1, 64) > 0).to(torch.int64) @ (1 << torch.arange(64))
+    assert codes.unique().numel() == 180_000
 
 
 def test_a_seeded_block_leaves_the_generator_as_it_was() -> None:

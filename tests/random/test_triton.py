@@ -90,15 +90,9 @@ def test_a_model_trains_as_with_the_generator_in_c(
     plain = interpreted.add_normal
     monkeypatch.setattr(interpreted, "add_normal", lambda *args: calls.append(1) or plain(*args))  # type: ignore[func-returns-value]
     found: list[list[Tensor]] = []
-    add = _engine.add_normal
     for on_gpu in (False, True):
-        # A key in a tensor, as a weight on a GPU has it.
-        made = torch.tensor if on_gpu else int
-        monkeypatch.setattr(
-            _engine,
-            "add_normal",
-            lambda weight, key, *args, made=made, **out: add(weight, made(key), *args, **out),
-        )
+        monkeypatch.setattr(_engine, "_TRITON", True)
+        monkeypatch.setattr(_engine, "by_triton", lambda weight, on_gpu=on_gpu: on_gpu)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 50))
         wn.add_weight_noise(model, law, memory=memory)

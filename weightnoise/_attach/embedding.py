@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from weightnoise._noise.checkpoints import EffectiveControl
-from weightnoise._noise.draws import bare
+from weightnoise._noise.draws import bare, can_rest
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, sees_operations
@@ -23,7 +23,7 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     effective = None if noise is None else noise.effective()
     if noise is None or effective is None:
         return None
-    weight = layer._parameters.get("weight")
+    weight = vars(layer).get("weight", layer._parameters.get("weight"))  # As a read of the attribute finds it.
     tokens = args[0] if args else kwargs.get("input")
     if not _fits(noise, effective, layer, weight, tokens):
         return None
@@ -47,7 +47,7 @@ def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: A
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and not (effective.held is not None and not torch.is_grad_enabled() and noise.can_rest(weight))
+        and not (effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, weight))
         and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 

@@ -107,6 +107,17 @@ def drawing_alone() -> AbstractContextManager[Any]:
     return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
 
 
+def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
+    """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
+    # Inference tensors count no changes; with another estimator the noise goes on the output.
+    return (
+        noise.rests
+        and noise.estimator == "shared"
+        and type(weight) is torch.nn.Parameter
+        and not weight.is_inference()
+    )
+
+
 class Made(NamedTuple):
     """A noisy weight, its count of in-place changes, and what it was made from: the weight, and its state then."""
 
@@ -165,7 +176,7 @@ class HeldDraw:
         """
         place = id(noise.handed), noise.padding_row
         made = self.made.get(place)
-        others = noise.made_from()
+        others = (*noise.law_tensors, *noise.strengths().values()) if noise.strength_names else noise.law_tensors
         counts = tuple([tensor._version for tensor in others]) if others else None
         state = (weight._version, factor, optimizer_steps(), counts)
         if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
 from weightnoise._noise.control import NoiseControl, When
-from weightnoise._noise.draws import PENDING, PER_EXAMPLE, Key, Seed, apply_draw, drawing_alone, is_pending
+from weightnoise._noise.draws import (
+    PENDING,
+    PER_EXAMPLE,
+    Key,
+    Seed,
+    apply_draw,
+    can_rest,
+    drawing_alone,
+    is_pending,
+)
 from weightnoise._noise.frames import Frames, Memo
 from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
@@ -125,11 +134,11 @@ class WeightNoise(nn.Module):
         if type(weight) is not nn.Parameter and is_dtensor(weight):
             if kept is None:
                 return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(_DTENSOR.format(name=self.name))
+            raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
-        if eager and effective.held is not None and not torch.is_grad_enabled() and self.can_rest(weight):
+        if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
             return effective.held.noisy_weight(self, weight, factor)
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
@@ -164,15 +173,6 @@ class WeightNoise(nn.Module):
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
 
-    def can_rest(self, weight: Tensor) -> bool:
-        """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
-        # Inference tensors count no changes.
-        return self.rests and type(weight) is nn.Parameter and not weight.is_inference()
-
-    def made_from(self) -> Sequence[Tensor]:
-        """The tensors besides the weight that its noisy weight is made from."""
-        return [*self.strengths().values(), *self.law_tensors] if self.strength_names else self.law_tensors
-
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
@@ -182,7 +182,7 @@ class WeightNoise(nn.Module):
         if self.built_for is not None and self.built_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
-                _RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
+                RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
         if effective.held is not None:
             return effective.held.draw(self.handed, weight)
@@ -194,7 +194,8 @@ class WeightNoise(nn.Module):
 
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            return Key((int(_random.key()) if weight.is_cpu else _random.key(weight.device),))
+            on_gpu = _engine._TRITON and _engine.by_triton(weight)
+            return Key((_random.key(weight.device) if on_gpu else int(_random.key()),))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
             key = _random.key()
             if type(key) is Tensor:  # A fake one has no number.
@@ -255,15 +256,4 @@ class WeightNoise(nn.Module):
 _PLAIN_CHECKPOINT = (
     "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
     "weightnoise.learned_strengths(model) has their names."
-)
-
-_RESIZED = (
-    "Parameter '{name}' has the shape {now} now, and its noise learned or froze something for the shape {then}. "
-    "Call weightnoise.remove_weight_noise(model) and add the noise again."
-)
-
-_DTENSOR = (
-    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
-    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
-    "or use fully_shard, whose weights are whole inside the forward."
 )
