@@ -161,9 +161,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def set_state(self: nn.Module, state: Any) -> None:
-        # As the base class: nn.LSTM reads its weights here, which would draw.
         own = type(self)
-        set_class(self, base)
+        set_class(self, base)  # nn.LSTM reads its weights here, which would draw.
         self.__setstate__(state)  # type: ignore[no-untyped-call]
         set_class(self, own)
         adopt(self)
@@ -189,17 +188,16 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         "__setstate__": set_state,
         "__delattr__": delete,
         "register_parameter": register,
+        "__prepare_scriptable__": refuse_scripting,
+        "_clean_class": base,
     }
-    body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {
         shown: getattr(base, shown) for shown in ("__module__", "__qualname__", "__doc__")
     }  # Tools go by them.
-    if issubclass(base, nn.RNNBase):
-        body |= recurrent_overrides(base, clean_reads)
+    body |= recurrent_overrides(base, clean_reads) if issubclass(base, nn.RNNBase) else {}
     body |= container_overrides(base, clean_reads)
-    meta = NoisyMeta if issubclass(NoisyMeta, type(base)) else type("NoisyMeta", (NoisyMeta, type(base)), {})
-    noisy: type[nn.Module] = meta(base.__name__, (base,), body)
-    return noisy
+    meta: Any = NoisyMeta if issubclass(NoisyMeta, type(base)) else type("NoisyMeta", (NoisyMeta, type(base)), {})
+    return meta(base.__name__, (base,), body)  # type: ignore[no-any-return]
 
 
 def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
