@@ -44,8 +44,8 @@ def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(torch_before(version), reason=f"torch before {version}: {why}")
 
 
-# What torch says of a layer whose class its quantisation does not know, before 2.9 without naming the class.
-NOT_QUANTISED = "from_float only works for" if torch_before("2.9") else "ParametrizedLinear"
+# What torch says of a layer whose class its quantisation does not know.
+NOT_QUANTISED = "from_float only works for"
 
 # Why tests of contexts inside compiled code need a newer torch.
 NO_CONTEXTS = "its Dynamo cannot enter the package's contexts"

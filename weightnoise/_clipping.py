@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from weightnoise._attach.attach import noises
 from weightnoise._contexts import require_noise
-from weightnoise._errors import UnsupportedParameterError
+from weightnoise._errors import OptionError, UnsupportedParameterError
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
@@ -57,7 +57,7 @@ def clip_weights(
     """
     clip = Clip(k, low=low, high=high, per=per)
     if clip.k is not None and clip.k <= 1:
-        raise ValueError(
+        raise OptionError(
             f"clip_weights(k={clip.k!r}) would shrink the weights without end: some always lie outside of one "
             "standard deviation. Use a k above 1, or the bounds low and high."
         )

@@ -14,8 +14,8 @@ from torch import nn
 
 from weightnoise._attach.attach import every_noise, noises
 from weightnoise._attach.hook import activation_noises
-from weightnoise._checks import check_sign
-from weightnoise._errors import NotNoisyError
+from weightnoise._checks import check_sign, plain_number
+from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
 from weightnoise._noise.draws import HeldDraw
@@ -43,6 +43,7 @@ def no_noise(*models: nn.Module) -> NoiseContext:
         ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         True
     """
+    _check_modules("no_noise", models, "*models")
     return NoiseContext(lambda: _on_each(chain.from_iterable(map(every_noise, models)), Override(off=True)))
 
 
@@ -62,6 +63,7 @@ def force_noise(model: nn.Module) -> NoiseContext:
         ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         False
     """
+    _check_modules("force_noise", [model], "model")
     return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(forced=True)))
 
 
@@ -86,8 +88,10 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
         ...     bool((model(torch.ones(3)) == model(torch.ones(3))).all())
         True
     """
+    _check_modules("scale_noise", [model], "model, factor")
+    factor = plain_number(factor)
     if not 0 <= factor < math.inf:  # Not math.isfinite, which Dynamo cannot trace.
-        raise ValueError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
+        raise OptionError(f"scale_noise(factor=...) must be a finite number >= 0, got {factor!r}.")
     return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(scale=float(factor))))
 
 
@@ -98,7 +102,9 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     call a method that uses a weight and is no forward.
 
     The draw is the random part alone. The strength and what it is relative to are applied at each
-    forward, so they follow an optimizer step, `scale_noise` and a schedule.
+    forward, so they follow an optimizer step, `scale_noise` and a schedule. While gradients are off, each noisy
+    weight is made once, and again when something that it is made from has changed; edits that torch does not
+    count, through ``weight.data`` or NumPy, need a new hold.
 
     Args:
         model: a module with weight noise.
@@ -122,8 +128,10 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
         ...     bool((model.weight == model.weight).all())
         True
     """
+    _check_modules("hold_noise", [model], "model, ...")
+    seed = plain_number(seed)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ValueError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
+        raise OptionError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
     check_sign("hold_noise", sign)
 
     def open_overrides(resets: int) -> Overrides:
@@ -131,6 +139,17 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
         return held_overrides(model, own, sign)
 
     return HeldNoise(open_overrides)
+
+
+def _check_modules(call: str, models: Iterable[object], how: str) -> None:
+    for model in models:
+        if not isinstance(model, nn.Module):
+            hint = (
+                ""
+                if not isinstance(model, (list, tuple))
+                else (" Give them one by one: no_noise(*models)." if call == "no_noise" else " Open one for each.")
+            )
+            raise OptionTypeError(f"{call}({how}) takes a torch.nn.Module, got {type(model).__name__}.{hint}")
 
 
 def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:

@@ -31,6 +31,14 @@ class SpecError(WeightNoiseError):
     """The spec holds something that is no law, or a law with an impossible strength."""
 
 
+class OptionError(WeightNoiseError):
+    """An option of a law or of a call has a value that it cannot have."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """An option is of a kind that it cannot be of; a `TypeError` too."""
+
+
 class NoMatchError(WeightNoiseError):
     """A pattern of the spec, or the spec as a whole, covers no parameter."""
 

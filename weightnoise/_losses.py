@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise._checks import check_choice, check_strength
-from weightnoise._errors import WeightNoiseError, raise_problems
+from weightnoise._errors import OptionTypeError, WeightNoiseError, raise_problems
 from weightnoise._random import draws as _random
 
 Entry: TypeAlias = Tensor | Sequence[Tensor]
@@ -66,7 +66,7 @@ def perturb_loss(loss: Tensor, std: float, *, relative: bool = False) -> Tensor:
         is flooding: Ishida et al., Do we need zero training loss after achieving zero training
         error?, 2020, arXiv 2002.08709.
     """
-    check_strength("perturb_loss", "std", std)
+    std = check_strength("perturb_loss", "std", std)
     check_choice("perturb_loss", "relative", relative, (False, True))
     _check_floating("perturb_loss", loss)
     noise = _random.normal(loss) * std
@@ -155,7 +155,7 @@ def _by_identity(tensors: Tensors) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, tensor in _flat(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"gradient_penalty: {name} must be a tensor, got {type(tensor).__name__}.")
+            raise OptionTypeError(f"gradient_penalty: {name} must be a tensor, got {type(tensor).__name__}.")
         if id(tensor) not in seen:
             seen.add(id(tensor))
             named[name] = tensor
@@ -168,6 +168,13 @@ def _flat(tensors: Tensors) -> Iterator[tuple[str, object]]:
     if isinstance(tensors, Tensor):
         yield "The tensor", tensors
         return
+    if isinstance(tensors, nn.Module):
+        raise OptionTypeError(
+            "gradient_penalty(loss, tensors) got a module. Give module.parameters() for its weights, or what "
+            "record_activations(module, ...) yields for its activations."
+        )
+    if not isinstance(tensors, Iterable):
+        raise OptionTypeError(f"gradient_penalty(loss, tensors) must be tensors, got {type(tensors).__name__}.")
     is_mapping = isinstance(tensors, Mapping)
     for key, entry in tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors):
         name = f"Tensor {key!r}" if is_mapping else f"tensors[{key}]"
@@ -181,7 +188,7 @@ def _flat(tensors: Tensors) -> Iterator[tuple[str, object]]:
 
 def _check_floating(call: str, loss: object) -> None:
     if not isinstance(loss, Tensor):
-        raise TypeError(f"{call}(loss) must be a tensor, got {type(loss).__name__}.")
+        raise OptionTypeError(f"{call}(loss) must be a tensor, got {type(loss).__name__}.")
     if not loss.is_floating_point():
         raise WeightNoiseError(f"{call}(loss) must be of a floating-point dtype, got {loss.dtype}.")
 

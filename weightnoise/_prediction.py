@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weightnoise._checks import check_choice, check_count, check_seed
 from weightnoise._contexts import force_noise, hold_noise
+from weightnoise._errors import OptionError, OptionTypeError
 from weightnoise._random import draws as _random
 from weightnoise._statistics import RunningMean, quantiles_over_draws
 from weightnoise._torch.modules import state_kept
@@ -125,9 +126,9 @@ def predict(
     check_choice("predict", "outputs", outputs, ("values", "logits", "probabilities"))
     check_count("predict", "draws", draws, 4 if antithetic else 2)
     if antithetic and draws % 2:
-        raise ValueError(f"predict(antithetic=True) takes draws in pairs: draws=... must be even, got {draws}.")
+        raise OptionError(f"predict(antithetic=True) takes draws in pairs: draws=... must be even, got {draws}.")
     if not all(0 <= one <= 1 for one in quantiles):
-        raise ValueError(f"predict(quantiles=...) must be numbers from 0 to 1, got {quantiles!r}.")
+        raise OptionError(f"predict(quantiles=...) must be numbers from 0 to 1, got {quantiles!r}.")
     each = _random.numbered(seed, draws, antithetic)
     size = 2 if antithetic else 1
     units = [each[start : start + size] for start in range(0, draws, size)]
@@ -144,7 +145,7 @@ def _batches(inputs: Any) -> Iterator[Any]:
     elif isinstance(inputs, Iterable):
         yield from inputs
     else:
-        raise TypeError(
+        raise OptionTypeError(
             f"predict takes a batch or an iterable of batches, and got a {type(inputs).__name__}. Put a dataset "
             "into a DataLoader."
         )
@@ -157,7 +158,7 @@ def _forward(model: nn.Module, batch: Any) -> Any:
         return model(**batch)
     if isinstance(batch, (list, tuple)) and len(batch) == 1:
         return _forward(model, batch[0])
-    raise TypeError(
+    raise OptionTypeError(
         f"predict cannot tell what of a batch goes into the model: it is a {type(batch).__name__}. Say so: "
         "predict(..., forward=lambda model, batch: model(batch[0]))."
     )
@@ -188,7 +189,7 @@ def _values(output: Any, task: _Task) -> Tensor:
     """The output, or the probabilities that it stands for, in float32 or better."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise TypeError(
+        raise OptionTypeError(
             f"predict needs a floating-point tensor from the model, and got {kind}. Choose one: "
             "predict(..., forward=lambda model, batch: model(batch).logits)."
         )
@@ -201,7 +202,7 @@ def _values(output: Any, task: _Task) -> Tensor:
     sums = values.sum(dim)
     # As far off as rounding in the precision of the output: 0.02 in bfloat16.
     if not bool((values >= 0).all() and (sums - 1).abs().le(max(1e-4, 3 * torch.finfo(output.dtype).eps)).all()):
-        raise ValueError(
+        raise OptionError(
             "predict(outputs='probabilities') needs numbers that are not negative and sum to 1 along dimension "
             f"{dim}. Use outputs='logits' where the model returns those."
         )
@@ -210,12 +211,12 @@ def _values(output: Any, task: _Task) -> Tensor:
 
 def _class_dim(values: Tensor, task: _Task) -> int:
     if task.dim is None and not 1 <= values.ndim <= 2:
-        raise ValueError(
+        raise OptionError(
             f"predict(dim=...) must say which dimension of outputs of shape {tuple(values.shape)} has the classes."
         )
     dim = -1 if task.dim is None else task.dim
     if values.shape[dim] < 2:
-        raise ValueError(
+        raise OptionError(
             f"predict(outputs={task.outputs!r}) needs two classes or more along dimension {dim} of outputs of "
             f"shape {tuple(values.shape)}. Of one logit z make two: forward=lambda model, x: "
             "torch.cat([torch.zeros_like(z := model(x)), z], dim=-1)."
@@ -231,7 +232,7 @@ def _entropy(probabilities: Tensor, task: _Task) -> Tensor:
 def _joined(found: Sequence[Prediction]) -> Prediction:
     """The batches, one after the other."""
     if not found:
-        raise ValueError("predict(inputs=...) must give at least one batch.")
+        raise OptionError("predict(inputs=...) must give at least one batch.")
     if len(found) == 1:
         return found[0]
 

@@ -13,7 +13,7 @@ from torch import nn
 from weightnoise._attach.attach import every_noise
 from weightnoise._checks import check_strength
 from weightnoise._contexts import require_noise
-from weightnoise._errors import SpecError
+from weightnoise._errors import OptionError, SpecError
 from weightnoise._noise.context import AnyNoise
 from weightnoise._select.noises import chosen_noises
 from weightnoise._select.patterns import Key
@@ -115,7 +115,7 @@ class AdaptiveNoise:
         for option, value in (("target", target), ("rate", rate), ("initial", initial)):
             check_strength("AdaptiveNoise", option, value)
         if target == 0 or initial == 0 or rate <= 1:
-            raise ValueError("AdaptiveNoise needs target > 0, initial > 0 and rate > 1.")
+            raise OptionError("AdaptiveNoise needs target > 0, initial > 0 and rate > 1.")
         self.model, self.target, self.rate = model, target, rate
         self._set(initial)
         self.factor = initial
@@ -150,7 +150,7 @@ def set_factor(model: nn.Module, found: Iterable[AnyNoise], schedule: Hashable, 
         schedule: tells schedules apart, whose factors multiply.
         factor: not negative.
     """
-    check_strength("A schedule", "factor", factor)
+    factor = check_strength("A schedule", "factor", factor)
     noises = require_noise(found)
     problems = dict.fromkeys(
         noise.handed.factor_problem(noise.control.scheduled_with(schedule, factor)) for noise in noises
@@ -175,7 +175,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.start < 0:
-            raise ValueError(f"A ramp needs steps >= 0 and start >= 0, got {self.steps!r} and {self.start!r}.")
+            raise OptionError(f"A ramp needs steps >= 0 and start >= 0, got {self.steps!r} and {self.start!r}.")
 
     def __call__(self, step: int) -> float:
         """The factor at ``step``."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightnoise._errors import OptionError
+
 
 class RunningMean:
     """Mean and variance over units of one draw, or of two that belong together, as they come."""
@@ -26,7 +28,7 @@ class RunningMean:
             self._size = len(values)
             self.mean, self._between, self._within = unit.clone(), torch.zeros_like(unit), within
         elif unit.shape != self.mean.shape:
-            raise ValueError(
+            raise OptionError(
                 f"predict needs outputs of one shape for a batch, and got {tuple(self.mean.shape)} and "
                 f"{tuple(unit.shape)} from two draws."
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightnoise._attach.attach import noises
 from weightnoise._checks import check_seed, check_sign
 from weightnoise._contexts import require_noise
-from weightnoise._errors import UnsupportedParameterError, WeightNoiseError, raise_problems
+from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._noise.draws import add_draw
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import draws as _random
@@ -64,7 +64,7 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     check_sign("step_along", sign)
     amount = float(amount)
     if not math.isfinite(amount):
-        raise ValueError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
+        raise OptionError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
     steps = _weights(model)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():

@@ -9,9 +9,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from weightnoise._attach.attach import attach, detach, module_noise, noises
-from weightnoise._attach.noisy_class import own_noises
+from weightnoise._attach.module_noise import own_noises
 from weightnoise._checks import check_choice
-from weightnoise._errors import NotNoisyError, UnsupportedParameterError
+from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
@@ -98,7 +98,7 @@ def add_weight_noise(
     check_choice("add_weight_noise", "estimator", estimator, ("shared", "flipout", "local"))
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
-        raise ValueError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
+        raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
     placements = resolve(model, spec, min_ndim, estimator)
     warn_if_rounded_away(placements)
     _attach_all(placements, when, estimator, memory)

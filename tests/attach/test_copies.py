@@ -161,7 +161,7 @@ def test_a_copy_made_inside_a_context_is_inside_it_until_it_closes(context: Any,
 def said(model: nn.Module) -> list[Any]:
     """What the open contexts say about each noise of a model."""
     controls = [noise.control for noise in every_noise(model)]
-    return [(control.settings, control.off, control.held, control.factor) for control in controls]
+    return [(control.overrides, control.off, control.held, control.factor) for control in controls]
 
 
 @pytest.mark.parametrize("size", [8, 64])

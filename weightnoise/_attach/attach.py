@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from weightnoise._attach.hook import ActivationNoise, own_activation_noises
-from weightnoise._attach.module_noise import InstanceForward, ModuleNoise
-from weightnoise._attach.noisy_class import clean_class, noisy_class, own_noises, set_class
+from weightnoise._attach.module_noise import InstanceForward, ModuleNoise, own_noises
+from weightnoise._attach.noisy_class import clean_class, noisy_class, set_class
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import children, parametrizations, unwrap, walk

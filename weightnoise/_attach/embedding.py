@@ -23,7 +23,7 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     effective = None if noise is None else noise.effective()
     if noise is None or effective is None:
         return None
-    weight = layer._parameters.get("weight")
+    weight = vars(layer).get("weight", layer._parameters.get("weight"))  # As a read of the attribute finds it.
     tokens = args[0] if args else kwargs.get("input")
     if not _fits(noise, effective, layer, weight, tokens):
         return None

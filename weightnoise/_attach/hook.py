@@ -122,10 +122,10 @@ def register(module: nn.Module, noise: ActivationNoise) -> None:
         module.register_forward_pre_hook(noise, with_kwargs=True)
 
 
-def unregister(module: nn.Module) -> None:
-    """Take all activation noise off ``module``, as if the hooks had never been there."""
-    for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
-        hooks = getattr(module, dictionary)
+def unregister(module: nn.Module, at: At | None = None) -> None:
+    """Take all activation noise, or that of one side, off ``module``, as if the hooks had never been there."""
+    for dictionary, side in (("_forward_hooks", "output"), ("_forward_pre_hooks", "input")):
+        hooks = getattr(module, dictionary) if at in (None, side) else {}
         for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
             noise: ActivationNoise = hooks.pop(key)
             noise.control.remove(noise.name)

@@ -7,6 +7,7 @@ import functools
 import threading
 import types
 import weakref
+from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import children, parametrizations
+from weightnoise._torch.modules import parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
@@ -38,8 +39,8 @@ _ON_TOP: weakref.WeakKeyDictionary[type[nn.Module], weakref.ref[type[nn.Module]]
 _MAKING = threading.RLock()  # Two threads must not make a class each.
 
 
-class NoisyMeta(type):
-    """Keeps a noisy class whole: modules share it, and torch edits it as if it were theirs alone."""
+class NoisyMeta(ABCMeta):
+    """Keeps a noisy class whole, which modules share and torch edits as its own; abstract classes mix in."""
 
     def __delattr__(cls, name: str) -> None:
         if not isinstance(cls.__dict__.get(name), property):
@@ -54,12 +55,15 @@ def noisy_property(name: str) -> property:
     """A property that reads the parametrized tensor ``name``, or the plain one where there is none."""
 
     def read(self: nn.Module) -> Any:
-        modules: dict[str, Any] = self._modules
+        own = self.__dict__
         try:
-            stack = modules["parametrizations"]._modules[name]
+            stack = own["_modules"]["parametrizations"]._modules[name]
             in_place = type(stack) is InPlaceList
-            weight = self._parameters[name] if in_place else None
+            # What stands there under the name hides a Parameter: tensordict and functional code put tensors there.
+            weight = None if not in_place else own[name] if name in own else own["_parameters"][name]
         except KeyError:
+            if name in own:
+                return own[name]
             # Python goes on to nn.Module.__getattr__, which finds a plain Parameter or says what is missing.
             raise AttributeError(name) from None
         try:
@@ -80,6 +84,8 @@ def noisy_property(name: str) -> property:
         stack: Any = parametrizations(self).get(name)
         if getattr(self, "_is_replica", False):
             self._parameters[name] = value
+        elif name in self.__dict__:
+            self.__dict__[name] = value
         elif stack is not None and not isinstance(stack, InPlaceList):
             stack.right_inverse(value)
         else:
@@ -185,12 +191,14 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         "register_parameter": register,
     }
     body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
-    body |= {"__module__": base.__module__, "__doc__": base.__doc__}
+    body |= {
+        shown: getattr(base, shown) for shown in ("__module__", "__qualname__", "__doc__")
+    }  # Tools go by them.
     if issubclass(base, nn.RNNBase):
         body |= recurrent_overrides(base, clean_reads)
     body |= container_overrides(base, clean_reads)
-    meta = NoisyMeta if type(base) is type else type("NoisyMeta", (NoisyMeta, type(base)), {})
-    noisy: type[nn.Module] = meta(f"Parametrized{base.__name__}", (base,), body)
+    meta = NoisyMeta if issubclass(NoisyMeta, type(base)) else type("NoisyMeta", (NoisyMeta, type(base)), {})
+    noisy: type[nn.Module] = meta(base.__name__, (base,), body)
     return noisy
 
 
@@ -212,8 +220,7 @@ def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
 def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
     bases = tuple(map(clean_class, cls.__bases__))
     body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    name = cls.__name__.replace("Parametrized", "", 1)
-    return types.new_class(name, bases, exec_body=lambda namespace: namespace.update(body))
+    return types.new_class(cls.__name__, bases, exec_body=lambda namespace: namespace.update(body))
 
 
 def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
@@ -240,21 +247,6 @@ def adopt(owner: nn.Module) -> None:
         holder = copy.deepcopy(holder, shared)
         owner.__dict__["_modules"] = {**owner._modules, "parametrizations": holder}
     holder.module_noise.owner = weakref.ref(owner)
-    for stack in parametrizations(owner).values():
-        if isinstance(stack, InPlaceList):
-            stack.owner = weakref.ref(owner)
-    for _, noise in own_noises(owner):
-        noise.owner = weakref.ref(owner)
-
-
-def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
-    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
-    stacks = parametrizations(owner)
-    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
-    return [
-        (name, part)
-        for name in order
-        if name in stacks
-        for part in children(stacks[name]).values()
-        if isinstance(part, WeightNoise)
-    ]
+    for part in holder.modules():
+        if isinstance(part, (InPlaceList, WeightNoise)):
+            part.owner = weakref.ref(owner)

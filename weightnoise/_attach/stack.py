@@ -32,9 +32,12 @@ class InPlaceList(parametrize.ParametrizationList):
 
     @property
     def original(self) -> Tensor | None:  # type: ignore[override]
-        """The clean Parameter, wherever it was replaced or moved to."""
+        """The clean Parameter, wherever it was replaced or moved to; or the tensor that stands in its place."""
         owner = self.owner()
-        return None if owner is None else owner._parameters[self.tensor_name]
+        if owner is None:
+            return None
+        held = owner.__dict__
+        return held[self.tensor_name] if self.tensor_name in held else owner._parameters[self.tensor_name]
 
     @reads_weight
     def forward(self) -> Tensor | None:  # type: ignore[override]

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar
 
+from weightnoise._errors import OptionTypeError
+
 FunctionT = TypeVar("FunctionT")
 
 # Makes the context of one call: it is entered whenever the body goes on, and left whenever that waits.
@@ -21,7 +23,7 @@ def decorated(function: FunctionT, of_one_call: OfOneCall) -> FunctionT:
     if isinstance(function, (staticmethod, classmethod)):
         made = type(function)(decorated(function.__func__, of_one_call))
     elif isinstance(function, type) or not callable(function):
-        raise TypeError(_NO_FUNCTION.format(function))
+        raise OptionTypeError(_NO_FUNCTION.format(function))
     elif inspect.isgeneratorfunction(function):
         made = _generator_function(function, of_one_call)
     elif inspect.iscoroutinefunction(function):

@@ -16,7 +16,7 @@ from torch import nn
 from weightnoise._attach.attach import noises
 from weightnoise._checks import check_count, check_strength
 from weightnoise._contexts import force_noise, hold_noise, only_noise, scale_noise
-from weightnoise._errors import NotVectorizedWarning, SpecError
+from weightnoise._errors import NotVectorizedWarning, OptionError, SpecError
 from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
 from weightnoise._robustness.metric import Metric, check_deterministic, entries, fingerprint, measure
@@ -140,8 +140,8 @@ def evaluate_robustness(
 
 
 def _checked(levels: Sequence[float], draws: int, until_sem: float | None) -> tuple[float, ...]:
-    if not levels:
-        raise ValueError("evaluate_robustness(levels=...) must hold at least one level.")
+    if len(levels) == 0:
+        raise OptionError("evaluate_robustness(levels=...) must hold at least one level.")
     for level in levels:
         check_strength("evaluate_robustness", "levels", level)
     check_count("evaluate_robustness", "draws", draws, 1)

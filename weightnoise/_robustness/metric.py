@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._contexts import no_noise
-from weightnoise._errors import NondeterministicMetricWarning
+from weightnoise._errors import NondeterministicMetricWarning, OptionTypeError
 from weightnoise._torch.modules import is_dtensor, unwrap
 
 Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]
@@ -30,7 +30,7 @@ def entries(found: Any) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     if not isinstance(value, SupportsFloat):
-        raise TypeError(f"The metric must return a number or a dict of numbers, not {value!r}.")
+        raise OptionTypeError(f"The metric must return a number or a dict of numbers, not {value!r}.")
     return float(value.item() if isinstance(value, Tensor) else value)
 
 

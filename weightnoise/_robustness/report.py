@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weightnoise._errors import SpecError
+from weightnoise._errors import OptionError, SpecError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ class RobustnessReport:
     def __post_init__(self) -> None:
         for name, values in self.curves.items():
             if values.ndim != 2 or len(values) != len(self.levels):
-                raise ValueError(
+                raise OptionError(
                     f"Curve {name!r} must have the shape (levels, draws) = ({len(self.levels)}, ...), "
                     f"got {tuple(values.shape)}."
                 )
@@ -71,7 +71,7 @@ class RobustnessReport:
         """Levels x draws."""
         if len(self.curves) != 1:
             names = ", ".join(map(repr, self.curves))
-            raise ValueError(f"The report has several curves: {names}. Ask for one of them: report[name].")
+            raise OptionError(f"The report has several curves: {names}. Ask for one of them: report[name].")
         return next(iter(self.curves.values()))
 
     @property
@@ -109,7 +109,7 @@ class RobustnessReport:
     def chip_yield(self) -> Tensor:
         """The share of draws that reach the threshold, per level."""
         if self.threshold is None:
-            raise ValueError("The report has no threshold. Pass threshold=... to evaluate_robustness.")
+            raise OptionError("The report has no threshold. Pass threshold=... to evaluate_robustness.")
         reached = self.values >= self.threshold if self.higher_is_better else self.values <= self.threshold
         return reached.sum(dim=1) / self.draws
 

@@ -41,7 +41,7 @@ def choose(
     """
     if isinstance(spec, Mapping):
         return _by_mapping(items, spec, problems, noun, covers, uncovered)
-    if callable(spec) and not (is_law(spec) or isinstance(spec, type)):
+    if callable(spec) and not (is_law(spec) or isinstance(spec, (type, nn.Module))):
         asked = {item: law_or_problem(ask(spec, item), problems, item.names[0]) for item in items}
         return {item: law for item, law in asked.items() if law is not None}
     law = law_or_problem(spec, problems)

@@ -11,6 +11,7 @@ from weightnoise._attach.per_example import estimator_problem
 from weightnoise._errors import (
     AlreadyNoisyError,
     NoMatchError,
+    OptionTypeError,
     SpecError,
     TiedParameterError,
     UnsupportedParameterError,
@@ -53,9 +54,9 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         WeightNoiseError: with every problem that was found.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
-        raise TypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
+        raise OptionTypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
     candidates = find_candidates(model)
     problems: list[WeightNoiseError] = []
     chosen = choose(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import weightnoise as wn
+from weightnoise._errors import OptionError
 from weightnoise._noise.control import When
 from weightnoise._robustness.metric import Metric
 from weightnoise._select.choose import Spec
@@ -32,7 +33,7 @@ class NoisyTraining:
 
     def __post_init__(self) -> None:
         if self.metric is not None and not self.levels:
-            raise ValueError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
+            raise OptionError("WeightNoiseCallback(metric=...) needs levels=[...], the noise levels to evaluate.")
 
     def add(self, model: nn.Module) -> bool:
         """Add the noise; whether there is noise now where there was none."""

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import weightnoise as wn
+from weightnoise._errors import OptionError
 from weightnoise._noise.control import When
 from weightnoise._robustness.metric import Metric
 from weightnoise._select.choose import Spec
@@ -70,7 +71,7 @@ class WeightNoiseCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         if self._training.add(model) and wn.learned_strengths(model):
             self._training.take_off(model)
-            raise ValueError(
+            raise OptionError(
                 "The optimizer does not know the strengths that the noise learns. Give a new WeightNoiseCallback "
                 "to Trainer(callbacks=[...]) for every training, rather than add_callback or a second train()."
             )

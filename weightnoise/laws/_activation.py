@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._checks import check_choice, check_strength
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise.laws._law import Law, law_repr, straight_through
@@ -58,7 +59,7 @@ class SaltAndPepper(Law):
                 isinstance(self.levels, tuple) and len(self.levels) == 2 and all(map(math.isfinite, self.levels))
             )
             if not numbers or self.levels[0] >= self.levels[1]:
-                raise ValueError(
+                raise OptionError(
                     f"SaltAndPepper(levels=...) must be (low, high) in this order, got {self.levels!r}."
                 )
         check_choice("SaltAndPepper", "gradient", self.gradient, ("exact", "straight-through"))
@@ -70,7 +71,7 @@ class SaltAndPepper(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """The tensor with some of its values replaced."""
         if problem := self.factor_problem(factor):
-            raise ValueError(problem)
+            raise OptionError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         low, high = extremes(clean, "tensor") if self.levels is None else map(clean.new_tensor, self.levels)
         pepper, salt = event_mask(noise, self.p / 2, factor), event_mask(noise, self.p / 2, -factor)
@@ -134,7 +135,7 @@ class NEFTune(Law):
     def __post_init__(self) -> None:
         check_strength("NEFTune", "alpha", self.alpha)
         if self.mask is not None and not callable(self.mask):
-            raise ValueError(f"NEFTune(mask=...) must be a function of the token ids, got {self.mask!r}.")
+            raise OptionError(f"NEFTune(mask=...) must be a function of the token ids, got {self.mask!r}.")
 
     def at(self, module: nn.Module, tokens: Tensor) -> _Scaled:
         """The law for one call: its scale has the shape (..., L, 1), or is a number without padding."""
@@ -199,7 +200,7 @@ class CurrentNoise(Law):
     def __post_init__(self) -> None:
         check_strength("CurrentNoise", "current", self.current)
         if self.current == 0:
-            raise ValueError("CurrentNoise(current=0) would be infinitely noisy; the current must be positive.")
+            raise OptionError("CurrentNoise(current=0) would be infinitely noisy; the current must be positive.")
         check_choice("CurrentNoise", "converter", self.converter, ("merged", "external"))
 
     def at(self, module: nn.Module, inputs: Tensor) -> _Scaled:

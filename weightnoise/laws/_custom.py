@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from weightnoise._checks import check_choice
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._scale import Gradient
@@ -47,7 +48,7 @@ class Custom(Law):
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
-            raise ValueError(f"Custom(fn) must be a function of the weight, got {self.fn!r}.")
+            raise OptionError(f"Custom(fn) must be a function of the weight, got {self.fn!r}.")
         check_choice("Custom", "gradient", self.gradient, ("exact", "straight-through"))
 
     def draw(self, weight: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Custom(Law):
             changed = self.fn(weight)
         if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (weight.shape, weight.dtype):
             got = (tuple(changed.shape), changed.dtype) if isinstance(changed, Tensor) else type(changed)
-            raise ValueError(
+            raise OptionError(
                 f"{self!r} must return a tensor like the weight, {(tuple(weight.shape), weight.dtype)}, got {got}."
             )
         if isinstance(factor, Tensor) or factor != 1.0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
+from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
@@ -68,16 +69,16 @@ class StuckAt(Law):
         for option in ("zero", "high", "low"):
             check_rate("StuckAt", option, getattr(self, option))
         if self._rate > 1:
-            raise ValueError(f"{self!r}: the rates add up to {self._rate:g}, above 1.")
+            raise OptionError(f"{self!r}: the rates add up to {self._rate:g}, above 1.")
         if isinstance(self.levels, tuple):
             numbers = len(self.levels) == 2 and all(math.isfinite(level) for level in self.levels)
             if not numbers or self.levels[0] > self.levels[1]:
-                raise ValueError(f"StuckAt(levels=...) must be (bottom, top) in this order, got {self.levels!r}.")
+                raise OptionError(f"StuckAt(levels=...) must be (bottom, top) in this order, got {self.levels!r}.")
         else:
             check_choice("StuckAt", "levels", self.levels, ("absmax", "range"))
         check_per("StuckAt", self.per)
         if self.per != "tensor" and isinstance(self.levels, tuple):
-            raise ValueError(f"StuckAt(per={self.per!r}) has no meaning with fixed levels; drop one of them.")
+            raise OptionError(f"StuckAt(per={self.per!r}) has no meaning with fixed levels; drop one of them.")
         check_chip("StuckAt", self.chip)
         check_choice("StuckAt", "gradient", self.gradient, ("exact", "straight-through"))
 
@@ -92,7 +93,7 @@ class StuckAt(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """The weight, with the stuck ones at their level."""
         if problem := self.factor_problem(factor):
-            raise ValueError(problem)
+            raise OptionError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         bottom, top = self._levels(clean)
         # The rarest kind first: its interval begins at 0, where the numbers are finest.
@@ -171,7 +172,7 @@ class BitFlip(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + d * (code with flipped bits - code)``."""
         if problem := self.factor_problem(factor):
-            raise ValueError(problem)
+            raise OptionError(problem)
         clean = precise(weight)
         step, _ = step_and_zero(clean, self.bits, True, self.per)
         code = (clean / divisor(step)).round().to(torch.int32)

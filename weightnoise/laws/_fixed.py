@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic, wide
 
@@ -66,16 +67,16 @@ class Clip(Law):
                 object.__setattr__(self, "k", 2.5)
             check_strength("Clip", "k", self.k)
             if self.k == 0:
-                raise ValueError("Clip(k=0) would make every weight zero; k must be positive.")
+                raise OptionError("Clip(k=0) would make every weight zero; k must be positive.")
         elif self.k is not None:
-            raise ValueError("Clip takes k or bounds, not both: the range would have two definitions.")
+            raise OptionError("Clip takes k or bounds, not both: the range would have two definitions.")
         elif self.per != "tensor":
-            raise ValueError(f"Clip(per={self.per!r}) has no meaning with fixed bounds; use k, or drop per.")
+            raise OptionError(f"Clip(per={self.per!r}) has no meaning with fixed bounds; use k, or drop per.")
         for option, bound in (("low", self.low), ("high", self.high)):
             if bound is not None and (isinstance(bound, bool) or not math.isfinite(bound)):
-                raise ValueError(f"Clip({option}=...) must be a finite number, got {bound!r}.")
+                raise OptionError(f"Clip({option}=...) must be a finite number, got {bound!r}.")
         if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"Clip(low={self.low!r}, high={self.high!r}): low must be below high.")
+            raise OptionError(f"Clip(low={self.low!r}, high={self.high!r}): low must be below high.")
         check_per("Clip", self.per)
         check_choice("Clip", "gradient", self.gradient, ("exact", "straight-through"))
 
@@ -141,7 +142,7 @@ class Temperature(Law):
     def __post_init__(self) -> None:
         for option, value in (("celsius", self.celsius), ("reference", self.reference)):
             if isinstance(value, bool) or not math.isfinite(value) or value <= -_ZERO_CELSIUS:
-                raise ValueError(
+                raise OptionError(
                     f"Temperature({option}=...) must be above -273 degrees Celsius and finite, got {value!r}."
                 )
         check_choice("Temperature", "gradient", self.gradient, ("straight-through", "exact"))

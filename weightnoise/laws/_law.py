@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from weightnoise._checks import plain_number
 from weightnoise._random import draws as _random
 
 
@@ -72,6 +74,12 @@ class Law:
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
             the library alone.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check = vars(cls).get("__post_init__")
+        if check is not None and cls.__module__.startswith(f"{__package__}."):
+            cls.__post_init__ = _with_plain_numbers(check)  # type: ignore[attr-defined]
 
     gradient: str = "exact"
     sign_symmetric: bool = False
@@ -182,6 +190,22 @@ class Law:
 
     def _end(self, place: int) -> str:
         return f"_{place}" if len(self.parts) > 1 else ""
+
+
+def _with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
+
+    @functools.wraps(check)
+    def post_init(self: Any) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            several = type(value) is tuple
+            object.__setattr__(
+                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
+            )
+        check(self)
+
+    return post_init
 
 
 def _joined(of_parts: list[Any]) -> Any:

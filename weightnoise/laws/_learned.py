@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr
 from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of, wide
@@ -153,10 +154,10 @@ class Variational(LearnedDeviation):
     def __post_init__(self) -> None:
         number = isinstance(self.init_rho, (int, float)) and not isinstance(self.init_rho, bool)
         if not number or not math.isfinite(self.init_rho):
-            raise ValueError(f"Variational(init_rho=...) must be a finite number, got {self.init_rho!r}.")
+            raise OptionError(f"Variational(init_rho=...) must be a finite number, got {self.init_rho!r}.")
         check_strength("Variational", "prior_std", self.prior_std)
         if self.prior_std == 0:
-            raise ValueError("Variational(prior_std=0) would forbid every weight but 0; it must be positive.")
+            raise OptionError("Variational(prior_std=0) would forbid every weight but 0; it must be positive.")
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``rho`` for each weight."""

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_strength
+from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient
@@ -49,7 +50,7 @@ class DropConnect(Law):
     def __post_init__(self) -> None:
         check_strength("DropConnect", "p", self.p)
         if self.p >= 1:
-            raise ValueError(f"DropConnect(p=...) must be in [0, 1), got {self.p!r}.")
+            raise OptionError(f"DropConnect(p=...) must be in [0, 1), got {self.p!r}.")
         check_count("DropConnect", "block", self.block, 1)
         check_choice("DropConnect", "rescale", self.rescale, (True, False))
         check_choice("DropConnect", "gradient", self.gradient, ("exact", "straight-through"))
@@ -61,7 +62,7 @@ class DropConnect(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * mask``, the mask scaled by 1 / (1 - p) when ``rescale`` is set."""
         if problem := self.factor_problem(factor):
-            raise ValueError(problem)
+            raise OptionError(problem)
         keep = spread_blocks(~event_mask(noise, self.p, factor), weight, self.block)
         noisy = (weight if self.gradient == "exact" else weight.detach()) * keep.to(weight.dtype)
         if self.rescale:  # In this order: 1 / (1 - p) is rounded in a short dtype, for all weights alike.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_strength
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import precise
@@ -94,7 +95,7 @@ class ProgrammingNoise(Law):
         for option in options:
             check_strength("ProgrammingNoise", option, getattr(self, option))
             if option != "time" and getattr(self, option) == 0:
-                raise ValueError(f"ProgrammingNoise({option}=...) must be positive.")
+                raise OptionError(f"ProgrammingNoise({option}=...) must be positive.")
         for option, lengths in (("drift", (4,)), ("drift_spread", (4,)), ("read", (0, 3))):
             _check_numbers(option, getattr(self, option), lengths)
         _check_numbers("programming", self.programming, None)
@@ -165,7 +166,7 @@ def _check_numbers(option: str, values: object, lengths: tuple[int, ...] | None)
     numbers = isinstance(values, tuple) and all(map(_is_number, values))
     if not numbers or (lengths is not None and len(values) not in lengths):  # type: ignore[arg-type]
         wanted = "finite numbers" if lengths is None else f"{lengths[-1]} finite numbers"
-        raise ValueError(f"ProgrammingNoise({option}=...) must be a tuple of {wanted}, got {values!r}.")
+        raise OptionError(f"ProgrammingNoise({option}=...) must be a tuple of {wanted}, got {values!r}.")
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_strength
+from weightnoise._errors import OptionError
 from weightnoise.laws._complete import complete
 from weightnoise.laws._law import Law, Noise, apply_law, is_law, law_repr
 from weightnoise.laws._rates import check_rate
@@ -51,11 +52,11 @@ class Protect(Law):
 
     def __post_init__(self) -> None:
         if not is_law(self.law):
-            raise ValueError(f"Protect(law) must be a law such as Gaussian(0.1), got {self.law!r}.")
+            raise OptionError(f"Protect(law) must be a law such as Gaussian(0.1), got {self.law!r}.")
         check_rate("Protect", "fraction", self.fraction)
         check_strength("Protect", "scale", self.scale)
         if not isinstance(self.by, Tensor) and self.by != "magnitude":
-            raise ValueError(f"Protect(by=...) must be 'magnitude' or a tensor of scores, got {self.by!r}.")
+            raise OptionError(f"Protect(by=...) must be 'magnitude' or a tensor of scores, got {self.by!r}.")
         part = complete(self.law)
         # A spared weight has the same noise, made smaller.
         own = {"parts": (part,), "gradient": part.gradient, "sign_symmetric": part.sign_symmetric}

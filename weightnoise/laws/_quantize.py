@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_per
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
@@ -22,7 +23,7 @@ def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
     check_count(law, "bits", bits, 1, _MOST_BITS)
     check_per(law, per)
     if symmetric and bits == 1:
-        raise ValueError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
+        raise OptionError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
 
 
 def step_and_zero(
@@ -112,14 +113,14 @@ class Quantize(Law):
         check_bits("Quantize", self.bits, self.symmetric, self.per)
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
         if self.stochastic and self.bits == 1:
-            raise ValueError(
+            raise OptionError(
                 "Quantize(bits=1, stochastic=True) has the levels 0 and d alone, so that weights of the other "
                 "sign could not be right on average; use 2 bits, or stochastic=False."
             )
         check_rate("Quantize", "subset", self.subset)
         check_count("Quantize", "block", self.block, 1)
         if self.block > 1 and self.subset == 1:
-            raise ValueError("Quantize(block=...) has no meaning with subset=1: every weight is rounded.")
+            raise OptionError("Quantize(block=...) has no meaning with subset=1: every weight is rounded.")
 
     def draw(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Numbers for the rounding, uniform on [0, 1), and for the subset where there is one."""
@@ -129,7 +130,7 @@ class Quantize(Law):
     def apply(self, weight: Tensor, noise: tuple[Tensor | None, Tensor | None], factor: float) -> Tensor:
         """The rounded weight."""
         if problem := self.factor_problem(factor):
-            raise ValueError(problem)
+            raise OptionError(problem)
         rounding, chosen = noise
         clean = precise(weight)
         step, zero = step_and_zero(clean, self.bits, self.symmetric, self.per, self.stochastic)

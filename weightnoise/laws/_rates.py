@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_count, check_strength
+from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 
 _RARE = 2.0**-10  # Below this rate, float32 numbers of 24 bits are too coarse: one unit is 2^-24.
@@ -17,7 +18,7 @@ def check_rate(law: str, option: str, value: object) -> None:
     """Raise `ValueError` unless ``value`` is a number in [0, 1]."""
     check_strength(law, option, value)
     if value > 1:  # type: ignore[operator]
-        raise ValueError(f"{law}({option}=...) must be in [0, 1], got {value!r}.")
+        raise OptionError(f"{law}({option}=...) must be in [0, 1], got {value!r}.")
 
 
 def check_chip(law: str, chip: object) -> None:

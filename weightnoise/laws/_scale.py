@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
+from weightnoise._errors import OptionError
 
 RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
 Per: TypeAlias = Literal["tensor"] | int
@@ -21,7 +22,7 @@ def check_scale_options(law: str, relative_to: object, per: object, gradient: ob
     check_choice(law, "gradient", gradient, ("straight-through", "exact"))
     check_per(law, per)
     if per != "tensor" and relative_to in (None, "value"):
-        raise ValueError(
+        raise OptionError(
             f"{law}(per={per}) has no meaning with relative_to={relative_to!r}: there is no statistic "
             "to take per channel. Drop per, or use relative_to='absmax', 'std' or 'rms'."
         )

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from weightnoise._checks import plain_number
 from weightnoise._errors import SpecError
 from weightnoise.laws._additive import Gaussian
 from weightnoise.laws._complete import complete
@@ -33,6 +34,10 @@ class Chain(Law):
     laws: tuple[Noise, ...]
 
     def __post_init__(self) -> None:
+        laws = [as_law(law) for law in self.laws] if isinstance(self.laws, (list, tuple)) else []
+        if not laws or None in laws:
+            raise SpecError(f"Chain(laws) must be a tuple of one or more laws, without None, got {self.laws!r}.")
+        object.__setattr__(self, "laws", tuple(laws))
         object.__setattr__(self, "parts", tuple(map(complete, self.laws)))
 
     def apply(
@@ -72,6 +77,7 @@ def as_law(value: object) -> Noise | None:
     Raises:
         SpecError: for anything else.
     """
+    value = plain_number(value)
     if value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -85,6 +91,11 @@ def as_law(value: object) -> Noise | None:
         raise SpecError(f"{value.__name__} is a class, not a law. Make one: {value.__name__}(...).")
     if is_law(value):
         return value  # type: ignore[return-value]
+    if isinstance(value, nn.Module):
+        instead = "Give a law such as Gaussian(0.01)."
+        if isinstance(value, nn.Dropout):
+            instead = f"DropConnect({value.p!r}) drops elements as it does."
+        raise SpecError(f"{value!r} is a module, and no law. {instead}")
     raise SpecError(
         f"{value!r} ({type(value).__name__}) is no law. "
         "Give a number, a law such as Gaussian(0.01), a list of laws, or None."

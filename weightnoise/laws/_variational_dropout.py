@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise._errors import OptionError
 from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
 from weightnoise.laws._scale import Per, per_problem, wide
@@ -72,7 +73,7 @@ class VariationalDropout(LearnedDeviation):
         check_choice("VariationalDropout", "approximation", self.approximation, ("molchanov", "kingma"))
         if self.init == 0 or (self.init > 1 and self.approximation == "kingma"):
             limit = "in (0, 1] with approximation='kingma'" if self.init else "positive"
-            raise ValueError(f"VariationalDropout(init=...) must be {limit}, got {self.init!r}.")
+            raise OptionError(f"VariationalDropout(init=...) must be {limit}, got {self.init!r}.")
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``log_alpha``, shaped to broadcast against the weight."""
