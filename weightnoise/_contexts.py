@@ -104,7 +104,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     The draw is the random part alone. The strength and what it is relative to are applied at each
     forward, so they follow an optimizer step, `scale_noise` and a schedule. While gradients are off, each noisy
     weight is made once, and again when something that it is made from has changed; edits that torch does not
-    count, through ``weight.data`` or NumPy, need a new hold.
+    count, past autograd or through NumPy, need a new hold.
 
     Args:
         model: a module with weight noise.

@@ -192,7 +192,8 @@ class HeldDraw:
             weight = weight.detach().to(dtype=self.like[1], device=self.like[2])
         own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
         # A tensor that is made in inference mode could not be used with gradients later on.
-        normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        normal = torch.inference_mode(False) if inference else nullcontext()
         with normal, own, torch.no_grad():
             noise = law.draw(weight)
         self.noise, self.like = noise, (weight.shape, weight.dtype, weight.device)
