@@ -119,12 +119,13 @@ def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
 
 
 class Made(NamedTuple):
-    """A noisy weight, its count of in-place changes, and what it was made from: the weight, and its state then."""
+    """A noisy weight, its count of in-place changes, and what it was made from: weight, state then, and law."""
 
     noisy: Tensor
     version: int
     of: Tensor
     state: tuple[Any, ...]
+    law: Noise  # Kept, so that no other law is at its address.
 
 
 @dataclass(eq=False)
@@ -182,7 +183,7 @@ class HeldDraw:
         if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
             with drawing_alone(), torch.inference_mode(False), torch.no_grad():
                 noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)
-                made = self.made[place] = Made(noisy, noisy._version, weight, state)
+                made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
                 if self.seed is not None:
                     self.drawn, self.noise = False, None
         return made.noisy
