@@ -515,7 +515,7 @@ def test_one_side_comes_off_alone(at: Any) -> None:
     other: Any = "output" if at == "input" else "input"
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     for side in ("input", "output"):
-        wn.add_activation_noise(model, 0.1, at=side)  # type: ignore[arg-type]
+        wn.add_activation_noise(model, 0.1, at=side)
     assert wn.remove_activation_noise(model, at=at) is model
     assert set(wn.noisy_activations(model)) == {("0", other), ("1", other)}
     with pytest.raises(wn.NotNoisyError, match=f"carries no activation noise at any {at}"):
