@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from weightnoise._attach.attach import every_noise, noises
+from weightnoise._attach.find import every_noise, noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._checks import check_sign, plain_number
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import draws as _random
