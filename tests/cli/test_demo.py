@@ -39,6 +39,7 @@ def test_a_small_run_prints_the_table_and_writes_a_png(tmp_path: Path, capsys: p
     assert captured.err.startswith("network 1/2 (no noise): epoch 1/2, loss ")
 
 
+@pytest.mark.slow
 def test_the_command_says_nothing_but_its_progress_on_stderr(tmp_path: Path) -> None:
     options = ["demo", "--seeds", "1", "--epochs", "1", "--draws", "2", "--noise", "0.1"]
     command = [sys.executable, "-m", "weightnoise", *options]

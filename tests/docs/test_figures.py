@@ -37,6 +37,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn(figures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "DRAWS", 20)
     monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path / "images")])

@@ -61,6 +61,7 @@ def engine_without_compiler(wheel: Path, place: Path) -> str:
     return engine
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 def test_a_wheel_brings_the_engine_to_every_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WEIGHTNOISE_ENGINE", raising=False)
@@ -76,6 +77,7 @@ def test_a_wheel_brings_the_engine_to_every_python(tmp_path: Path, monkeypatch: 
     assert engine_without_compiler(wheel, tmp_path).startswith("philox (")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the compiler is looked for by its name there")
 def test_without_a_compiler_the_install_succeeds_and_torch_draws(tmp_path: Path) -> None:
     wheel = built(tmp_path, CC="false")

@@ -119,12 +119,13 @@ def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
 
 
 class Made(NamedTuple):
-    """A noisy weight, its count of in-place changes, and what it was made from: the weight, and its state then."""
+    """A noisy weight, its count of in-place changes, and what it was made from: weight, state then, and law."""
 
     noisy: Tensor
     version: int
     of: Tensor
     state: tuple[Any, ...]
+    law: Noise  # Kept, so that no other law is at its address.
 
 
 @dataclass(eq=False)
@@ -182,7 +183,7 @@ class HeldDraw:
         if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
             with drawing_alone(), torch.inference_mode(False), torch.no_grad():
                 noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)
-                made = self.made[place] = Made(noisy, noisy._version, weight, state)
+                made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
                 if self.seed is not None:
                     self.drawn, self.noise = False, None
         return made.noisy
@@ -192,7 +193,8 @@ class HeldDraw:
             weight = weight.detach().to(dtype=self.like[1], device=self.like[2])
         own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
         # A tensor that is made in inference mode could not be used with gradients later on.
-        normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        normal = torch.inference_mode(False) if inference else nullcontext()
         with normal, own, torch.no_grad():
             noise = law.draw(weight)
         self.noise, self.like = noise, (weight.shape, weight.dtype, weight.device)
