@@ -130,7 +130,7 @@ needs_onnxscript = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is 
 @pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
 def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> None:
     with pytest.raises(
-        wn.ExportError, match=r"^Weight noise is on for '0.weight' .* with weightnoise\.no_noise\(model\)"
+        wn.ExportError, match=r"^Weight noise is on for '0.weight' .*with weightnoise\.no_noise\(model\)"
     ):
         export(make().eval())
 
