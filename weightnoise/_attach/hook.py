@@ -68,9 +68,9 @@ class ActivationNoise:
         held = effective.held
         if held is None:
             return fresh(effective, self, lambda: law.draw(value))
-        if held.like is not None and held.like[0] != value.shape:
+        if held.shape is not None and held.shape != value.shape:
             raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(held.like[0])} for {self._place()}, "
+                f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
                 f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
                 "smaller batch), open a hold for each shape, or call reset() on it."
             )

@@ -16,8 +16,10 @@ _START = 24
 def seed_cpu(seed: int) -> None:
     """Seed the generator; seeds of more than 32 bits differ in all of them."""
     # Dynamo knows neither hashes nor foreign memory. Importing it takes long.
-    seeding = torch.compiler.disable(_seed_cpu) if "torch._dynamo" in sys.modules else _seed_cpu
-    seeding(seed)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.disable(_seed_cpu)(seed)  # type: ignore[no-untyped-call]
+    else:
+        _seed_cpu(seed)
 
 
 def _seed_cpu(seed: int) -> None:
