@@ -508,3 +508,19 @@ def test_wrong_arguments() -> None:
 def test_options_are_checked_when_a_law_is_made(call: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         eval(call, vars(wn).copy())
+
+
+@pytest.mark.parametrize("at", ["input", "output"])
+def test_one_side_comes_off_alone(at: Any) -> None:
+    other: Any = "output" if at == "input" else "input"
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    for side in ("input", "output"):
+        wn.add_activation_noise(model, 0.1, at=side)
+    assert wn.remove_activation_noise(model, at=at) is model
+    assert set(wn.noisy_activations(model)) == {("0", other), ("1", other)}
+    with pytest.raises(wn.NotNoisyError, match=f"carries no activation noise at any {at}"):
+        wn.remove_activation_noise(model, at=at)
+    wn.remove_activation_noise(model)
+    assert not wn.noisy_activations(model)
+    with pytest.raises(wn.OptionError, match="at"):
+        wn.remove_activation_noise(model, at="middle")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LanguageModel
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 
 
 class Model(nn.Module):

@@ -129,6 +129,19 @@ def test_a_graph_that_needs_the_weight_of_before_says_so(width: int) -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_open_hold_sees_the_step(width: int, inference: bool) -> None:
+    model, x = layer(width), torch.ones(1, width)
+    with torch.inference_mode(inference), torch.no_grad(), wn.hold_noise(model, seed=0):
+        first = model(x)
+        wn.step_along(model, 1, 1.0)
+        moved = model(x)
+        wn.step_along(model, 1, -1.0)
+        assert not torch.allclose(moved, first, rtol=0, atol=0.01)
+        assert_close(model(x), first, rtol=0, atol=1e-5)
+
+
 @pytest.mark.skipif(philox._LIBRARY is None, reason="the engine was not built")
 def test_a_large_weight_is_changed_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> Tensor:

@@ -253,3 +253,16 @@ def test_noise_that_never_arrives_is_named(size: int) -> None:
 def test_noise_arrives_in_every_model(case: str) -> None:
     model = wn.add_weight_noise(CASES[case].model(), 0.5)
     assert_noise_arrives(model, CASES[case].batch())
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_checked_gradients_are_a_table(size: int) -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(size, size), nn.Linear(size, 2)), 0.1)
+    table = check_gradients(model, lambda model, x: model(x).square().mean(), torch.randn(4, size), max_entries=5)
+    assert list(table.rows) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert [row.entries for row in table.rows.values()] == [5, 5, 5, 2]
+    assert all(row.error <= 1e-7 + 1e-5 * row.largest for row in table.rows.values())
+    assert all(row.largest > 0 for row in table.rows.values())
+    lines = str(table).splitlines()
+    assert lines[0].split() == ["entries", "largest", "gradient", "largest", "error"]
+    assert [line.split()[0] for line in lines[1:]] == list(table.rows)

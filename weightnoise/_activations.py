@@ -110,28 +110,31 @@ def add_activation_noise(
     return model
 
 
-def remove_activation_noise(model: ModuleT) -> ModuleT:
-    """Take all activation noise off ``model``; other hooks stay as they are.
+def remove_activation_noise(model: ModuleT, *, at: At | None = None) -> ModuleT:
+    """Take activation noise off ``model``; other hooks stay as they are.
 
     Args:
         model: a model with activation noise; it is changed in place.
+        at: ``"output"`` or ``"input"`` for one side alone; None for both.
 
     Returns:
         The same model.
 
     Raises:
-        NotNoisyError: if the model carries no activation noise.
+        NotNoisyError: if the model carries no activation noise, or none at that side.
 
     Example:
         >>> model = remove_activation_noise(add_activation_noise(nn.Linear(3, 2), 0.1))
         >>> len(model._forward_hooks)
         0
     """
-    found = {module for _, module, _ in activation_noises(model)}
+    check_choice("remove_activation_noise", "at", at, (None, "output", "input"))
+    found = {module for _, module, noise in activation_noises(model) if at in (None, noise.at)}
     if not found:
-        raise NotNoisyError("The model carries no activation noise: there is nothing to remove.")
+        where = "" if at is None else f" at any {at}"
+        raise NotNoisyError(f"The model carries no activation noise{where}: there is nothing to remove.")
     for module in found:
-        unregister(module)
+        unregister(module, at)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, UnsupportedParameterError
 from weightnoise._torch.modules import is_dtensor

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from weightnoise._attach.attach import every_noise, noises
+from weightnoise._attach.find import every_noise, noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._checks import check_sign, plain_number
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError
@@ -104,7 +104,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     The draw is the random part alone. The strength and what it is relative to are applied at each
     forward, so they follow an optimizer step, `scale_noise` and a schedule. While gradients are off, each noisy
     weight is made once, and again when something that it is made from has changed; edits that torch does not
-    count, through ``weight.data`` or NumPy, need a new hold.
+    count, through NumPy or the attribute ``data``, need a new hold.
 
     Args:
         model: a module with weight noise.
@@ -144,11 +144,10 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
 def _check_modules(call: str, models: Iterable[object], how: str) -> None:
     for model in models:
         if not isinstance(model, nn.Module):
-            hint = (
-                ""
-                if not isinstance(model, (list, tuple))
-                else (" Give them one by one: no_noise(*models)." if call == "no_noise" else " Open one for each.")
+            one_by_one = (
+                " Give them one by one: no_noise(*models)." if call == "no_noise" else " Open one for each."
             )
+            hint = one_by_one if isinstance(model, (list, tuple)) else ""
             raise OptionTypeError(f"{call}({how}) takes a torch.nn.Module, got {type(model).__name__}.{hint}")
 
 

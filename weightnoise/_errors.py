@@ -83,6 +83,10 @@ class CleanReadWarning(UserWarning):
     """A method of a module that is no forward reads a noisy parameter, and gets it clean."""
 
 
+class RecomputedReadWarning(UserWarning):
+    """A noisy weight is read again in a backward, by code that is no checkpoint of torch's."""
+
+
 class NondeterministicMetricWarning(UserWarning):
     """The metric of a robustness evaluation differs between two runs without noise."""
 

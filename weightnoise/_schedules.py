@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightnoise._attach.attach import every_noise
+from weightnoise._attach.find import every_noise
 from weightnoise._checks import check_strength
 from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, SpecError

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._checks import check_seed, check_sign
 from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems

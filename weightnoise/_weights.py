@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import attach, detach, module_noise, noises
-from weightnoise._attach.noisy_class import own_noises
+from weightnoise._attach.attach import attach, detach
+from weightnoise._attach.find import module_noise, noises
+from weightnoise._attach.module_noise import own_noises
 from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When

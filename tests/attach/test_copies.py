@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 import weightnoise as wn
 from tests.cases import CASES
 from tests.helpers import Counting, seen
-from weightnoise._attach.attach import every_noise
+from weightnoise._attach.find import every_noise
 
 PICKLED = [name for name in CASES if name != "weight_norm"]  # torch refuses to pickle its own parametrizations.
 

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import weightnoise as wn
 from tests.cases import CASES, kinds_of_noise
-from weightnoise._attach.attach import every_noise, module_noise
+from weightnoise._attach.find import every_noise, module_noise
 
 X = torch.linspace(-1.0, 1.0, 20).reshape(5, 4)
 PACKAGE = str(Path(wn.__file__).parent)

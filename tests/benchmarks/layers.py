@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ def model_of(layers: int) -> nn.Module:
     return nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers)))
 
 
-def long_spec(model: nn.Module) -> dict[str, float]:
+def long_spec(model: nn.Module) -> Any:
     """The names of some layers, and a pattern for the others."""
     names = [name for name, _ in model.named_parameters()]
     return {**dict.fromkeys(names[: min(KEYS, len(names)) - 1], 0.1), "*": 0.2}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import weightnoise as wn
 from tests.helpers import seen
 from weightnoise._attach import attach as _parametrize
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 
 SIZES = [8, 64]  # From 2048 numbers on the C engine draws.
 

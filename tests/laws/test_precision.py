@@ -149,7 +149,7 @@ def layers(kind: str, size: int) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("dtype", SHORT)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1000.0])
-@pytest.mark.parametrize("size", [8, 64, pytest.param(1100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("law", [wn.Gaussian(0.01), wn.Variational(-4.0), wn.VariationalDropout(0.1)], ids=repr)
 @pytest.mark.parametrize("autocast", [False, True])
@@ -188,6 +188,14 @@ def test_every_estimator(
         pytest.skip("the plain layer leaves the dtype")
     assert_close(found[0], clean, rtol=8 * eps, atol=8 * eps * reach)
     assert_close(found[1], noisy, rtol=8 * eps, atol=8 * eps * reach)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize(("kind", "size"), [("linear", 3200), ("conv", 1060)])
+@pytest.mark.parametrize("estimator", ["local", "flipout"])
+def test_every_estimator_of_ten_million_weights(estimator: Any, kind: str, size: int, dtype: torch.dtype) -> None:
+    test_every_estimator(estimator, False, wn.Variational(-4.0), kind, size, 1000.0, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT)

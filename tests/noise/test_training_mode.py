@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 
 
 class Flat(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 import weightnoise as wn
 from tests.cases import CASES, LanguageModel
-from weightnoise._attach.attach import every_noise
+from weightnoise._attach.find import every_noise
 from weightnoise._select.noises import chosen_noises
 from weightnoise._select.patterns import Key
 

@@ -114,7 +114,7 @@ def test_a_shared_module_goes_by_either_name() -> None:
             {"enocder.*": 0.1},
             wn.NoMatchError,
             "Pattern 'enocder.*' matches no parameter. "
-            "Closest names: 'encoder.2.bias', 'encoder.0.bias', 'encoder.2.weight'.",
+            "Closest names: 'encoder.0.weight', 'encoder.0.bias', 'encoder.2.weight'.",
         ),
         (
             {"encoder.*": 0.1, "encoder.0.weight": 0.2},
@@ -295,3 +295,20 @@ def test_the_plan_of_a_model_without_data_has_no_effective_std() -> None:
     with torch.device("meta"):
         model = nn.Linear(3, 2)
     assert wn.plan_weight_noise(model, 0.1).rows[0].effective_std is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "closest"),
+    [
+        ("*attn*", "'0.attention.weight', '0.attention.bias'"),
+        ("*.atention.*", "'0.attention.weight', '0.attention.bias'"),
+        ("*.weigth", "'0.attention.weight', '0.mlp.weight'"),
+        ("1.*.weight", "'0.attention.weight', '0.mlp.weight'"),
+    ],
+)
+def test_closest_names_have_a_part_like_that_of_the_pattern(pattern: str, closest: str) -> None:
+    layer = nn.ModuleDict({"attention": nn.Linear(8, 8), "mlp": nn.Linear(8, 8)})
+    model = nn.ModuleDict({"0": layer})
+    with pytest.raises(wn.NoMatchError) as caught:
+        wn.add_weight_noise(model, {pattern: 0.1})
+    assert all(name in str(caught.value) for name in closest.split(", "))

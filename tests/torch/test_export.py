@@ -129,8 +129,16 @@ needs_onnxscript = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is 
 @pytest.mark.filterwarnings("ignore:::torch.onnx", "ignore:You are using the legacy TorchScript-based ONNX export")
 @pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
 def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> None:
-    with pytest.raises(Exception, match=r"with weightnoise\.no_noise\(model\)"):
+    with pytest.raises(
+        wn.ExportError, match=r"^Weight noise is on for '0.weight' .*with weightnoise\.no_noise\(model\)"
+    ):
         export(make().eval())
+
+
+@pytest.mark.parametrize("when", ["always", "training"])
+def test_the_text_of_a_model_is_no_export(when: Any) -> None:
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(8, 8)), 0.1, when=when)
+    assert f"WeightNoise(Gaussian(std=0.1), when={when!r})" in repr(model)
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {

@@ -1,6 +1,7 @@
 """How noise gets onto a module, and off it again.
 
-Begin with `attach`. `noisy_class` makes the class that equal modules share, `stack` is the parametrization list
+Begin with `attach`; `find` is how others get at the noise. `noisy_class` makes the class that equal modules share,
+`forward` the forward whose reads see one draw, `stack` is the parametrization list
 whose Parameter stays in its place, `hook` is noise on activations; `per_example`, `embedding` and `recurrent` are
 layers whose forward does more than read a weight.
 

@@ -2,32 +2,26 @@
 
 torch registers the noise, but the Parameter stays where it is, in ``owner._parameters``: torch
 would move it into the parametrization, which renames it, reorders it, and so breaks checkpoints,
-optimizer states matched by index, and more. This file and `_noisy_class.py` alone know
+optimizer states matched by index, and more. This file and `noisy_class.py` alone know
 `torch.nn.utils.parametrize`.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from weightnoise._attach.hook import ActivationNoise, own_activation_noises
-from weightnoise._attach.module_noise import InstanceForward, ModuleNoise
-from weightnoise._attach.noisy_class import clean_class, noisy_class, own_noises, set_class
+from weightnoise._attach.find import module_noise
+from weightnoise._attach.module_noise import InstanceForward, ModuleNoise, own_noises
+from weightnoise._attach.noisy_class import clean_class, noisy_class, set_class
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import children, parametrizations, unwrap, walk
-
-
-def module_noise(owner: nn.Module) -> ModuleNoise | None:
-    """What a noisy module carries beside its noises; None for any other module."""
-    holder = owner.__dict__["_modules"].get("parametrizations")
-    return None if holder is None else holder.__dict__.get("module_noise")
+from weightnoise._torch.modules import children, parametrizations
 
 
 def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
@@ -119,31 +113,6 @@ def _detach(
         parametrize._inject_new_class(owner)
         for name in rest:
             parametrize._inject_property(owner, name)
-
-
-def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
-    """Each noise on the model: the full clean name of its parameter, the owner, and the noise."""
-    for node in walk(model, most_names=1):
-        for name, noise in own_noises(node.module):
-            yield node.prefixes[0] + name, node.module, noise
-
-
-def every_noise(model: nn.Module) -> list[WeightNoise | ActivationNoise]:
-    """Each noise on weights and activations, in no particular order: what contexts need, without the names."""
-    found: list[WeightNoise | ActivationNoise] = []
-    seen: set[int] = set()
-    waiting = [unwrap(model)]
-    while waiting:
-        module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        own = module_noise(module)
-        if own is not None:
-            found += [noise for _, noise in own_noises(module)]
-        found += own_activation_noises(module)
-        waiting += [child for child in module.__dict__["_modules"].values() if child is not None]
-    return found
 
 
 def _register(owner: nn.Module, name: str, noise: WeightNoise) -> None:

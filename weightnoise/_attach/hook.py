@@ -68,9 +68,9 @@ class ActivationNoise:
         held = effective.held
         if held is None:
             return fresh(effective, self, lambda: law.draw(value))
-        if held.like is not None and held.like[0] != value.shape:
+        if held.shape is not None and held.shape != value.shape:
             raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(held.like[0])} for {self._place()}, "
+                f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
                 f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
                 "smaller batch), open a hold for each shape, or call reset() on it."
             )
@@ -122,10 +122,10 @@ def register(module: nn.Module, noise: ActivationNoise) -> None:
         module.register_forward_pre_hook(noise, with_kwargs=True)
 
 
-def unregister(module: nn.Module) -> None:
-    """Take all activation noise off ``module``, as if the hooks had never been there."""
-    for dictionary in ("_forward_hooks", "_forward_pre_hooks"):
-        hooks = getattr(module, dictionary)
+def unregister(module: nn.Module, at: At | None = None) -> None:
+    """Take all activation noise, or that of one side, off ``module``, as if the hooks had never been there."""
+    for dictionary, side in (("_forward_hooks", "output"), ("_forward_pre_hooks", "input")):
+        hooks = getattr(module, dictionary) if at in (None, side) else {}
         for key in [key for key, hook in hooks.items() if isinstance(hook, ActivationNoise)]:
             noise: ActivationNoise = hooks.pop(key)
             noise.control.remove(noise.name)

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from weightnoise._noise.frames import Frames, opens_frame
 from weightnoise._noise.recompute import Recomputed, can_recompute
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.modules import children, parametrizations
 
 
 class ModuleNoise:
@@ -56,6 +57,19 @@ class ModuleNoise:
 
     def __reduce__(self) -> tuple[type[ModuleNoise], tuple[Frames, list[WeightNoise]]]:
         return ModuleNoise, (self.frames, self.noises)
+
+
+def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
+    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
+    stacks = parametrizations(owner)
+    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
+    return [
+        (name, part)
+        for name in order
+        if name in stacks
+        for part in children(stacks[name]).values()
+        if isinstance(part, WeightNoise)
+    ]
 
 
 @opens_frame

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import functools
 import threading
 import types
 import weakref
 from abc import ABCMeta
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from weightnoise._attach.containers import container_overrides
-from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
-from weightnoise._attach.module_noise import ModuleNoise, clean_reads, in_frame
-from weightnoise._attach.per_example import forward_per_example
+from weightnoise._attach.forward import noisy_forward
+from weightnoise._attach.module_noise import clean_reads
 from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError
-from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import children, parametrizations
+from weightnoise._torch.modules import parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
@@ -98,44 +94,6 @@ def noisy_property(name: str) -> property:
     return property(read, write)
 
 
-def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
-    """The forward of a noisy module of class ``base``: all its reads see one draw."""
-    looks_up = base.forward in LOOKUPS
-
-    @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        holder: Any = self._modules.get("parametrizations")
-        if holder is None:  # Where user code says type(module)(...).
-            return base.forward(self, *args, **kwargs)
-        module_noise: ModuleNoise = holder.module_noise
-        # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
-        for one in module_noise._noises:
-            if not one.control.off and (not one.control.gated or self.training):
-                break
-        else:
-            return base.forward(self, *args, **kwargs)
-        noise = module_noise.per_example
-        effective = None if noise is None else noise.effective()
-        if noise is not None and effective is not None:
-            return forward_per_example(noise, effective, base.forward, self, *args, **kwargs)
-        if looks_up:
-            found = forward_looked_up(
-                getattr(holder._modules.get("weight"), "only_noise", None), self, *args, **kwargs
-            )
-            if found is not None:
-                return found
-        if module_noise.recomputes:
-            return in_frame(module_noise, base.forward, self, *args, **kwargs)
-        running = module_noise.frames.running
-        running.append({})
-        try:
-            return base.forward(self, *args, **kwargs)
-        finally:
-            running.pop()
-
-    return opens_frame(forward)
-
-
 def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """The class of a noisy module of class ``base``, shared by all of the same names.
 
@@ -161,9 +119,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def set_state(self: nn.Module, state: Any) -> None:
-        # As the base class: nn.LSTM reads its weights here, which would draw.
         own = type(self)
-        set_class(self, base)
+        set_class(self, base)  # nn.LSTM reads its weights here, which would draw.
         self.__setstate__(state)  # type: ignore[no-untyped-call]
         set_class(self, own)
         adopt(self)
@@ -189,17 +146,16 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         "__setstate__": set_state,
         "__delattr__": delete,
         "register_parameter": register,
+        "__prepare_scriptable__": refuse_scripting,
+        "_clean_class": base,
     }
-    body |= {"__prepare_scriptable__": refuse_scripting, "_clean_class": base}
     body |= {
         shown: getattr(base, shown) for shown in ("__module__", "__qualname__", "__doc__")
     }  # Tools go by them.
-    if issubclass(base, nn.RNNBase):
-        body |= recurrent_overrides(base, clean_reads)
+    body |= recurrent_overrides(base, clean_reads) if issubclass(base, nn.RNNBase) else {}
     body |= container_overrides(base, clean_reads)
-    meta = NoisyMeta if issubclass(NoisyMeta, type(base)) else type("NoisyMeta", (NoisyMeta, type(base)), {})
-    noisy: type[nn.Module] = meta(base.__name__, (base,), body)
-    return noisy
+    meta: Any = NoisyMeta if issubclass(NoisyMeta, type(base)) else type("NoisyMeta", (NoisyMeta, type(base)), {})
+    return meta(base.__name__, (base,), body)  # type: ignore[no-any-return]
 
 
 def clean_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -250,16 +206,3 @@ def adopt(owner: nn.Module) -> None:
     for part in holder.modules():
         if isinstance(part, (InPlaceList, WeightNoise)):
             part.owner = weakref.ref(owner)
-
-
-def own_noises(owner: nn.Module) -> list[tuple[str, WeightNoise]]:
-    """The noises on the tensors of ``owner`` itself, in the order of its parameters."""
-    stacks = parametrizations(owner)
-    order = dict.fromkeys([*owner.__dict__["_parameters"], *stacks])
-    return [
-        (name, part)
-        for name in order
-        if name in stacks
-        for part in children(stacks[name]).values()
-        if isinstance(part, WeightNoise)
-    ]

@@ -12,15 +12,17 @@ holds again, for all threads, while compiled code there runs a second time.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
 
+from weightnoise._errors import RecomputedReadWarning
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
-from weightnoise._torch.modes import may_be_in_checkpoint, while_tracing
+from weightnoise._torch.modes import in_backward, may_be_in_checkpoint, while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.control import NoiseControl, Override
@@ -185,6 +187,8 @@ def effective_control_in_region(
     off, gated, held, factor = control.resolved(now.overrides, now.scheduled)
     if off or (gated and not now.training):
         return None
+    if held is None and region is None and in_backward():
+        warnings.warn(_READ_AGAIN.format(name=noise.name), RecomputedReadWarning, stacklevel=2)
     if not running:
         return control
     forwards = [_remember(one, noise, now, frames) for one in running[:place]]
@@ -221,6 +225,13 @@ def _region(checkpoint: Checkpoint) -> Region:
         checkpoint.function = Region(checkpoint.function, checkpoint.repeats_numbers)
     return checkpoint.function
 
+
+_READ_AGAIN = (
+    "The noise on '{name}' is drawn in a backward, in no checkpoint of torch's. If this computes a forward again, "
+    "as reversible layers, adjoint methods and checkpoints of other libraries do, the gradient is right only if "
+    "that code restores torch's random state and no context on the noise has changed since. Inside "
+    "`with weightnoise.hold_noise(model):` around forward and backward it is right in any case."
+)
 
 _REMOVED = (
     "The noise on '{name}' was removed between a checkpointed forward and its backward, which computes that "

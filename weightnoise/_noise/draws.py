@@ -6,7 +6,7 @@
 - `PER_EXAMPLE`: none, as the reads are clean and the noise goes on the output of the layer.
 
 A draw is fresh, or that of a chip (`PENDING` until its weight has numbers), or held by a context (`HeldDraw`).
-With gradients off a held draw is made into a noisy weight once, which then stands in its place.
+With gradients off a held draw is made into a noisy weight once.
 """
 
 from __future__ import annotations
@@ -119,12 +119,13 @@ def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
 
 
 class Made(NamedTuple):
-    """A noisy weight, its count of in-place changes, and what it was made from: the weight, and its state then."""
+    """A noisy weight, its count of in-place changes, and what it was made from: weight, state then, and law."""
 
     noisy: Tensor
     version: int
     of: Tensor
     state: tuple[Any, ...]
+    law: Noise  # Kept, so that no other law is at its address.
 
 
 @dataclass(eq=False)
@@ -132,11 +133,11 @@ class HeldDraw:
     """One parameter's draw for the length of a `hold_noise`; tied uses share the object.
 
     Attributes:
-        seed: what it is drawn from again; None for a draw that is kept.
+        seed: what it is drawn from; None for torch's generator.
         sign: -1 for the mirrored draw.
-        noise: the draw, while it is there.
+        noise: the draw, once it is there.
         drawn: whether it is.
-        like: the shape, dtype and device of what it was drawn for, which may be replaced by another.
+        shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
     """
@@ -145,7 +146,7 @@ class HeldDraw:
     sign: int
     noise: Any = None
     drawn: bool = False
-    like: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
 
@@ -162,9 +163,9 @@ class HeldDraw:
             with drawing_alone():
                 if not self.drawn:
                     self._draw(law, weight)
-        if self.like is not None and self.like[0] != weight.shape:
+        if self.shape is not None and self.shape != weight.shape:
             raise WeightNoiseError(
-                f"hold_noise holds one draw of shape {tuple(self.like[0])} for a parameter that now has the shape "
+                f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
                 f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
             )
         return self.noise
@@ -172,7 +173,7 @@ class HeldDraw:
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
         """What `apply_draw` makes of the draw, made again only when something that it is made from has changed.
 
-        For reads with gradients off. Where the draw can be drawn again, only its noisy weight is kept.
+        For reads with gradients off. The draw stays: compiled code and gradients take it, and cannot make it.
         """
         place = id(noise.handed), noise.padding_row
         made = self.made.get(place)
@@ -182,18 +183,15 @@ class HeldDraw:
         if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
             with drawing_alone(), torch.inference_mode(False), torch.no_grad():
                 noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)
-                made = self.made[place] = Made(noisy, noisy._version, weight, state)
-                if self.seed is not None:
-                    self.drawn, self.noise = False, None
+                made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
         return made.noisy
 
     def _draw(self, law: Noise, weight: Tensor) -> None:
-        if self.like is not None and self.like[0] == weight.shape:
-            weight = weight.detach().to(dtype=self.like[1], device=self.like[2])
         own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
         # A tensor that is made in inference mode could not be used with gradients later on.
-        normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        normal = torch.inference_mode(False) if inference else nullcontext()
         with normal, own, torch.no_grad():
             noise = law.draw(weight)
-        self.noise, self.like = noise, (weight.shape, weight.dtype, weight.device)
+        self.noise, self.shape = noise, weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.

@@ -30,7 +30,7 @@ from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise._torch.export import refuse_export
+from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
@@ -248,6 +248,7 @@ class WeightNoise(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
+        refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._checks import check_count, check_strength
 from weightnoise._contexts import force_noise, hold_noise, only_noise, scale_noise
 from weightnoise._errors import NotVectorizedWarning, OptionError, SpecError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from weightnoise._attach.hook import own_activation_noises
-from weightnoise._attach.noisy_class import own_noises
+from weightnoise._attach.module_noise import own_noises
 from weightnoise._errors import WeightNoiseError, raise_problems
 from weightnoise._noise.context import AnyNoise
 from weightnoise._select.patterns import Key, is_key, matches, no_match

@@ -127,9 +127,21 @@ def no_match(key: Key, items: Collection[Named], noun: str) -> NoMatchError:
             )
         return NoMatchError(f"{label(key)} matches no module. Classes in the model: {', '.join(classes)}.")
     names = [name for item in items for name in item.names if name][:_COMPARED]
-    closest = difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
+    closest = _closest(key, names) or difflib.get_close_matches(key, names, n=3, cutoff=0.4) or names[:3]
     nothing = f"none, the model has no {noun}s" + (" but itself, ''" if noun == "module" else "")
     return NoMatchError(f"{label(key)} matches no {noun}. Closest names: {listed(closest) or nothing}.")
+
+
+def _closest(pattern: str, names: Sequence[str]) -> list[str]:
+    """Names with a part like the part of a pattern with wildcards that is in none: attention, for ``*attn*``."""
+    if not _WILD.search(pattern):
+        return []
+    parts = {part: name for name in reversed(names) for part in name.split(".")}
+    for written in filter(None, re.split(r"[*?.\[\]]+", pattern)):
+        if not any(written in part for part in parts):
+            like = difflib.get_close_matches(written, parts, n=3, cutoff=0.5)
+            return [name for name in names if not set(like).isdisjoint(name.split("."))][:3]
+    return []
 
 
 def _shadowed(key: Key, first: Key) -> NoMatchError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import _symbolic_trace
@@ -16,6 +18,16 @@ def refuse_export(kind: str, name: str) -> None:
     """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation"."""
     if is_traced():
         _refuse(kind, name)
+
+
+def refuse_onnx(name: str, live: bool) -> None:
+    """Raise `ExportError` for noise that is on inside torch.onnx.export, which begins with the text of the model.
+
+    Whatever is raised later, it puts behind an error of its own that asks for a report to PyTorch.
+    """
+    onnx: Any = sys.modules.get("torch.onnx")  # Not imported for the text of a model.
+    if live and onnx is not None and onnx.is_in_onnx_export():
+        _refuse("weight", name)
 
 
 @run_by_dynamo

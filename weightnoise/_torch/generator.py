@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import sys
 
 import torch
 
@@ -13,7 +14,16 @@ _START = 24
 
 
 def seed_cpu(seed: int) -> None:
-    """Seed the generator; seeds of more than 32 bits differ in all of them.
+    """Seed the generator; seeds of more than 32 bits differ in all of them."""
+    # Dynamo knows neither hashes nor foreign memory. Importing it takes long.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.disable(_seed_cpu)(seed)  # type: ignore[no-untyped-call]
+    else:
+        _seed_cpu(seed)
+
+
+def _seed_cpu(seed: int) -> None:
+    """Seed the generator.
 
     Its own ``manual_seed`` drops all but the lowest 32, so that two long seeds may mean the same numbers. The 624
     words of its state are made from the whole seed here. A short seed means what it always means.

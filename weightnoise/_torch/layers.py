@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from weightnoise._torch.autograd import autocast_of
+
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def precise_products(like: Tensor) -> AbstractContextManager[None]:
     """Layers compute in the dtype that they are handed, also under autocast: sums of squares leave float16."""
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    device, enabled, _ = autocast_of(like)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._contexts import force_noise, no_noise, only_noise, require_noise
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.weight_noise import WeightNoise

@@ -12,13 +12,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.attach import noises
+from weightnoise._attach.find import noises
 from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._weights import has_weight_noise
 from weightnoise.laws import Chain, Law
 from weightnoise.laws._law import apply_law
+
+
+@dataclass(frozen=True)
+class GradientRow:
+    """The check of one parameter.
+
+    Attributes:
+        entries: how many were looked at.
+        largest: the largest absolute gradient among them.
+        error: the largest difference between the gradient that training uses and the central difference.
+    """
+
+    entries: int = 0
+    largest: float = 0.0
+    error: float = 0.0
+
+    def with_entry(self, found: float, slope: float) -> GradientRow:
+        """The row with one entry more."""
+        return GradientRow(
+            self.entries + 1, max(self.largest, abs(found), abs(slope)), max(self.error, abs(found - slope))
+        )
+
+
+@dataclass(frozen=True)
+class GradientTable:
+    """What `check_gradients` has found; its text is a table.
+
+    Attributes:
+        rows: by the name of the parameter.
+    """
+
+    rows: Mapping[str, GradientRow]
+
+    def __str__(self) -> str:
+        wide = max(map(len, self.rows), default=0)
+        lines = [
+            f"{name:{wide}}  {row.entries:7}  {row.largest:16.3e}  {row.error:13.3e}"
+            for name, row in self.rows.items()
+        ]
+        return "\n".join([f"{'':{wide}}  entries  largest gradient  largest error", *lines])
 
 
 def check_gradients(
@@ -30,7 +70,7 @@ def check_gradients(
     rtol: float = 1e-5,
     atol: float = 1e-7,
     max_entries: int = 20,
-) -> None:
+) -> GradientTable:
     """Compare the gradients that training uses with central differences of the loss at a held draw.
 
     For each parameter and each of its entries that is looked at::
@@ -52,13 +92,18 @@ def check_gradients(
         atol: absolute tolerance, in units of the gradient.
         max_entries: entries looked at in each parameter, chosen at random where there are more.
 
+    Returns:
+        For each parameter, how many entries were looked at and the largest error; ``print`` it.
+
     Raises:
         AssertionError: naming the parameter, the entry, and both gradients.
         NotNoisyError: if the model carries no weight noise.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
-        >>> check_gradients(model, lambda model, x: model(x).square().mean(), torch.randn(4, 3))
+        >>> table = check_gradients(model, lambda model, x: model(x).square().mean(), torch.randn(4, 3))
+        >>> table.rows["weight"].entries
+        6
 
     Source:
         The gradient at the noisy weight: Graves, Practical variational inference for neural
@@ -76,11 +121,12 @@ def check_gradients(
             return loss(of, *doubles)
 
     value(noisy).backward()  # type: ignore[no-untyped-call]
-    moved = dict(probe.named_parameters())
+    moved, rows = dict(probe.named_parameters()), {}
     for name, parameter in noisy.named_parameters():
         if not parameter.requires_grad:
             continue
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
+        rows[name] = GradientRow()
         for entry in _some_entries(parameter.numel(), max_entries, seed):
             slope = _central_difference(lambda: value(probe), moved[name], entry, step)
             found = grad.flatten()[entry].item()
@@ -89,6 +135,8 @@ def check_gradients(
                     f"Gradient of '{name}' at entry {entry}: training uses {found:.9g}, the central difference "
                     f"is {slope:.9g}."
                 )
+            rows[name] = rows[name].with_entry(found, slope)
+    return GradientTable(rows)
 
 
 def _double(value: Any) -> Any:
