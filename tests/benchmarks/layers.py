@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,11 @@ from typing import Any
 from torch import nn
 
 import weightnoise as wn
-from tests.benchmarks.measure import Row, short
+from tests.benchmarks.measure import Row, no_collection, short
 from tests.benchmarks.options import Options, markdown
 
 SIZES = (1_000, 16_000)
 KEYS = 1_000  # In a long spec: all but the last are names of a layer.
-LIMIT = 1.5  # The ratio that no call should exceed.
 
 
 def model_of(layers: int) -> nn.Module:
@@ -26,9 +26,10 @@ def model_of(layers: int) -> nn.Module:
     return nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers)))
 
 
-def long_spec() -> Any:
+def long_spec(model: nn.Module) -> Any:
     """The names of some layers, and a pattern for the others."""
-    return {**{f"{k}.weight": 0.1 for k in range(KEYS - 1)}, "*": 0.2}
+    names = [name for name, _ in model.named_parameters()]
+    return {**dict.fromkeys(names[: min(KEYS, len(names)) - 1], 0.1), "*": 0.2}
 
 
 def entered(context: AbstractContextManager[object]) -> None:
@@ -40,8 +41,8 @@ def entered(context: AbstractContextManager[object]) -> None:
 # In this order: what comes after ``add`` is on a noisy model, and ``remove`` leaves it plain for the next round.
 CALLS: dict[str, Callable[[nn.Module], object]] = {
     "plan": lambda model: wn.plan_weight_noise(model, 0.1),
-    "plan, 1,000 keys": lambda model: wn.plan_weight_noise(model, long_spec()),
-    "add, 1,000 keys": lambda model: wn.add_weight_noise(model, long_spec()),
+    "plan, 1,000 keys": lambda model: wn.plan_weight_noise(model, long_spec(model)),
+    "add, 1,000 keys": lambda model: wn.add_weight_noise(model, long_spec(model)),
     "remove, 1,000 keys": wn.remove_weight_noise,
     "add": lambda model: wn.add_weight_noise(model, 0.1),
     "no_noise": lambda model: entered(wn.no_noise(model)),
@@ -54,49 +55,56 @@ CALLS: dict[str, Callable[[nn.Module], object]] = {
 
 
 def run(options: Options, sizes: Sequence[int] = SIZES) -> list[Row]:
-    """A row for each call and number of layers: microseconds of the processor for each layer.
+    """A row for each call, number of layers, and with the collector of garbage or without: microseconds a layer.
 
-    Python collects garbage as it does for a user. A round goes through as many layers of small models as of the
-    large one, and so long that the passes of the collector fall on both.
+    They are of the processor. The collector works as it does for a user; what it adds to a call is its passes over
+    what the call makes, and now and then over all that there is. A round goes through the small model as often as
+    it takes to meet as many layers as the large one has.
     """
     models = {size: model_of(size) for size in sizes}
-    found: dict[tuple[str, int], list[float]] = {(name, size): [] for name in CALLS for size in sizes}
-    end = time.perf_counter() + options.seconds
-    rounds = 0
+    found: dict[tuple[str, int, bool], list[float]] = {}
+    end, rounds = time.perf_counter() + options.seconds, 0
     while time.perf_counter() < end or not rounds:
         rounds += 1
         options.progress(f"round {rounds}")
-        for size, model in models.items():
-            gc.collect()
-            for name, each in _round(model, max(sizes) // size).items():
-                found[name, size].append(1e6 * each / size)
+        for collected, (size, model) in itertools.product((True, False), models.items()):
+            for name, each in _round(model, max(sizes) // size, collected).items():
+                found.setdefault((name, size, collected), []).append(1e6 * each / size)
     return [
-        {"call": name, "layers": size, "us": short(statistics.median(times)), "rounds": rounds}
-        for (name, size), times in found.items()
+        {
+            "call": name,
+            "layers": size,
+            "collected": collected,
+            "us": short(statistics.median(times)),
+            "rounds": rounds,
+        }
+        for (name, size, collected), times in found.items()
     ]
 
 
-def _round(model: nn.Module, repeat: int) -> dict[str, float]:
+def _round(model: nn.Module, repeat: int, collected: bool) -> dict[str, float]:
     """Mean seconds of the processor of each call."""
     spent = dict.fromkeys(CALLS, 0.0)
-    for _ in range(repeat):
-        for name, call in CALLS.items():
-            start = time.process_time()
-            call(model)
-            spent[name] += time.process_time() - start
+    with contextlib.nullcontext() if collected else no_collection():
+        for _ in range(repeat):
+            for name, call in CALLS.items():
+                start = time.process_time()
+                call(model)
+                spent[name] += time.process_time() - start
     return {name: seconds / repeat for name, seconds in spent.items()}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Microseconds for each layer, and how much more they are in the largest model."""
-    found = {(row["call"], row["layers"]): row["us"] for row in rows}
-    sizes = sorted({size for _, size in found})
+    """Microseconds a layer, and how much more they are in the largest model than in the smallest."""
+    found = {(row["call"], row["layers"], row["collected"]): row["us"] for row in rows}
+    sizes = sorted({row["layers"] for row in rows})
+
+    def ratio(name: str, collected: bool) -> str:
+        return f"{found[name, sizes[-1], collected] / found[name, sizes[0], collected]:.2f}"
+
     lines = [
-        [
-            name,
-            *(f"{found[name, size]:.1f}" for size in sizes),
-            f"{found[name, sizes[-1]] / found[name, sizes[0]]:.2f}",
-        ]
-        for name in dict.fromkeys(name for name, _ in found)
+        [name, *(f"{found[name, size, True]:.1f}" for size in sizes), ratio(name, True), ratio(name, False)]
+        for name in dict.fromkeys(row["call"] for row in rows)
     ]
-    return markdown(["call", *(f"us each of {size:,} layers" for size in sizes), "ratio"], lines)
+    heads = [f"{size:,} layers, us each" for size in sizes]
+    return markdown(["call", *heads, "ratio", "without the collector"], lines)

@@ -33,7 +33,7 @@ def interleave(steps: Mapping[str, Step], seconds: float, progress: Progress, fi
     times: Times = {name: [] for name in steps}
     order, shuffled = list(steps), random.Random(0)
     end = time.perf_counter() + seconds
-    with _no_collection():
+    with no_collection():
         while time.perf_counter() < end or len(times[first]) < _LEAST_ROUNDS:
             shuffled.shuffle(order)
             for name in order:
@@ -88,7 +88,8 @@ def _time(step: Step, repeat: int) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
+    """Collect garbage first, and not again before the end."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

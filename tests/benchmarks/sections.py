@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import compiled, draws, embeddings, growth, memory, moves, numbers, steps, tensors, together
+from tests.benchmarks import (
+    compiled,
+    draws,
+    embeddings,
+    growth,
+    layers,
+    memory,
+    moves,
+    numbers,
+    steps,
+    tensors,
+    together,
+)
 from tests.benchmarks.options import Section
 from tests.benchmarks.peers import section as peers
 
@@ -11,6 +23,7 @@ SECTIONS: dict[str, Section] = {
     "compiled": Section(compiled.run, compiled.table),
     "growth": Section(growth.run, growth.table),
     "tensors": Section(tensors.run, tensors.table),
+    "layers": Section(layers.run, layers.table),
     "memory": Section(memory.run, memory.table),
     "draws": Section(draws.run, draws.table),
     "together": Section(together.run, together.table),

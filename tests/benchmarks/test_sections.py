@@ -18,6 +18,7 @@ from tests.benchmarks import (
     draws,
     embeddings,
     growth,
+    layers,
     memory,
     moves,
     numbers,
@@ -101,10 +102,10 @@ def test_growth_is_per_parameter() -> None:
 
 
 def test_tensors_share_out_a_million_parameters() -> None:
-    for layers, width in tensors.SHAPES[:4]:
+    for count, width in tensors.SHAPES[:4]:
         with torch.device("meta"):
-            sizes = [p.numel() for p in tensors.family(layers, width).model().parameters()]
-        assert len(sizes) == layers
+            sizes = [p.numel() for p in tensors.family(count, width).model().parameters()]
+        assert len(sizes) == count
         assert sum(sizes) == pytest.approx(1e6, rel=0.03)
 
 
@@ -114,6 +115,17 @@ def test_tensors_are_told_per_tensor() -> None:
     ratios, added = tensors.table(rows).split("\n\n")
     assert [line[0] for line in cells(ratios)[2:]] == ["2 of 4 x 4"]
     assert [line[0] for line in cells(added)[2:]] == ["1 of 32 x 32", "3 of 32 x 32"]
+
+
+def test_calls_are_told_per_layer_with_the_collector_and_without() -> None:
+    rows = layers.run(FAST, sizes=(10, 20))
+    assert [(row["layers"], row["collected"]) for row in rows[:: len(layers.CALLS)]] == [
+        (size, collected) for collected in (True, False) for size in (10, 20)
+    ]
+    assert all(row["us"] > 0 for row in rows)
+    found = cells(layers.table([{**row, "us": float(row["layers"])} for row in rows]))
+    assert [line[0] for line in found[2:]] == list(layers.CALLS)
+    assert all(line[1:] == ["10.0", "20.0", "2.00", "2.00"] for line in found[2:])
 
 
 class Kept(nn.Linear):
