@@ -13,7 +13,7 @@ from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
 from weightnoise.laws._scale import Per, statistic
 
-_CUTS = 300
+_CUTS = 1000
 
 
 def clip_weights(
@@ -80,16 +80,18 @@ def clip_weights(
 
 def _clipped(clip: Clip, name: str, weight: Tensor) -> Tensor:
     """The weight, cut until another cut would change nothing."""
-    clipped = clip.apply(weight, None, 1.0)
-    if clip.k is None or clipped.numel() == 0:
-        return clipped
+    if clip.k is None or weight.numel() == 0:
+        return clip.apply(weight, None, 1.0)
     close = 1.0 + max(1e-6, torch.finfo(weight.dtype).eps)
+    dtype = weight.dtype
+    weight = weight.float() if dtype in (torch.float16, torch.bfloat16) else weight  # Rounded once, at the end.
+    clipped = weight
     for _ in range(_CUTS):
         limit = clip.limit(clipped)
         outside = statistic(clipped, "absmax", clip.per) > limit * close
         if not _any(outside):
             break
-        clipped = clip.apply(clipped, None, 1.0)
+        clipped = torch.where(outside, clip.apply(clipped, None, 1.0), clipped)
     # Cut to next to nothing, a weight is its sign: with this deviation the range would go on shrinking.
     endless = outside & (clip.k * statistic(weight.sign(), "std", clip.per) <= 1)
     if _any(endless | (limit.isinf() & clip.limit(weight).isfinite())):
@@ -98,7 +100,7 @@ def _clipped(clip: Clip, name: str, weight: Tensor) -> Tensor:
             "of one sign, so that each cut lowers the standard deviation and another one follows. Use a larger k "
             "or the bounds low and high, or leave the parameter without noise."
         )
-    return clipped
+    return clipped.to(dtype)
 
 
 def _any(mask: Tensor) -> bool:

@@ -449,7 +449,9 @@ def test_an_error_in_the_users_code_is_one_line_or_a_traceback(
     line = SUBJECT.splitlines().index("    return model(x.T).sum()") + 1
     assert f"(3x4 and 3x5) (subject.py, line {line}; --traceback shows all)" in capsys.readouterr().err
     assert run(*SWEEP, "--metric", "subject:says_nothing") == 1
-    assert "weightnoise: The metric must return a number or a dict of numbers, not None." in capsys.readouterr().err
+    assert (
+        "weightnoise: The metric must return a number or a dict of numbers, not None." in capsys.readouterr().err
+    )
 
 
 @pytest.mark.filterwarnings("default")
