@@ -21,6 +21,7 @@ import torch
 
 from weightnoise._errors import RecomputedReadWarning
 from weightnoise._noise.frames import OPENERS, Frames
+from weightnoise._noise.recipe import Recipe
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
 from weightnoise._torch.modes import in_backward, may_be_in_checkpoint, while_tracing
 
@@ -137,7 +138,8 @@ def keep_for_compiled(control: NoiseControl, then: Held) -> None:
     """Keep what has held for a noise until now, for compiled code in regions that a backward may compute again."""
     if _compiled and not torch.compiler.is_compiling():
         for checkpoint in waiting_checkpoints():
-            _region(checkpoint).compiled.setdefault(control, then)
+            if not isinstance(checkpoint.owner, Recipe):  # That makes a weight again, and asks for nothing.
+                _region(checkpoint).compiled.setdefault(control, then)
 
 
 def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T]) -> T:

@@ -45,6 +45,15 @@ class Checkpoint:
         setattr(self.holder, self.name, function)
 
     @property
+    def owner(self) -> object:
+        """What the checkpointed function is a method of, where torch keeps it and it is one."""
+        function: Any = self.function
+        code = getattr(function, "__code__", None)
+        cells = {} if code is None else dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        called = cells["fn"].cell_contents if "fn" in cells else function
+        return getattr(called, "__self__", None)
+
+    @property
     def has_own_graph(self) -> bool:
         """Whether the recomputation has a backward of its own: a reentrant checkpoint."""
         return self.name == "run_function"
