@@ -23,7 +23,8 @@ from weightnoise._errors import RecomputedReadWarning
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
-from weightnoise._torch.modes import in_backward, may_be_in_checkpoint, while_tracing
+from weightnoise._torch.modes import in_backward, may_be_in_checkpoint
+from weightnoise._torch.tracing import while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.control import NoiseControl, Override

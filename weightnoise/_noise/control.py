@@ -88,9 +88,8 @@ class NoiseControl:
         self._instead: Instead | None = None
         self._schedule: Tensor | None = None  # The same number, for compiled code: a float would be a constant.
         self._lock = threading.Lock()
-        self._family: list[
-            weakref.ref[NoiseControl]
-        ] = []  # The copies of each other that were made inside a context.
+        # The copies of each other that were made inside a context.
+        self._family: list[weakref.ref[NoiseControl]] = []
         keep_for_compiled(self, ([_OFF], 1.0))
         self._resolve()
 

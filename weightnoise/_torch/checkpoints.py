@@ -47,11 +47,7 @@ class Checkpoint:
     @property
     def owner(self) -> object:
         """What the checkpointed function is a method of, where torch keeps it and it is one."""
-        function: Any = self.function
-        code = getattr(function, "__code__", None)
-        cells = {} if code is None else dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        called = cells["fn"].cell_contents if "fn" in cells else function
-        return getattr(called, "__self__", None)
+        return getattr(_kept(self.function, "fn") or self.function, "__self__", None)
 
     @property
     def has_own_graph(self) -> bool:
@@ -63,9 +59,15 @@ class Checkpoint:
         """Whether torch puts the random state back for the recomputation."""
         if self.has_own_graph:
             return bool(self.holder.preserve_rng_state)
-        function: Any = self.function
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-        return bool(cells["preserve_rng_state"].cell_contents)
+        return bool(_kept(self.function, "preserve_rng_state"))
+
+
+def _kept(function: Any, name: str) -> Any:
+    """What a function of torch's keeps under a name; None where it keeps nothing."""
+    code = getattr(function, "__code__", None)
+    if code is None or name not in code.co_freevars:
+        return None
+    return function.__closure__[code.co_freevars.index(name)].cell_contents
 
 
 def _code(path: str) -> CodeType | None:
@@ -115,7 +117,7 @@ def running_checkpoints(openers: Container[int]) -> list[Checkpoint]:
             one = Checkpoint(frame.f_locals["ctx"], "run_function", code is _REENTRANT_AGAIN)
         elif code is _UNPACK:
             one = Checkpoint(frame.f_locals["frame"], "recompute_fn", True)
-            if legacy.is_hidden_checkpoint(getattr(one.function, "function", one.function)):
+            if legacy.hides_forward(_kept(getattr(one.function, "function", one.function), "recompute_context")):
                 raise RuntimeError(_HIDDEN_CHECKPOINT.format(version=torch.__version__))
         if one is not None:
             one.opened = list(opened)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from weightnoise._torch.tracing import while_tracing
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 NEEDED = torch.__version__ < "2.9"  # Not as text: torch's own class compares.
@@ -19,9 +21,7 @@ _FLAG = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") el
 
 def run_by_dynamo(function: FunctionT) -> FunctionT:
     """Have Dynamo call a function while it traces, and not trace it: it cannot raise errors of ours."""
-    if NEEDED:
-        function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+    return while_tracing(function) if NEEDED else function
 
 
 @run_by_dynamo
@@ -54,13 +54,14 @@ def is_exporting() -> bool:
     return bool(getattr(torch.compiler, _FLAG)) and not _DYNAMO.exports
 
 
-def is_hidden_checkpoint(recompute: Any) -> bool:
+def hides_forward(context: Any) -> bool:
     """Whether a region is one of `torch.distributed._composable.checkpoint` where torch does not tell its forward.
 
     Its forward runs in hooks of the module, in no frame, and torch before 2.7 does not tell the open hooks.
+
+    Args:
+        context: in which the region is computed again.
     """
     if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
         return False
-    cells = dict(zip(recompute.__code__.co_freevars, recompute.__closure__ or (), strict=True))
-    context = getattr(cells.get("recompute_context"), "cell_contents", None)
     return getattr(getattr(context, "gen", None), "__name__", "") == "_no_hook"

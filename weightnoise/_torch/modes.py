@@ -71,15 +71,6 @@ def is_captured(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def while_tracing(function: Callable[[], bool]) -> Callable[[], bool]:
-    """Let Dynamo call a function when it traces a call of it, and take what it returns for a constant.
-
-    As `torch.compiler.assume_constant_result` does, which imports the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 def in_backward() -> bool:
     """Whether autograd is running a backward: a forward in it is a recomputation."""
     return _graph_task() != -1
