@@ -47,7 +47,9 @@ class Checkpoint:
     @property
     def owner(self) -> object:
         """What the checkpointed function is a method of, where torch keeps it and it is one."""
-        return getattr(_kept(self.function, "fn") or self.function, "__self__", None)
+        function = _kept(self.function, "fn")
+        # No truth value is asked for: compiled modules have one only where they have a length.
+        return getattr(self.function if function is None else function, "__self__", None)
 
     @property
     def has_own_graph(self) -> bool:
