@@ -96,7 +96,7 @@ class Gaussian(Law):
             scale = scale[index]
         if isinstance(noise, Tensor):
             return add_scaled(rows, noise[index], factor * self.std, scale)
-        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, None)
+        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
