@@ -18,6 +18,7 @@ from tests.benchmarks import (
     draws,
     embeddings,
     growth,
+    held,
     layers,
     memory,
     moves,
@@ -115,6 +116,14 @@ def test_tensors_are_told_per_tensor() -> None:
     ratios, added = tensors.table(rows).split("\n\n")
     assert [line[0] for line in cells(ratios)[2:]] == ["2 of 4 x 4"]
     assert [line[0] for line in cells(added)[2:]] == ["1 of 32 x 32", "3 of 32 x 32"]
+
+
+def test_forwards_in_a_hold_are_told_by_model_and_law() -> None:
+    rows = held.run(FAST, cases=list(held.CASES)[-1:], laws=["Gaussian", "StuckAt"])
+    found = cells(held.table([{**row, "ratio": 1.5} for row in rows]))
+    assert found[2] == ["24 x Linear(8, 8), batch 4", "1.50", "1.50"]
+    assert found[3] == [f"{held.EVALUATION}: 24 x Linear(8, 8), batch 4", "1.50", ""]
+    assert [row["contender"] for row in rows] == ["plain", "Gaussian", "StuckAt", held.EVALUATION]
 
 
 def test_calls_are_told_per_layer_with_the_collector_and_without() -> None:
