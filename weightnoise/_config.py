@@ -126,7 +126,7 @@ class _Reader:
         self._allowed = allowed
 
     def value(self, value: Any) -> Any:
-        """What may stand in a spec."""
+        """Check that an object may stand in a spec."""
         if isinstance(value, (list, tuple)):
             return [self.value(item) for item in value]
         if not isinstance(value, Mapping):

@@ -157,7 +157,7 @@ def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
 
 
 def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
-    """What `hold_noise` lays on each noise of the model, its draws made."""
+    """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
     require_noise(every_noise(model))
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []

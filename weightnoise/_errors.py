@@ -1,4 +1,4 @@
-"""What can go wrong when noise is put on a model, as a few named errors."""
+"""The errors and warnings of the package, by name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class UnsupportedParameterError(WeightNoiseError):
 
 
 class UnsupportedActivationError(WeightNoiseError):
-    """What a module takes in or puts out cannot carry noise, or cannot carry this law."""
+    """The input or output of a module cannot carry noise, or cannot carry this law."""
 
 
 class NotNoisyError(WeightNoiseError):

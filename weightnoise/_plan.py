@@ -1,4 +1,4 @@
-"""What a spec would do to a model, measured without touching it."""
+"""The plan of a spec: its effect on a model, measured without touching it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlannedNoise:
 
 @dataclass(frozen=True)
 class NoisePlan:
-    """What `add_weight_noise` would do. Prints as a table.
+    """The effect that `add_weight_noise` would have. It prints as a table.
 
     Attributes:
         rows: the parameters that get noise, in parameter order.
@@ -71,7 +71,7 @@ class NoisePlan:
 
 
 def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
-    """What `add_weight_noise` with these arguments would do; the model stays as it is.
+    """Tell what `add_weight_noise` with these arguments would do; the model stays as it is.
 
     Args:
         model: any module.

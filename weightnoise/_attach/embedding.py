@@ -19,7 +19,7 @@ _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-    """What the layer puts out with noise; None where the whole weight has to be made noisy."""
+    """Compute the layer's noisy output from its rows; None where the whole weight has to be made noisy."""
     effective = None if noise is None else noise.effective()
     if noise is None or effective is None:
         return None

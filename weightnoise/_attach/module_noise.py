@@ -1,4 +1,4 @@
-"""What one noisy module carries beside its parametrizations, and the scope of its forward."""
+"""The noise of one module, and the scope of its forward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightnoise._torch.modules import children, parametrizations
 
 
 class ModuleNoise:
-    """What one module carries beside its parametrizations.
+    """The state that one noisy module carries beside its parametrizations.
 
     Attributes:
         owner: the module; None in a copy until the copied module adopts it.

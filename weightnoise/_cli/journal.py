@@ -54,7 +54,7 @@ class ResumableMetric:
         self.report = RobustnessReport.from_dict(found) if "curves" in found else None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """What the metric finds, or has found, in this call."""
+        """Return the metric of this call, measured now or read from the journal."""
         call = self._calls
         if call == len(self.measured):
             torch.manual_seed(_random.derive_seed(self._seed, f"metric {call}"))

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Then:
-    """What held for one noise in the forward of a region.
+    """The control of one noise in the forward of a region.
 
     Attributes:
         overrides: those of the contexts that were open around the region.
@@ -97,7 +97,7 @@ class Region:
 
 
 class Recalled:
-    """What holds for a read in a checkpointed region; what `NoiseControl` says elsewhere.
+    """The control of a read in a checkpointed region; elsewhere that is `NoiseControl`.
 
     Attributes:
         held: the draw to use, where one is held.
@@ -156,7 +156,7 @@ def regions_around() -> tuple[Region, ...]:
 
 
 def effective_control(noise: Any, training: bool, frames: Frames | None = None) -> EffectiveControl | None:
-    """What holds for a read of ``noise`` now; None where noise is off. The arguments are those of the next one."""
+    """Return the control of a read of ``noise`` now, None while noise is off; arguments as of the next one."""
     if torch.compiler.is_compiling():
         _reads_are_compiled()
     elif may_be_in_checkpoint():
@@ -168,7 +168,7 @@ def effective_control(noise: Any, training: bool, frames: Frames | None = None) 
 def effective_control_in_region(
     noise: Any, training: bool, frames: Frames | None = None
 ) -> EffectiveControl | None:
-    """What holds for a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
+    """Return the control of a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
 
     Args:
         noise: has a ``control``.
@@ -211,7 +211,7 @@ def _remember(checkpoint: Checkpoint, noise: Any, now: Then, frames: Frames | No
 
 
 def _shared(kept: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """What was drawn before a region: the noisy weights too where its recomputation has no graph of its own."""
+    """Return the draws before a region, with the noisy weights where its recomputation has no graph of its own."""
     drawn = {name: value for name, value in kept.items() if isinstance(value, tuple)}
     if checkpoint.has_own_graph:
         return {name: (value[0], None, None, None) for name, value in drawn.items()}

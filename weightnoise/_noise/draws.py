@@ -171,7 +171,7 @@ class HeldDraw:
         return self.noise
 
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
-        """What `apply_draw` makes of the draw, made again only when something that it is made from has changed.
+        """Return the noisy weight of the draw, made again only when something that it is made from has changed.
 
         For reads with gradients off. The draw stays: compiled code and gradients take it, and cannot make it.
         """

@@ -1,4 +1,4 @@
-"""What was drawn in the running forwards of a module."""
+"""The draws of the forwards of a module that are running."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def opens_frame(function: FunctionT) -> FunctionT:
 
 
 class Frames(threading.local):
-    """What was drawn in the running forwards of one module, innermost last: empty at rest.
+    """The draws of the forwards of one module that are running, innermost last: empty at rest.
 
     None stands for a stretch in which reads are clean. Per thread, because threads may share a
     model, and because the replicas of `nn.DataParallel` share everything that is no parameter.

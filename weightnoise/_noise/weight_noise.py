@@ -112,7 +112,7 @@ class WeightNoise(nn.Module):
         return self.control.live(self.training)
 
     def effective(self) -> EffectiveControl | None:
-        """What holds for a read here and now; None while noise is off."""
+        """Return the control of a read here and now; None while noise is off."""
         return effective_control(self, self.training, self.frames)
 
     @reads_weight
@@ -165,7 +165,7 @@ class WeightNoise(nn.Module):
         return noisy
 
     def factor(self, effective: EffectiveControl) -> float:
-        """What multiplies the strength now; negative for the mirrored draw."""
+        """Return the factor of the strength now; negative for the mirrored draw."""
         return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
     def sample(self, weight: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class WeightNoise(nn.Module):
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
 
     def strengths(self) -> dict[str, Tensor]:
-        """What the law has learned, by name."""
+        """Return the strengths that the law has learned, by name."""
         return {name: getattr(self, name) for name in self.strength_names}
 
     def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
@@ -247,7 +247,7 @@ class WeightNoise(nn.Module):
         return {**self.__dict__, "owner": None, "_training": self.training}
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Return the text that `print(model)` shows."""
         refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"

@@ -36,7 +36,7 @@ _LEAST_DRAWS = 4  # Before a standard error is believed.
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is evaluated, apart from the model."""
+    """One evaluation, apart from the model."""
 
     metric: Metric
     levels: tuple[float, ...]
@@ -200,7 +200,7 @@ def _rows(model: nn.Module, plan: _Plan, level: float, tick: Callable[[str], Non
 
 
 def _values(model: nn.Module, plan: _Plan, together: bool) -> Iterator[dict[str, float]]:
-    """What the metric has in each draw."""
+    """Measure the metric in each draw."""
     draws = _random.numbered(plan.seed, plan.draws, plan.antithetic)
     done = 0
     if together:

@@ -24,7 +24,7 @@ def measure(model: nn.Module, metric: Metric) -> dict[str, float]:
 
 
 def entries(found: Any) -> dict[str, Any]:
-    """What a metric has returned, by name."""
+    """Return the numbers of a metric by name."""
     return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {"": found}
 
 

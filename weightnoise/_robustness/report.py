@@ -1,4 +1,4 @@
-"""What a robustness evaluation found: numbers, statistics, tables, files."""
+"""The report of a robustness evaluation: numbers, statistics, tables, files."""
 
 from __future__ import annotations
 

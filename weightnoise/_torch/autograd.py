@@ -112,7 +112,7 @@ class Identity(torch.autograd.Function):
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
+    """Return a mark of the memory of a tensor, for as long as it lives; fake tensors have no address."""
     number: int = tensor.untyped_storage()._cdata
     return number
 
@@ -121,7 +121,7 @@ Autocast: TypeAlias = tuple[str, bool, torch.dtype]
 
 
 def autocast_of(weight: Tensor) -> Autocast:
-    """What autocast does now to operations on the weight."""
+    """Return the state of autocast for operations on the weight."""
     device = "cpu" if weight.is_cpu or weight.is_meta else weight.device.type
     return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 

@@ -1,4 +1,4 @@
-"""What this thread is doing, found on its stack: a forward, or the upkeep of a module."""
+"""The work of this thread, found on its stack: a forward, or the upkeep of a module."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reads_weight(function: FunctionT) -> FunctionT:
 
 
 def place() -> Place:
-    """What the innermost function on the stack that is either is part of: a forward, or the upkeep of a module."""
+    """Tell whether the innermost function that counts is part of a forward or of the upkeep of a module."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code

@@ -20,7 +20,7 @@ def precise_products(like: Tensor) -> AbstractContextManager[None]:
 
 
 def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
-    """What a Linear or Conv layer puts out for another input and weight, without its bias.
+    """Compute the output of a Linear or Conv layer for another input and weight, without its bias.
 
     Stride, padding and its mode, dilation and groups are those of the layer.
     """

@@ -1,4 +1,4 @@
-"""What torch is doing around an operation, and whether a tensor is what it looks like."""
+"""The modes of torch around an operation, and whether a tensor is what it looks like."""
 
 from __future__ import annotations
 

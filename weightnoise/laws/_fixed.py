@@ -1,4 +1,4 @@
-"""What happens to weights without chance: clipping, and the temperature of the chip.
+"""Changes of the weights without chance: clipping, and the temperature of the chip.
 
 They have no random strength, so that a factor leaves them as they are.
 """

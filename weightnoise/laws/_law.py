@@ -1,4 +1,4 @@
-"""What a law of noise is."""
+"""The base of all laws of noise."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Law:
         }
 
     def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """What the part in ``place`` learns, under its own names."""
+        """Select the strengths that the part in ``place`` learns, under its own names."""
         end, given = self._end(place), strengths or {}
         return {name.removesuffix(end): value for name, value in given.items() if name.endswith(end)}
 
@@ -122,7 +122,7 @@ class Law:
         return None
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
-        """What `kl_divergence` of the model adds up, in nats; None where the law has none."""
+        """Compute this weight's term in `kl_divergence` of the model, in nats; None where the law has none."""
         return None
 
     def freeze(self, weight: Tensor, name: str) -> Any:

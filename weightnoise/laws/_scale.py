@@ -1,4 +1,4 @@
-"""What a strength is relative to, and how a scaled draw is added to a weight."""
+"""Relative strengths: the scale of a weight, and how a scaled draw is added to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def per_problem(per: Per, weight: Tensor) -> str | None:
 
 
 def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
-    """What a relative strength multiplies, shaped to broadcast against ``weight``, in float32 or better.
+    """Compute the scale of a relative strength, shaped to broadcast against ``weight``, in float32 or better.
 
     ``absmax`` is max |w|, ``rms`` is sqrt(mean w^2), ``std`` is the standard deviation about the
     mean (divided by n, so that a single element has 0), each over the whole tensor or over all
@@ -70,7 +70,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def scale_of(weight: Tensor, relative_to: RelativeTo, per: Per, gradient: Gradient) -> Tensor | None:
-    """What multiplies a relative strength; a constant for straight-through; None for an absolute strength."""
+    """Return the scale of a relative strength, a constant for straight-through; None for an absolute strength."""
     if relative_to is None:
         return None
     return statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
