@@ -12,6 +12,7 @@ from tests.benchmarks import (
     memory,
     moves,
     numbers,
+    prices,
     steps,
     tensors,
     together,
@@ -32,5 +33,6 @@ SECTIONS: dict[str, Section] = {
     "embeddings": Section(embeddings.run, embeddings.table),
     "moves": Section(moves.run, moves.table),
     "numbers": Section(numbers.run, numbers.table),
+    "prices": Section(prices.run, prices.table),
     "peers": Section(peers.measure, peers.table),
 }

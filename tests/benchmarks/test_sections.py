@@ -23,6 +23,7 @@ from tests.benchmarks import (
     memory,
     moves,
     numbers,
+    prices,
     processes,
     tensors,
     together,
@@ -196,6 +197,18 @@ def test_numbers_are_told_per_number() -> None:
     assert {row["threads"] for row in rows} == {1, 2}
     assert all(row["ns"] == pytest.approx(row["milliseconds"], rel=1e-3) for row in rows)
     assert columns(numbers.table(rows)) == {3}
+
+
+def test_a_read_of_the_weight_alone_is_noisy() -> None:
+    layer = wn.add_weight_noise(numbers.Weight(4, 4), 0.1)
+    assert not torch.equal(layer(), layer())
+
+
+def test_prices_are_told_per_weight_and_against_the_first_law() -> None:
+    rows = prices.run(FAST, laws=list(prices.LAWS)[:2])
+    found = cells(prices.table([{**row, "ns": 3.0, "ratio": 1.5} for row in rows]))
+    assert [line[0].strip("`") for line in found[2:]] == [*list(prices.LAWS)[:2], prices.RANDN]
+    assert all(line[1:] == ["3.00", "1.5", "3.00"] for line in found[2:])
 
 
 def fake_peaks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
