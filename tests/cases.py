@@ -15,6 +15,7 @@ from weightnoise import (
     Clip,
     Custom,
     DropConnect,
+    Frozen,
     Gaussian,
     LearnedGaussian,
     LogNormal,
@@ -219,6 +220,8 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "temperature_exact": Temperature(0.0, gradient="exact"),
     "clip": Clip(1.0),
     "clip_bounds_straight": Clip(low=-0.2, high=0.3, gradient="straight-through"),
+    "frozen": Frozen(Gaussian(0.2), chip=3),
+    "frozen_beside_fresh": [Frozen(DropConnect(0.3)), Gaussian(0.02)],
     "protect": Protect(Gaussian(0.2, relative_to="absmax"), 0.25),
     "protect_exact": Protect(DropConnect(0.3), 0.25, scale=0.5),
     "learned": LearnedGaussian(0.1),
@@ -242,16 +245,17 @@ STILL = {
     "stuck_at",
     "stuck_at_straight",
     "bit_flip_frozen",
+    "frozen",
     "temperature",
     "temperature_exact",
     "clip",
     "clip_bounds_straight",
 }
 # Those of them that make the same of two equal weights.
-FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen"}
+FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "frozen"}
 LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
 # Laws whose noisy weight does not have the clean weight as its mean.
-BIASED = {name for name in STILL if name != "bit_flip_frozen"} | {
+BIASED = {name for name in STILL if name not in ("bit_flip_frozen", "frozen")} | {
     "bit_flip",
     "bit_flip_frozen",
     "chain_learned",
@@ -271,7 +275,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"protect"}
+} | {"frozen", "protect"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

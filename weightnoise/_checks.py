@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from weightnoise._errors import OptionError
@@ -61,3 +64,19 @@ def check_sign(where: str, sign: object) -> None:
     """Raise `OptionError` unless ``sign`` is 1 or -1."""
     if isinstance(sign, bool) or sign not in (1, -1):
         raise OptionError(f"{where}(sign=...) must be 1 or -1, got {sign!r}.")
+
+
+def with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
+
+    @functools.wraps(check)
+    def post_init(self: Any) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            several = type(value) is tuple
+            object.__setattr__(
+                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
+            )
+        check(self)
+
+    return post_init

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
+from torch import Tensor
 
-from weightnoise._errors import RecomputedReadWarning
+from weightnoise._errors import RecomputedReadWarning, WeightNoiseError
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
@@ -29,6 +30,7 @@ from weightnoise._torch.tracing import while_tracing
 if TYPE_CHECKING:
     from weightnoise._noise.control import NoiseControl, Override
     from weightnoise._noise.draws import HeldDraw
+    from weightnoise.laws import Law
 
 T = TypeVar("T")
 
@@ -148,6 +150,13 @@ def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T]) -> T:
     return effective.fresh(noise, make) if isinstance(effective, Recalled) else make()
 
 
+def held_draw(effective: EffectiveControl, held: HeldDraw, noise: Any, value: Tensor, law: Law) -> Any:
+    """The draw that is held, with fresh readings where these were asked for."""
+    if held.reads is not None and isinstance(effective, Recalled):
+        raise WeightNoiseError(_FRESH_READS.format(name=noise.name))
+    return held.draw(law, value)
+
+
 def regions_around() -> tuple[Region, ...]:
     """The checkpointed regions that this thread is in, whether for the first time or again."""
     if not may_be_in_checkpoint():
@@ -234,6 +243,11 @@ _READ_AGAIN = (
     "as reversible layers, adjoint methods and checkpoints of other libraries do, the gradient is right only if "
     "that code restores torch's random state and no context on the noise has changed since. Inside "
     "`with weightnoise.hold_noise(model):` around forward and backward it is right in any case."
+)
+
+_FRESH_READS = (
+    "The noise on '{name}' is read anew by each forward inside `hold_noise(reads='fresh')`, and a checkpoint "
+    "computes a forward again, with other numbers. Use reads='held', or take the forward out of the checkpoint."
 )
 
 _REMOVED = (

@@ -11,7 +11,8 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.writing import optimizer_steps
-from weightnoise.laws import Noise
+from weightnoise.laws import Law, Noise
 from weightnoise.laws._law import apply_law
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
+        reads: how often it was read, where a reading draws anew what does not belong to the chip; None where all
+            of it is held.
     """
 
     seed: int | None
@@ -149,6 +152,7 @@ class HeldDraw:
     shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
+    reads: int | None = None
 
     def make_key(self) -> None:
         """Make what the noise of the examples is a function of."""
@@ -157,18 +161,22 @@ class HeldDraw:
                 own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
-    def draw(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for."""
-        if not self.drawn:
-            with drawing_alone():
-                if not self.drawn:
-                    self._draw(law, weight)
+    def draw(self, law: Law, weight: Tensor) -> Any:
+        """The held draw, made when it is first asked for; or a reading of it."""
+        self.make(law, weight)
         if self.shape is not None and self.shape != weight.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
                 f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
             )
-        return self.noise
+        return self.noise if self.reads is None else self._reading(law, weight)
+
+    def make(self, law: Law, weight: Tensor) -> None:
+        """Make the draw, where that is still to be done."""
+        if not self.drawn:
+            with drawing_alone():
+                if not self.drawn:
+                    self._draw(law, weight)
 
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
         """Return the noisy weight of the draw, made again only when something that it is made from has changed.
@@ -186,12 +194,33 @@ class HeldDraw:
                 made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
         return made.noisy
 
-    def _draw(self, law: Noise, weight: Tensor) -> None:
-        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-        # A tensor that is made in inference mode could not be used with gradients later on.
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-        normal = torch.inference_mode(False) if inference else nullcontext()
-        with normal, own, torch.no_grad():
-            noise = law.draw(weight)
-        self.noise, self.shape = noise, weight.shape
+    def _draw(self, law: Law, weight: Tensor) -> None:
+        if self.reads is None or law.has_chip_part:
+            with _apart(self.seed, weight):
+                noise = law.draw(weight)
+            self.noise, self.shape = noise, weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
+
+    def _reading(self, law: Law, weight: Tensor) -> Any:
+        """What is held of the draw, read again. Compiled code takes its numbers from torch's generator."""
+        if torch.compiler.is_compiling():
+            return law.reread(weight, self.noise)
+        with drawing_alone():
+            number = self.reads
+            self.reads = (number or 0) + 1
+        seed = _random.derive_seed(self.seed or 0, f"read {number}")
+        if law.takes_keys and _engine.can_fuse(weight):
+            return Key((seed,))
+        with _apart(seed, weight):
+            return law.reread(weight, self.noise)
+
+
+@contextmanager
+def _apart(seed: int | None, weight: Tensor) -> Iterator[None]:
+    """Drawing from a seed, or from torch's generator, without a gradient."""
+    own = nullcontext() if seed is None else _random.seeded(seed, weight.device)
+    # A tensor that is made in inference mode could not be used with gradients later on.
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    normal = torch.inference_mode(False) if inference else nullcontext()
+    with normal, own, torch.no_grad():
+        yield

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
-from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
+from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
     PENDING,
@@ -138,8 +138,10 @@ class WeightNoise(nn.Module):
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
-        if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
-            return effective.held.noisy_weight(self, weight, factor)
+        held = effective.held
+        rests = held is not None and held.reads is None and eager and not torch.is_grad_enabled()
+        if rests and can_rest(self, weight):
+            return held.noisy_weight(self, weight, factor)  # type: ignore[union-attr]
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
@@ -185,7 +187,7 @@ class WeightNoise(nn.Module):
                 RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
         if effective.held is not None:
-            return effective.held.draw(self.handed, weight)
+            return held_draw(effective, effective.held, self, weight, self.handed)
         if isinstance(effective, Recalled):
             return effective.fresh(self, lambda: self._fresh(weight))
         # Spelt out for a small weight, of whose time a call is a part that counts.

@@ -10,6 +10,7 @@ from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import BitFlip, StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
+from weightnoise.laws._frozen import Frozen
 from weightnoise.laws._law import ActivationLaw, Law, Noise, sample, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
 from weightnoise.laws._masks import DropConnect
@@ -28,6 +29,7 @@ __all__ = [
     "CurrentNoise",
     "Custom",
     "DropConnect",
+    "Frozen",
     "Gaussian",
     "Law",
     "LearnedGaussian",

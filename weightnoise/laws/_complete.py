@@ -48,6 +48,7 @@ class Completed(Law):
         self.gradient = getattr(law, "gradient", "exact")
         self.sign_symmetric = getattr(law, "sign_symmetric", False)
         self.chip = getattr(law, "chip", None)
+        self.of_chip = getattr(law, "of_chip", False)
         self.parts = tuple(map(complete, getattr(law, "parts", ())))
 
     @property
@@ -131,6 +132,7 @@ for _name in (
     "apply",
     "freeze",
     "redraw",
+    "reread",
     "strengths",
     "deviation",
     "factor_problem",

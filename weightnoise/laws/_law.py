@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from weightnoise._checks import plain_number
+from weightnoise._checks import with_plain_numbers
 from weightnoise._random import draws as _random
 
 
@@ -69,6 +68,8 @@ class Law:
         sign_symmetric: whether ``w + x`` is as likely as ``w - x``, also where only some rows and columns of the
             noise change sign. ``estimator="flipout"`` refuses other laws.
         chip: with a number, the draw is frozen: that of this specimen of the hardware.
+        of_chip: whether the draw belongs to the hardware, with a number of a chip or without, and not to a
+            reading of it; `redraw` says what is read anew. ``hold_noise(reads="fresh")`` asks for it.
         parts: the laws that a wrapper is made of. What they learn, freeze, refuse and look at is then the
             wrapper's too. Its draw is that of its part, or the tuple of those of several.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
@@ -79,11 +80,12 @@ class Law:
         super().__init_subclass__(**options)
         check = vars(cls).get("__post_init__")
         if check is not None and cls.__module__.startswith(f"{__package__}."):
-            cls.__post_init__ = _with_plain_numbers(check)  # type: ignore[attr-defined]
+            cls.__post_init__ = with_plain_numbers(check)  # type: ignore[attr-defined]
 
     gradient: str = "exact"
     sign_symmetric: bool = False
     chip: int | None = None
+    of_chip: bool = False
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
     apply_key: Callable[..., Tensor]
@@ -146,6 +148,20 @@ class Law:
         each = (frozen,) if len(self.parts) == 1 else frozen
         return _joined([part.drawn(weight, own) for part, own in zip(self.parts, each, strict=True)])
 
+    def reread(self, weight: Tensor, held: Any) -> Any:
+        """The draw of another reading of the hardware that is held: what belongs to the chip stays."""
+        if self.of_chip or self.chip is not None:
+            return self.redraw(weight, held)
+        if not self.parts:
+            return self.draw(weight)
+        each = (held,) if len(self.parts) == 1 else held or [None] * len(self.parts)
+        return _joined([part.reread(weight, own) for part, own in zip(self.parts, each, strict=True)])
+
+    @property
+    def has_chip_part(self) -> bool:
+        """Whether some of its draw belongs to the hardware, and not to a reading."""
+        return self.of_chip or self.chip is not None or any(one.has_chip_part for one in self.inside)
+
     def drawn(self, weight: Tensor, frozen: Any) -> Any:
         """The draw of one forward; ``frozen`` is None where no chip has frozen anything."""
         return self.draw(weight) if frozen is None else self.redraw(weight, frozen)
@@ -190,22 +206,6 @@ class Law:
 
     def _end(self, place: int) -> str:
         return f"_{place}" if len(self.parts) > 1 else ""
-
-
-def _with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
-
-    @functools.wraps(check)
-    def post_init(self: Any) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            several = type(value) is tuple
-            object.__setattr__(
-                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
-            )
-        check(self)
-
-    return post_init
 
 
 def _joined(of_parts: list[Any]) -> Any:

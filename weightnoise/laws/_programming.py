@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -89,6 +89,7 @@ class ProgrammingNoise(Law):
     gradient: Gradient = "straight-through"
 
     __repr__ = law_repr
+    of_chip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         options = ("g_max", "time", "t0", "t_read") + ("g_reference",) * (self.g_reference is not None)
