@@ -151,6 +151,21 @@ def test_reset_is_another_chip_and_nested_holds_keep_their_own(size: int) -> Non
         assert not torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("rows", [20, 400])
+def test_rows_that_are_looked_up_are_read_anew(rows: int) -> None:
+    model = wn.add_weight_noise(nn.Embedding(rows, 32), [wn.Frozen(wn.Gaussian(0.1)), wn.Gaussian(0.01)])
+    plain = wn.add_weight_noise(nn.Embedding(rows, 32), wn.Gaussian(0.1))
+    tokens = torch.tensor([1, 2, 2])
+    for one in (model, plain):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), wn.hold_noise(one, seed=0, reads="fresh"):
+                first, second = one(tokens), one(tokens)
+            assert not torch.equal(first, second)
+            assert torch.equal(first[1], first[2])
+            with torch.set_grad_enabled(grad), wn.hold_noise(one, seed=0, reads="fresh"):
+                assert torch.equal(one(tokens), first)
+
+
 @pytest.mark.parametrize("at", ["input", "output"])
 def test_noise_on_activations_is_a_readings(at: Any) -> None:
     model = wn.add_activation_noise(nn.Sequential(nn.Linear(4, 4)), wn.Gaussian(0.1), at=at)

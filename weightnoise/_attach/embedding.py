@@ -47,7 +47,9 @@ def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: A
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and not (effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, weight))
+        and not (
+            effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, effective.held, weight)
+        )
         and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 

@@ -108,11 +108,12 @@ def drawing_alone() -> AbstractContextManager[Any]:
     return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
 
 
-def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
+def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
     """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
     # Inference tensors count no changes; with another estimator the noise goes on the output.
     return (
         noise.rests
+        and held.reads is None
         and noise.estimator == "shared"
         and type(weight) is torch.nn.Parameter
         and not weight.is_inference()

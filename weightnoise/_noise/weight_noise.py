@@ -139,15 +139,13 @@ class WeightNoise(nn.Module):
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
         held = effective.held
-        rests = held is not None and held.reads is None and eager and not torch.is_grad_enabled()
-        if rests and can_rest(self, weight):
-            return held.noisy_weight(self, weight, factor)  # type: ignore[union-attr]
+        if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
+            return held.noisy_weight(self, weight, factor)
         if kept is None:
             return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
         compiling = not eager and torch.compiler.is_compiling()
-        # Inference tensors count no versions.
-        version = 0 if compiling or weight.is_inference() else weight._version
+        version = 0 if compiling or weight.is_inference() else weight._version  # Which inference tensors lack.
         state = None if compiling else (version, torch.is_grad_enabled(), factor)
         last: Memo | None = kept.get(self.tensor_name)
         if last is None:
@@ -186,11 +184,11 @@ class WeightNoise(nn.Module):
             raise UnsupportedParameterError(
                 RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
-        if effective.held is not None:
-            return held_draw(effective, effective.held, self, weight, self.handed)
+        if (held := effective.held) is not None:
+            return held_draw(effective, held, self, weight, self.handed)
         if isinstance(effective, Recalled):
             return effective.fresh(self, lambda: self._fresh(weight))
-        # Spelt out for a small weight, of whose time a call is a part that counts.
+        # Spelt out for a small weight, where a call counts.
         small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
         return self.handed.draw(weight) if small else self._fresh(weight, eager)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class StuckAt(Law):
     gradient: Gradient = "exact"
 
     __repr__ = law_repr
-    of_chip: ClassVar[bool] = True
+    of_chip = True
 
     def __post_init__(self) -> None:
         for option in ("zero", "high", "low"):
@@ -160,7 +160,7 @@ class BitFlip(Law):
 
     gradient = "straight-through"
     __repr__ = law_repr
-    of_chip: ClassVar[bool] = True
+    of_chip = True
 
     def __post_init__(self) -> None:
         check_rate("BitFlip", "p", self.p)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class ProgrammingNoise(Law):
     gradient: Gradient = "straight-through"
 
     __repr__ = law_repr
-    of_chip: ClassVar[bool] = True
+    of_chip = True
 
     def __post_init__(self) -> None:
         options = ("g_max", "time", "t0", "t_read") + ("g_reference",) * (self.g_reference is not None)
