@@ -33,6 +33,7 @@ from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
+from weightnoise._sharing import share_noise
 from weightnoise._steps import step_along
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (
@@ -136,6 +137,7 @@ __all__ = [
     "remove_activation_noise",
     "remove_weight_noise",
     "scale_noise",
+    "share_noise",
     "spec_from_config",
     "spec_to_config",
     "start_at",

@@ -190,7 +190,7 @@ DAMAGED: list[Any] = [
     ("curves", {"Gaussian(std=1.0)": [[1.0], [2.0], ["x"]]}),
     ("curves", {"Gaussian(std=1.0)": [[1.0], [2.0], [3.0, 4.0]]}),
     ("levels", None),
-    ("levels", ["a", "b", "c"]),
+    ("levels", [["a"], "b", "c"]),
     ("seed", ...),
 ]
 

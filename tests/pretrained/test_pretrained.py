@@ -142,7 +142,7 @@ def test_a_transformer_with_outliers_wants_a_scale_for_each_output() -> None:
         "one scale": wn.Gaussian(1.0, relative_to="absmax"),
         "one for each output": wn.Gaussian(1.0, relative_to="absmax", per=0),
     }
-    report = wn.evaluate_robustness(task.model, task.accuracy, levels=[0.02], law=laws, draws=2, progress=False)
+    report = wn.evaluate_robustness(task.model, task.accuracy, levels=[0.02], laws=laws, draws=2, progress=False)
     assert report["one scale"].mean.item() < 0.7
     assert report["one for each output"].mean.item() > 0.85
 

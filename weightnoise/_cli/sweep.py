@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -16,13 +15,14 @@ from torch import nn
 import weightnoise
 from weightnoise._activations import noisy_activations
 from weightnoise._cli.files import locked, try_to_write, write_whole
-from weightnoise._cli.journal import ResumableMetric
+from weightnoise._cli.journal import Journal
 from weightnoise._cli.load import load_allowed, load_metric, load_model
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, check_extras, say
 from weightnoise._random.philox import engine
-from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.metric import Metric, fingerprint
+from weightnoise._robustness.plan import law_name, make_plan
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._weights import noisy_parameters
 
@@ -37,7 +37,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         try_to_write(path)
     with nullcontext() if options.out is None else locked(options.out):
         report = _measured(options, model, metric, laws)
-    print(f"{report}{_yields(report)}")
+    print(report)
     if options.out is not None:
         print(f"Report: {options.out}")
     if options.plot is not None:
@@ -52,14 +52,10 @@ def _read_laws(texts: Sequence[str], allowed: Sequence[Any]) -> dict[str, Any]:
     laws: dict[str, Any] = {}
     for text in texts:
         law = read_spec(text, allowed)
-        if _name(law) in laws:
-            raise CommandError(f"--law {_name(law)} is given twice")
-        laws[_name(law)] = law
+        if law_name(law) in laws:
+            raise CommandError(f"--law {law_name(law)} is given twice")
+        laws[law_name(law)] = law
     return laws
-
-
-def _name(law: object) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(law))  # The same in another process.
 
 
 def _measured(
@@ -67,14 +63,13 @@ def _measured(
 ) -> RobustnessReport:
     """The report of this sweep, as far as it is not there yet."""
     settings: dict[str, Any] = {
-        "levels": list(chain.from_iterable(options.levels)),
-        "draws": options.draws,
         "seed": options.seed,
         "antithetic": options.antithetic,
         "by_parameter": options.by_parameter,
-        "threshold": options.threshold,
-        "higher_is_better": not options.lower_is_better,
+        "until_sem": options.until_sem,
     }
+    levels, draws = list(chain.from_iterable(options.levels)), options.draws
+    goal = {"threshold": options.threshold, "higher_is_better": not options.lower_is_better}
     noise = [*noisy_parameters(model).items(), *noisy_activations(model).items()]
     if not laws and not noise:
         raise CommandError("the model carries no noise of its own: give --law")
@@ -82,29 +77,21 @@ def _measured(
         "model": options.model,
         "metric": options.metric,
         "laws": list(laws),
+        "levels": levels,
+        "draws": draws,
         **settings,
-        "noise on the model": [f"{name}: {_name(law)}" for name, law in noise],
+        **goal,
+        "noise on the model": [f"{name}: {law_name(law)}" for name, law in noise],
         "weights": fingerprint(model),
         "torch": torch.__version__,
         "weightnoise": weightnoise.__version__,
         "engine": engine().partition(" ")[0],  # Without its instruction set, which changes no number.
     }
-    journal = ResumableMetric(metric, options.out, about, seed=options.seed, fresh=options.fresh)
+    journal = Journal(options.out, about, fresh=options.fresh)
     if journal.report is not None:
         say(f"{options.out} is complete; --fresh measures again")
         return journal.report
     if journal.measured:
         say(f"going on after {len(journal.measured)} evaluations")
-    return journal.run(lambda: evaluate_robustness(model, journal, law=laws or None, **settings))
-
-
-def _yields(report: RobustnessReport) -> str:
-    """The share of draws that reach the threshold, a line for each curve."""
-    if report.threshold is None:
-        return ""
-    lines = []
-    for name in report.curves:
-        shares = zip(report.levels, report[name].chip_yield.tolist(), strict=True)
-        listed = ", ".join(f"{100 * share:.3g} % at {level:g}" for level, share in shares)
-        lines.append(f"\ndraws that reach {report.threshold:g}, {name}: {listed}")
-    return "".join(lines)
+    plan = make_plan(metric, levels, None, laws or None, draws, **settings, vectorize=False)
+    return journal.run(lambda: run_plan(model, plan, **goal, progress=True, store=journal))

@@ -112,9 +112,10 @@ def derive_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def numbered(seed: int, count: int, antithetic: bool) -> list[tuple[int, int]]:
-    """The seed and the sign of each of many draws; antithetic ones have the mirror of each next to it."""
-    numbers = [(draw // 2, 1 - 2 * (draw % 2)) if antithetic else (draw, 1) for draw in range(count)]
+def numbered(seed: int, which: int | Sequence[int], antithetic: bool) -> list[tuple[int, int]]:
+    """The seed and the sign of the first draws or of some; antithetic ones have the mirror of each next to it."""
+    draws = range(which) if isinstance(which, int) else which
+    numbers = [(draw // 2, 1 - 2 * (draw % 2)) if antithetic else (draw, 1) for draw in draws]
     return [(derive_seed(seed, f"draw {number}"), sign) for number, sign in numbers]
 
 

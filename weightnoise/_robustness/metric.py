@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._contexts import no_noise
-from weightnoise._errors import NondeterministicMetricWarning, OptionTypeError
+from weightnoise._errors import NondeterministicMetricWarning, OptionError, OptionTypeError
+from weightnoise._torch.generator import seed_cpu
 from weightnoise._torch.modules import is_dtensor, unwrap
+
+_HERE = str(Path(__file__).parents[1])
 
 Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]
 
 
-def measure(model: nn.Module, metric: Metric) -> dict[str, float]:
-    """The entries of the metric by name; a single number has the name ""."""
-    return {key: _number(value) for key, value in entries(metric(model)).items()}
+def measure(model: nn.Module, metric: Metric, seed: int) -> dict[str, float]:
+    """The entries of the metric by name; a single number has the name "".
+
+    What the metric itself draws from torch's generator hangs on ``seed`` alone, and the generator comes back as it
+    was: so draws may be measured in any order, in any process.
+    """
+    with _seeded(model, seed):
+        found = {key: _number(value) for key, value in entries(metric(model)).items()}
+    if not found:
+        raise OptionError("The metric must return a number or a dict of numbers, not an empty dict.")
+    return found
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    # Without the lock of `_random.seeded`: a metric takes long, and other threads go on drawing.
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    on_cpu = device.type in ("cpu", "meta")
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        seed_cpu(seed)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
 
 
 def entries(found: Any) -> dict[str, Any]:
@@ -34,20 +59,27 @@ def _number(value: Any) -> float:
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
-def check_deterministic(model: nn.Module, metric: Metric) -> None:
-    """Warn if the metric differs between two runs without noise."""
-    with no_noise(model):
-        first, second = measure(model, metric), measure(model, metric)
+def check_deterministic(found: Sequence[Mapping[str, float]]) -> bool:
+    """Whether two runs of the metric without noise are alike; warn if not."""
+    first, second = found
     same = first.keys() == second.keys() and all(
         value == second[key] or (math.isnan(value) and math.isnan(second[key])) for key, value in first.items()
     )
     if not same:
-        warnings.warn(
-            f"The metric differs between two runs without noise: {first or {}} and {second}. What it draws itself "
-            "(dropout in training mode, shuffled or sampled data) will look like an effect of the noise.",
+        warn(
+            f"The metric differs between two runs without noise: {dict(first)} and {dict(second)}. What it draws "
+            "itself (dropout in training mode, shuffled or sampled data) will look like an effect of the noise.",
             NondeterministicMetricWarning,
-            stacklevel=4,
         )
+    return same
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that has called the library."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
+from weightnoise._robustness.tables import level_name
+
 RobustnessReport: TypeAlias = Any  # It imports this file for its `plot`.
 
 # Okabe and Ito's colours, which remain apart for colour-blind readers.
@@ -28,14 +30,18 @@ def plot_report(report: RobustnessReport, metric: str) -> Figure:
 
 def draw_bands(axes: Any, report: RobustnessReport, metric: str, colors: Sequence[str] = _COLORS) -> None:
     """Mean over the levels in a band of one standard deviation, for each curve."""
+    named = any(isinstance(level, str) for level in report.levels)
+    x = range(len(report.levels)) if named else report.levels
     for place, name in enumerate(report.curves):
         part, color = report[name], colors[place % len(colors)]
         mean, std = part.mean.numpy(), part.std.numpy()
-        axes.plot(report.levels, mean, color=color, marker=_MARKERS[place % len(_MARKERS)], label=name)
-        axes.fill_between(report.levels, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
+        axes.plot(x, mean, color=color, marker=_MARKERS[place % len(_MARKERS)], label=name)
+        axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
     if report.threshold is not None:
         axes.axhline(report.threshold, color="#7a7a7a", linestyle="--", label="threshold")
     axes.set(xlabel="noise level", ylabel=metric)
+    if named:
+        axes.set(xticks=x, xticklabels=[level_name(level) for level in report.levels])
     axes.set_title("mean ± 1 standard deviation over draws", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -45,6 +51,6 @@ def _bars(axes: Any, report: RobustnessReport, metric: str) -> None:
     parts = {name: report[name] for name in report.curves}
     order = sorted(parts, key=lambda name: parts[name].mean.item(), reverse=report.higher_is_better)
     means = [parts[name].mean.item() for name in order]
-    axes.barh(order, means, xerr=[parts[name].sem.item() for name in order], color=_COLORS[0])
+    axes.barh(order, means, xerr=[parts[name].sem.nan_to_num(0.0).item() for name in order], color=_COLORS[0])
     axes.set(xlabel=f"{metric} (mean ± standard error over draws)")
-    axes.set_title(f"noise level {report.levels[0]:g}, most sensitive at the top", fontsize="medium")
+    axes.set_title(f"noise level {level_name(report.levels[0])}, most sensitive at the top", fontsize="medium")

@@ -1,38 +1,40 @@
-"""The report of a robustness evaluation: numbers, statistics, tables, files."""
+"""What a robustness evaluation found: statistics, comparisons, tables, files."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from weightnoise._errors import OptionError, SpecError
+from weightnoise._errors import OptionError
+from weightnoise._random import draws as _random
+from weightnoise._robustness import merging as _merging
+from weightnoise._robustness import tables as _tables
+from weightnoise._robustness.measurements import Level, Measurements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class RobustnessReport:
-    """Values of a metric over noise levels and draws, for one curve or several side by side.
+class RobustnessReport(Measurements):
+    """Values of a metric over noise levels and draws ("chips"), for one curve or several side by side.
 
-    With several curves (laws, metrics, parameters) ``report[name]`` is the report of one of them, and
-    has the statistics below. A draw that an early stop has spared is NaN and counts nowhere.
+    With several curves (laws, metrics, parameters) ``report[name]`` is the report of one of them, and has the
+    statistics below, one for each level. NaN is a result, that of a model which has diverged: it counts as a draw,
+    as the worst one, and as one that misses the threshold, and the mean over it is NaN. What was not measured,
+    such as draws that an early stop has spared, counts nowhere. Mirrored (antithetic) draws are taken in pairs.
 
     Attributes:
-        levels: the noise levels.
+        levels: the noise levels: numbers, or names.
         curves: from the name of a curve to its values, of shape (levels, draws).
         seed: of the draws.
         threshold: what the metric must reach; None where nothing was asked.
         higher_is_better: which way the metric is good.
-        made_by: versions, laws and the fingerprint of the model.
+        made_by: metric, laws, the fingerprint of the model, versions, date.
+        antithetic: whether draws come in mirrored pairs, one beside the other.
+        measured: from the name of a curve to what was measured, of the same shape; by default all of it.
+        chips: the seed and the number of each draw; by default those of ``seed`` from 0 on.
 
     Example:
         >>> report = RobustnessReport((0.0, 0.1), {"Gaussian": torch.tensor([[9.0, 9.0], [7.0, 8.0]])})
@@ -45,92 +47,59 @@ class RobustnessReport:
         | 0.1 | 7.5 ± 0.5 |
     """
 
-    levels: tuple[float, ...]
-    curves: Mapping[str, Tensor]
-    seed: int = 0
-    threshold: float | None = None
-    higher_is_better: bool = True
-    made_by: Mapping[str, str] = field(default_factory=dict)
+    def compare(self, first: str | RobustnessReport, second: str | RobustnessReport) -> RobustnessReport:
+        """The differences ``first - second``, draw by draw: a report, with intervals of its own.
 
-    def __post_init__(self) -> None:
-        for name, values in self.curves.items():
-            if values.ndim != 2 or len(values) != len(self.levels):
-                raise OptionError(
-                    f"Curve {name!r} must have the shape (levels, draws) = ({len(self.levels)}, ...), "
-                    f"got {tuple(values.shape)}."
-                )
+        Draw k has the same random numbers under every law and for every model with the same names of parameters,
+        so that its differences vary less than the values do.
 
-    def __getitem__(self, name: str) -> RobustnessReport:
-        """The report of one curve."""
-        return RobustnessReport(
-            self.levels, {name: self.curves[name]}, self.seed, self.threshold, self.higher_is_better, self.made_by
-        )
+        Args:
+            first: the name of a curve of this report, or a report of one curve, such as that of another model.
+            second: likewise.
 
-    @property
-    def values(self) -> Tensor:
-        """Levels x draws."""
-        if len(self.curves) != 1:
-            names = ", ".join(map(repr, self.curves))
-            raise OptionError(f"The report has several curves: {names}. Ask for one of them: report[name].")
-        return next(iter(self.curves.values()))
+        Raises:
+            SpecError: for reports of other levels or draws.
+        """
+        each = (self[one] if isinstance(one, str) else one for one in (first, second))
+        return _merging.differences(*each)
 
-    @property
-    def draws(self) -> Tensor:
-        """How many draws there are per level."""
-        return (~self.values.isnan()).sum(dim=1)
+    def merge(self, *others: RobustnessReport) -> RobustnessReport:
+        """The draws of several runs together: of other seeds, or other draws of the same one.
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean over the draws, per level."""
-        # Rounding may not take it beyond the draws: where all are equal it is their value.
-        none, values = self.values.isnan(), self.values
-        low, high = (values.masked_fill(none, end) for end in (math.inf, -math.inf))
-        return values.nanmean(dim=1).clamp(low.amin(dim=1), high.amax(dim=1))
+        A draw that is in two of them counts once. Date, Python and the number of threads may differ.
 
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation over the draws (n - 1), per level; 0 for a single draw."""
-        squares = (self.values - self.mean[:, None]).square().nansum(dim=1)
-        return (squares / (self.draws - 1).clamp(min=1)).sqrt()
+        Raises:
+            SpecError: for reports of another metric, law, model, level, version or kind of draw, all of them
+                named; and for one draw with two values.
+        """
+        return _merging.merged([self, *others])
 
-    @property
-    def sem(self) -> Tensor:
-        """Standard error of the mean, per level."""
-        return self.std / self.draws.sqrt()
+    def seed_of(self, level: Level, draw: int | Literal["worst"]) -> int:
+        """The seed that makes a chip again: ``hold_noise(model, seed=report.seed_of(0.1, "worst"))``.
 
-    @property
-    def worst(self) -> Tensor:
-        """The worst draw, per level."""
-        worst = math.inf if self.higher_is_better else -math.inf
-        filled = self.values.nan_to_num(nan=worst, posinf=math.inf, neginf=-math.inf)
-        return filled.amin(dim=1) if self.higher_is_better else filled.amax(dim=1)
+        Args:
+            level: the level; the numbers of a draw are the same at each of them.
+            draw: the column of ``values``, or ``"worst"`` for the worst chip at this level.
+        """
+        return self._hold_of(level, draw)[0]
 
-    @property
-    def chip_yield(self) -> Tensor:
-        """The share of draws that reach the threshold, per level."""
-        if self.threshold is None:
-            raise OptionError("The report has no threshold. Pass threshold=... to evaluate_robustness.")
-        reached = self.values >= self.threshold if self.higher_is_better else self.values <= self.threshold
-        return reached.sum(dim=1) / self.draws
+    def sign_of(self, level: Level, draw: int | Literal["worst"]) -> int:
+        """The ``sign`` for `hold_noise`, beside `seed_of`: -1 for the second one of a mirrored pair."""
+        return self._hold_of(level, draw)[1]
 
-    def quantile(self, q: float) -> Tensor:
-        """The ``q`` quantile over the draws, per level."""
-        return self.values.nanquantile(q, dim=1)
+    def _hold_of(self, level: Level, draw: int | Literal["worst"]) -> tuple[int, int]:
+        if level not in self.levels:
+            raise OptionError(f"seed_of(level=...) must be one of the levels {self.levels}, got {level!r}.")
+        if draw == "worst":
+            draw = self.worst_draws[self.levels.index(level)]
+        if isinstance(draw, bool) or not isinstance(draw, int) or not 0 <= draw < len(self.chips):
+            raise OptionError(f"seed_of(draw=...) must be from 0 to {len(self.chips) - 1}, got {draw!r}.")
+        seed, number = self.chips[draw]
+        return _random.numbered(seed, range(number, number + 1), self.antithetic)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings, lists and dicts; NaN becomes None."""
-        curves = {
-            name: [[None if math.isnan(value) else value for value in row] for row in values.tolist()]
-            for name, values in self.curves.items()
-        }
-        return {
-            "levels": list(self.levels),
-            "curves": curves,
-            "seed": self.seed,
-            "threshold": self.threshold,
-            "higher_is_better": self.higher_is_better,
-            "made_by": dict(self.made_by),
-        }
+        """Numbers, strings, lists and dicts; None where nothing was measured, NaN and infinity as text."""
+        return _tables.to_dict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RobustnessReport:
@@ -139,24 +108,11 @@ class RobustnessReport:
         Raises:
             SpecError: if it is none, or is damaged.
         """
-        try:
-            curves = {
-                name: torch.tensor(
-                    [[math.nan if value is None else value for value in row] for row in rows],
-                    dtype=torch.float64,
-                    device="cpu",
-                )
-                for name, rows in content["curves"].items()
-            }
-            options = {name: content[name] for name in ("seed", "threshold", "higher_is_better", "made_by")}
-            return cls(tuple(map(float, content["levels"])), curves, **options)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise SpecError(f"This is no report of RobustnessReport.to_dict, or a damaged one: {what}.") from None
+        return cls(**_tables.fields_of(content))
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=1)
+        return _tables.to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> RobustnessReport:
@@ -165,29 +121,15 @@ class RobustnessReport:
         Raises:
             SpecError: if it is none, or is damaged.
         """
-        try:
-            content = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            raise SpecError(f"This is no report of RobustnessReport.to_json, or a damaged one: {error}.") from None
-        return cls.from_dict(content)
+        return cls.from_dict(_tables.content_of(text))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict for each curve, level and draw."""
-        return [
-            {"curve": name, "level": level, "draw": draw, "value": value}
-            for name, values in self.curves.items()
-            for level, row in zip(self.levels, values.tolist(), strict=True)
-            for draw, value in enumerate(row)
-            if not math.isnan(value)
-        ]
+        """One dict for each curve, level and draw that was measured."""
+        return _tables.rows(self)
 
     def to_csv(self) -> str:
         """`rows` as comma-separated text with a header."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["curve", "level", "draw", "value"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
+        return _tables.to_csv(self)
 
     def to_pandas(self) -> Any:
         """`rows` as a data frame; needs pandas."""
@@ -195,35 +137,17 @@ class RobustnessReport:
 
         return pandas.DataFrame(self.rows())
 
-    def to_markdown(self) -> str:
-        """A table: a line per level, and a column per curve with mean ± standard error."""
-        parts = [self[name] for name in self.curves]
-        lines = ["| level | " + " | ".join(self.curves) + " |", "|---" * (len(parts) + 1) + "|"]
-        for place, level in enumerate(self.levels):
-            cells = [f"{part.mean[place].item():.4g} ± {part.sem[place].item():.2g}" for part in parts]
-            lines.append(f"| {level:g} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+    def to_markdown(self, *show: _tables.Shown) -> str:
+        """A table: a line per level, and for each curve one column, or several.
+
+        Args:
+            show: ``"mean"`` (± standard error, where there is one), ``"interval"`` (of the mean), ``"yield"``
+                (with its interval), ``"worst"``; a number for that quantile. By default the mean.
+        """
+        return _tables.to_markdown(self, show or ("mean",))
 
     def __str__(self) -> str:
-        made = ", ".join(f"{name} {value}" for name, value in self.made_by.items())
-        return f"{self.to_markdown()}\nmean ± standard error over draws; seed {self.seed}{made and ', ' + made}"
-
-    def merge(self, other: RobustnessReport) -> RobustnessReport:
-        """The draws of two runs with different seeds and the same levels, curves and model, together."""
-        mine, theirs = (
-            {**report.made_by, "levels": report.levels, "curves": list(report.curves)} for report in (self, other)
-        )
-        differing = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        if differing:
-            raise SpecError(
-                f"The reports differ in {', '.join(differing)}, so that their draws cannot be put together."
-            )
-        if self.seed == other.seed:
-            raise SpecError(f"Both reports have the seed {self.seed}: the draws would be counted twice.")
-        curves = {name: torch.cat([values, other.curves[name]], dim=1) for name, values in self.curves.items()}
-        return RobustnessReport(
-            self.levels, curves, self.seed, self.threshold, self.higher_is_better, self.made_by
-        )
+        return _tables.to_text(self)
 
     def plot(self, *, metric: str = "metric") -> Figure:
         """Mean over level with a band of one standard deviation for each curve; needs matplotlib.
@@ -234,10 +158,3 @@ class RobustnessReport:
         from weightnoise._robustness.plots import plot_report
 
         return plot_report(self, metric)
-
-
-def stack(values: Sequence[Sequence[float]]) -> Tensor:
-    """Rows of different lengths as one tensor, NaN where a row is shorter."""
-    longest = max(map(len, values))
-    rows = [[*row, *[math.nan] * (longest - len(row))] for row in values]
-    return torch.tensor(rows, dtype=torch.float64, device="cpu")

@@ -22,7 +22,7 @@ def warn_if_rounded_away(placements: Sequence[Placement]) -> None:
     lost = [
         placement.candidate.name
         for placement in placements
-        if _rounds_away(placement.handed, placement.candidate.tensor)
+        if rounds_away(placement.handed, placement.candidate.tensor)
     ]
     if lost:
         listed = ", ".join(map(repr, lost))
@@ -34,14 +34,15 @@ def warn_if_rounded_away(placements: Sequence[Placement]) -> None:
         )
 
 
-def _rounds_away(law: Law, weight: Tensor) -> bool:
+def rounds_away(law: Law, weight: Tensor, factor: float = 1.0) -> bool:
+    """Whether a low-precision weight would lose most of its noise."""
     if weight.dtype not in (torch.float16, torch.bfloat16) or weight.is_meta or weight.numel() == 0:
         return False
     if weight.ndim:
         weight = weight[: max(1, _CHECKED * weight.shape[0] // weight.numel())]
     with _random.seeded(_SEED, weight.device), torch.no_grad():
         exact = weight.float()
-        noisy = sample(law, exact)
+        noisy = sample(law, exact, factor)
     moved = noisy != exact
     kept = noisy.to(weight.dtype) != weight
     return bool(moved.any()) and (moved & kept).sum().item() < 0.5 * moved.sum().item()

@@ -1,0 +1,84 @@
+"""What the help of the commands says."""
+
+from __future__ import annotations
+
+ABOUT = """\
+Noise on the weights of any PyTorch model.
+
+  weightnoise demo     what training with noise buys, on real digits, in half a minute
+  weightnoise plan     which parameters of a model of yours a spec would put noise on, and how much
+  weightnoise sweep    how a model of yours holds up as the noise grows: a table, a report, a figure
+
+Each has a page of its own: weightnoise sweep --help"""
+
+OBJECTS = """\
+MODULE:NAME is what `from MODULE import NAME` would import; MODULE may be a file of the current directory,
+without its .py. A model is a torch.nn.Module, or a function (or class) that returns one when it is called
+without arguments: build it there and load its checkpoint. It runs your code. torch is seeded before."""
+
+NOTATION = """\
+A law is written as in Python, and nothing of it is executed: Gaussian(0.1, relative_to="absmax"),
+StuckAt(zero=0.01), a number for Gaussian, a list for laws one after the other, and a dict from patterns on
+names to laws: {"encoder.*": Gaussian(0.02), "head.*": None}. JSON as of spec_to_config, or the name of a
+.json file with it, do as well. JSON imports nothing: it may name laws of this library, modules of torch.nn,
+functions of torch.nn.functional, and module classes and laws (dataclasses with draw and apply) of modules that
+the command has imported for the model, the metric or --allow; functions of yours only with --allow. Quote it for
+the shell: '...'."""
+
+EXITS = """\
+Exit codes: 0 success, 1 failure (also of your code), 2 wrong usage, 130 interrupted."""
+
+PLAN = f"""\
+Show what add_weight_noise would do to a model: which parameters get noise, of which law and which standard
+deviation in units of the weight, and which stay clean.
+
+{OBJECTS}
+
+{NOTATION}"""
+
+PLAN_EXAMPLES = f"""\
+Examples:
+  weightnoise plan model:make_model --spec 0.01
+  weightnoise plan torchvision.models:resnet18 --spec '{{"fc.*": None, "*": Gaussian(0.05, relative_to="absmax")}}'
+
+{EXITS}"""
+
+SWEEP = f"""\
+Measure a model under noise: at each level a number of seeded draws ("chips"), each held for all that the
+metric does. Draw k has the same random numbers at every level and under every law, so that laws compare in
+pairs. Prints mean and standard error.
+
+A level multiplies the strength of the law: with Gaussian(1.0, relative_to="absmax") the levels are standard
+deviations as fractions of the largest weight of each layer; with ProgrammingNoise() they are multiples of the
+noise of the device; with StuckAt(zero=1.0) they are shares of the weights.
+
+{OBJECTS}
+
+The metric is a function that takes the model and returns a number, or a dict of numbers by name. It puts the
+model in eval mode, and evaluates it on data of its choice:
+
+  # model.py
+  def make_model():
+      model = Net(); model.load_state_dict(torch.load("net.pt")); return model
+
+  @torch.no_grad()
+  def accuracy(model):
+      return (model.eval()(x).argmax(dim=1) == y).double().mean().item()
+
+{NOTATION}
+
+A sweep with --out keeps what it has measured in that file, about once a second. Interrupted, it goes on from
+there when the same command is given again, and ends with the same numbers to the last bit. Other options,
+another model (its weights are compared), and another version of torch or weightnoise are refused. Whether the
+metric and its data are the same is not checked."""
+
+SWEEP_EXAMPLES = f"""\
+Examples:
+  weightnoise sweep model:make_model --metric model:accuracy --levels 0,0.05,0.1,0.2 \\
+      --law 'Gaussian(1.0, relative_to="absmax")' --law 'StuckAt(zero=1.0)' --out report.json --plot plot.png
+  weightnoise sweep model:make_model --metric model:accuracy --levels 0.1 \\
+      --law 'Gaussian(1.0, relative_to="absmax")' --by-parameter --plot sensitivity.png
+
+In Python: weightnoise.RobustnessReport.from_json(open("report.json").read()).
+
+{EXITS}"""
