@@ -195,6 +195,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "gaussian_rms_per_channel": Gaussian(0.2, relative_to="rms", per=-1),
     "gaussian_value": Gaussian(0.2, relative_to="value"),
     "gaussian_value_exact": Gaussian(0.2, relative_to="value", gradient="exact"),
+    "gaussian_rms_per_tile": Gaussian(0.2, relative_to="rms", tile=(3, 3), gradient="exact"),
     "uniform": Uniform(0.2),
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
     "log_normal": LogNormal(0.3),
@@ -204,6 +205,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
     "quantize": Quantize(4),
     "quantize_affine_per_channel": Quantize(3, symmetric=False, per=0),
+    "quantize_per_tile": Quantize(4, tile=(3, 3)),
     "quantize_stochastic": Quantize(3, stochastic=True),
     "quantize_subset": Quantize(3, subset=0.5, block=2),
     "quantization_noise": QuantizationNoise(3),
@@ -239,6 +241,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
 STILL = {
     "quantize",
     "quantize_affine_per_channel",
+    "quantize_per_tile",
     "stuck_at",
     "stuck_at_straight",
     "bit_flip_frozen",

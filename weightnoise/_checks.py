@@ -42,11 +42,13 @@ def check_choice(law: str, option: str, value: object, choices: tuple[object, ..
 
 
 def check_per(law: str, per: object) -> None:
-    """Raise `OptionError` unless ``per`` is "tensor" or a whole number."""
-    if per == "tensor":
+    """Raise `OptionError` unless ``per`` is "tensor", "output", "input" or a whole number."""
+    if per in ("tensor", "output", "input") or type(per).__name__ == "Regions":
         return
     if isinstance(per, bool) or not isinstance(per, int):
-        raise OptionError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
+        raise OptionError(
+            f"{law}(per=...) must be 'tensor' or a channel dimension (int), or 'output' or 'input', got {per!r}."
+        )
 
 
 def check_seed(where: str, seed: Any) -> Any:

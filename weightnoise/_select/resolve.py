@@ -43,7 +43,7 @@ class Placement:
 
 
 def _handed(law: Noise, candidate: Candidate) -> FullLaw:
-    return complete(law, f"parameter '{candidate.name}'")
+    return complete(law, f"parameter '{candidate.name}'").laid_out(candidate.layout)
 
 
 def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
@@ -111,6 +111,14 @@ def _placement_problems(
             estimator, candidate.owner, candidate.tensor_name, handed, candidate.tensor
         ):
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}."))
+        problems += [
+            TiedParameterError(
+                f"{law!r} means other parts of '{candidate.name}' than of '{other.name}', which is tied to it and "
+                "is read by another kind of layer. Give the dimension, which is the same for both: per=0, say."
+            )
+            for other in tied[id(candidate.source)]
+            if candidate.layout != other.layout and handed != _handed(law, other)
+        ]
         problems += [
             TiedParameterError(
                 f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "

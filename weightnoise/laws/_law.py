@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._checks import plain_number
 from weightnoise._random import draws as _random
+from weightnoise._torch.layers import Layout
+from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem, with_plain_numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 
 @runtime_checkable
@@ -79,13 +82,16 @@ class Law:
         super().__init_subclass__(**options)
         check = vars(cls).get("__post_init__")
         if check is not None and cls.__module__.startswith(f"{__package__}."):
-            cls.__post_init__ = _with_plain_numbers(check)  # type: ignore[attr-defined]
+            cls.__post_init__ = with_plain_numbers(check)  # type: ignore[attr-defined]
 
     gradient: str = "exact"
     sign_symmetric: bool = False
     chip: int | None = None
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
+    per: Any = "tensor"
+    tile: Tile = None
+    regions: Any = "tensor"  # What `per` and `tile` say together.
     apply_key: Callable[..., Tensor]
     apply_to_rows: Callable[..., Tensor]
 
@@ -152,7 +158,7 @@ class Law:
 
     def problem(self, weight: Tensor) -> str | None:
         """Why it does not fit a parameter, or None; asked before a model is touched."""
-        return _first(part.problem(weight) for part in self.parts)
+        return regions_problem(self.regions, weight) or _first(part.problem(weight) for part in self.parts)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why its strength cannot be multiplied by ``factor``, or None; asked where it is set."""
@@ -160,6 +166,8 @@ class Law:
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""
+        if isinstance(self.regions, Regions):
+            return "per='output', per='input' and tile are for weights. Give the dimension, such as per=1"
         return _first(part.module_problem(module, at) for part in self.parts)
 
     def at(self, module: nn.Module, inputs: Tensor) -> Noise:
@@ -169,6 +177,13 @@ class Law:
     def around(self, parts: tuple[Noise, ...]) -> Law:
         """The same wrapper of other parts."""
         raise NotImplementedError(f"{self!r} has no method around(parts).")
+
+    def laid_out(self, layout: Layout | None) -> Self:
+        """The law for a tensor whose outputs and inputs lie so: see `per` and ``tile``."""
+        parts = tuple(part.laid_out(layout) for part in self.parts)
+        if any(one is not other for one, other in zip(parts, self.parts, strict=True)):
+            return self.around(parts)  # type: ignore[return-value]  # Of its own kind.
+        return laid_out(self, layout)
 
     def plain(self) -> Law:
         """The one part that this law is the same as, or the law itself."""
@@ -190,22 +205,6 @@ class Law:
 
     def _end(self, place: int) -> str:
         return f"_{place}" if len(self.parts) > 1 else ""
-
-
-def _with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
-
-    @functools.wraps(check)
-    def post_init(self: Any) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            several = type(value) is tuple
-            object.__setattr__(
-                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
-            )
-        check(self)
-
-    return post_init
 
 
 def _joined(of_parts: list[Any]) -> Any:
