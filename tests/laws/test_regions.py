@@ -196,7 +196,8 @@ def test_refused_aloud() -> None:
         assert not wn.has_weight_noise(model)
     with pytest.raises(wn.TiedParameterError, match=r"means other parts of 'embed\.weight' than of 'head"):
         wn.add_weight_noise(LanguageModel(), wn.Clip(2.0, per="output"))
-    wn.add_weight_noise(LanguageModel(), wn.Clip(2.0, per=0))
+    for fits in (wn.Clip(2.0, per=0), wn.Clip(2.0, tile=(3, 3))):
+        wn.add_weight_noise(LanguageModel(), fits)
     with pytest.raises(wn.UnsupportedActivationError, match="per='input' and tile are for weights"):
         wn.add_activation_noise(nn.Linear(3, 2), wn.Gaussian(0.1, relative_to="std", per="output"))
     with pytest.raises(wn.OptionError, match="Give the dimension: per=0"):

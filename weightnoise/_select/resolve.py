@@ -117,7 +117,9 @@ def _placement_problems(
                 "is read by another kind of layer. Give the dimension, which is the same for both: per=0, say."
             )
             for other in tied[id(candidate.source)]
-            if candidate.layout != other.layout and handed != _handed(law, other)
+            if candidate.layout != other.layout
+            and complete(law).problem(candidate.tensor)  # Else it says the same of any layout.
+            and handed != _handed(law, other)
         ]
         problems += [
             TiedParameterError(
