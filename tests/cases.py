@@ -24,6 +24,7 @@ from weightnoise import (
     Protect,
     QuantizationNoise,
     Quantize,
+    StateDependentNoise,
     StuckAt,
     Temperature,
     Uniform,
@@ -210,6 +211,10 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "quantize_subset": Quantize(3, subset=0.5, block=2),
     "quantization_noise": QuantizationNoise(3),
     "quantization_noise_exact": QuantizationNoise(3, symmetric=False, per=0, gradient="exact"),
+    "state_dependent": StateDependentNoise((0.05, 0.2)),
+    "state_dependent_pieces_exact": StateDependentNoise(
+        ((0.5, 0.1), (2.0, 0.2, -0.01)), breaks=(3.0,), threshold=1.5, g_max=10.0, gradient="exact"
+    ),
     "stuck_at": StuckAt(0.2, high=0.1, low=0.1),
     "stuck_at_straight": StuckAt(0.1, low=0.2, levels=(-0.5, 0.5), gradient="straight-through"),
     "stuck_at_range": StuckAt(0.1, high=0.2, levels="range", per=0, chip=None, gradient="straight-through"),
@@ -265,6 +270,7 @@ BIASED = {name for name in STILL if name != "bit_flip_frozen"} | {
     "programming",
     "programming_drift_exact",
     "quantize_subset",
+    "state_dependent_pieces_exact",
     "stuck_at_range",
 }
 # Laws whose noise is proportional to the factor.
@@ -274,7 +280,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"protect"}
+} | {"protect", "state_dependent"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

@@ -15,6 +15,11 @@ def plain_number(value: Any) -> Any:
     return value if getattr(value, "requires_grad", False) or not hasattr(value, "item") else value.item()
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number of Python."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_strength(law: str, option: str, value: Any) -> Any:
     """Raise `OptionError` unless ``value`` is a finite number that is not negative; return it as a plain one."""
     value = plain_number(value)

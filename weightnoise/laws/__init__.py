@@ -18,6 +18,7 @@ from weightnoise.laws._programming import ProgrammingNoise
 from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
 from weightnoise.laws._spec import Chain
+from weightnoise.laws._state import StateDependentNoise
 from weightnoise.laws._variational_dropout import VariationalDropout
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "QuantizationNoise",
     "Quantize",
     "SaltAndPepper",
+    "StateDependentNoise",
     "StuckAt",
     "Temperature",
     "Uniform",

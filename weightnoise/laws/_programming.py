@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise._checks import check_choice, check_per, check_strength
+from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
@@ -170,11 +170,7 @@ class ProgrammingNoise(Law):
 
 
 def _check_numbers(option: str, values: object, lengths: tuple[int, ...] | None) -> None:
-    numbers = isinstance(values, tuple) and all(map(_is_number, values))
+    numbers = isinstance(values, tuple) and all(map(is_number, values))
     if not numbers or (lengths is not None and len(values) not in lengths):  # type: ignore[arg-type]
         wanted = "finite numbers" if lengths is None else f"{lengths[-1]} finite numbers"
         raise OptionError(f"ProgrammingNoise({option}=...) must be a tuple of {wanted}, got {values!r}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
