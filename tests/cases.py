@@ -25,6 +25,7 @@ from weightnoise import (
     Protect,
     QuantizationNoise,
     Quantize,
+    StateDependentNoise,
     StuckAt,
     Temperature,
     Uniform,
@@ -196,6 +197,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "gaussian_rms_per_channel": Gaussian(0.2, relative_to="rms", per=-1),
     "gaussian_value": Gaussian(0.2, relative_to="value"),
     "gaussian_value_exact": Gaussian(0.2, relative_to="value", gradient="exact"),
+    "gaussian_rms_per_tile": Gaussian(0.2, relative_to="rms", tile=(3, 3), gradient="exact"),
     "uniform": Uniform(0.2),
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
     "log_normal": LogNormal(0.3),
@@ -205,10 +207,15 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
     "quantize": Quantize(4),
     "quantize_affine_per_channel": Quantize(3, symmetric=False, per=0),
+    "quantize_per_tile": Quantize(4, tile=(3, 3)),
     "quantize_stochastic": Quantize(3, stochastic=True),
     "quantize_subset": Quantize(3, subset=0.5, block=2),
     "quantization_noise": QuantizationNoise(3),
     "quantization_noise_exact": QuantizationNoise(3, symmetric=False, per=0, gradient="exact"),
+    "state_dependent": StateDependentNoise((0.05, 0.2)),
+    "state_dependent_pieces_exact": StateDependentNoise(
+        ((0.5, 0.1), (2.0, 0.2, -0.01)), breaks=(3.0,), threshold=1.5, g_max=10.0, gradient="exact"
+    ),
     "stuck_at": StuckAt(0.2, high=0.1, low=0.1),
     "stuck_at_straight": StuckAt(0.1, low=0.2, levels=(-0.5, 0.5), gradient="straight-through"),
     "stuck_at_range": StuckAt(0.1, high=0.2, levels="range", per=0, chip=None, gradient="straight-through"),
@@ -242,6 +249,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
 STILL = {
     "quantize",
     "quantize_affine_per_channel",
+    "quantize_per_tile",
     "stuck_at",
     "stuck_at_straight",
     "bit_flip_frozen",
@@ -266,6 +274,7 @@ BIASED = {name for name in STILL if name not in ("bit_flip_frozen", "frozen")} |
     "programming",
     "programming_drift_exact",
     "quantize_subset",
+    "state_dependent_pieces_exact",
     "stuck_at_range",
 }
 # Laws whose noise is proportional to the factor.
@@ -275,7 +284,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"frozen", "protect"}
+} | {"frozen", "protect", "state_dependent"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

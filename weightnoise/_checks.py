@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from weightnoise._errors import OptionError
@@ -16,6 +13,11 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, (int, float, str)) or getattr(value, "ndim", None) != 0:
         return float(value) if isinstance(value, float) else value  # A float64 of NumPy is one, but for its repr.
     return value if getattr(value, "requires_grad", False) or not hasattr(value, "item") else value.item()
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number of Python."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_strength(law: str, option: str, value: Any) -> Any:
@@ -45,11 +47,13 @@ def check_choice(law: str, option: str, value: object, choices: tuple[object, ..
 
 
 def check_per(law: str, per: object) -> None:
-    """Raise `OptionError` unless ``per`` is "tensor" or a whole number."""
-    if per == "tensor":
+    """Raise `OptionError` unless ``per`` is "tensor", "output", "input" or a whole number."""
+    if per in ("tensor", "output", "input") or type(per).__name__ == "Regions":
         return
     if isinstance(per, bool) or not isinstance(per, int):
-        raise OptionError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
+        raise OptionError(
+            f"{law}(per=...) must be 'tensor' or a channel dimension (int), or 'output' or 'input', got {per!r}."
+        )
 
 
 def check_seed(where: str, seed: Any) -> Any:
@@ -64,19 +68,3 @@ def check_sign(where: str, sign: object) -> None:
     """Raise `OptionError` unless ``sign`` is 1 or -1."""
     if isinstance(sign, bool) or sign not in (1, -1):
         raise OptionError(f"{where}(sign=...) must be 1 or -1, got {sign!r}.")
-
-
-def with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
-
-    @functools.wraps(check)
-    def post_init(self: Any) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            several = type(value) is tuple
-            object.__setattr__(
-                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
-            )
-        check(self)
-
-    return post_init

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import find_candidates
 from weightnoise._select.choose import Spec
-from weightnoise._select.resolve import resolve
+from weightnoise._select.resolve import Placement, resolve
 from weightnoise.laws import Law, Noise, sample
+from weightnoise.laws._complete import complete
+from weightnoise.laws._regions import layout_note
 
 _SEED = 0
 _SAMPLES = 10_000  # An effective standard deviation is then known to about one per cent.
@@ -44,10 +47,12 @@ class NoisePlan:
     Attributes:
         rows: the parameters that get noise, in parameter order.
         clean: the names of those that stay clean.
+        notes: of layers that store inputs before outputs, which dimension ``per`` is there.
     """
 
     rows: tuple[PlannedNoise, ...]
     clean: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The table, one line a parameter, and what stays clean."""
@@ -66,8 +71,8 @@ class NoisePlan:
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
         lines.insert(1, "  ".join("-" * width for width in widths))
         total = len(self.rows) + len(self.clean)
-        clean = ", ".join(self.clean[:8]) + (", ..." if len(self.clean) > 8 else "")
-        return "\n".join([*lines, f"{len(self.rows)} of {total} parameters noisy; clean: {clean or 'none'}"])
+        clean = f"{len(self.rows)} of {total} parameters noisy; clean: {_few(self.clean) or 'none'}"
+        return "\n".join([*lines, clean, *self.notes])
 
 
 def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
@@ -105,7 +110,25 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
         )
         for placement in placements
     )
-    return NoisePlan(tuple(rows), clean)
+    return NoisePlan(tuple(rows), clean, _notes(placements))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _notes(placements: Sequence[Placement]) -> tuple[str, ...]:
+    found: dict[str, list[str]] = {}
+    for placement in placements:
+        laws = [complete(placement.law)]
+        for law in laws:
+            laws += law.inside
+            if note := layout_note(law, placement.candidate.layout):
+                found.setdefault(note, []).append(placement.candidate.name)
+    return tuple(
+        f"{note} of {_few(tuple(dict.fromkeys(names)))}: stored with the inputs first"
+        for note, names in found.items()
+    )
 
 
 def effective_std(law: Law, weight: Tensor) -> float | None:

@@ -11,7 +11,7 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,6 +100,13 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         weight.copy_(apply_draw(noise, weight, draw, factor * amount))
     else:
         weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
+
+
+def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def drawing_alone() -> AbstractContextManager[Any]:

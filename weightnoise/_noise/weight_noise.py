@@ -10,7 +10,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._errors import (
+    IS_DTENSOR,
+    PLAIN_CHECKPOINT,
+    RESIZED,
+    LearnedStrengthWarning,
+    UnsupportedParameterError,
+)
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -22,6 +28,7 @@ from weightnoise._noise.draws import (
     can_rest,
     drawing_alone,
     is_pending,
+    moved,
 )
 from weightnoise._noise.frames import Frames, Memo
 from weightnoise._noise.outside import is_noisy_outside
@@ -32,11 +39,11 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
+from weightnoise._torch.layers import Layout
 from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
-from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -57,6 +64,7 @@ class WeightNoise(nn.Module):
         padding_row: int | None = None,
         estimator: Estimator = "shared",
         memory: Memory = "keep",
+        layout: Layout | None = None,
     ) -> None:
         # The module of the parameter; no copy and no pickle has it.
         self.owner: weakref.ref[nn.Module] | None = None
@@ -71,6 +79,7 @@ class WeightNoise(nn.Module):
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.strength_names: tuple[str, ...] = ()
         self.rests: bool
+        self.layout = layout  # Of the parameter in its module.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
@@ -94,7 +103,8 @@ class WeightNoise(nn.Module):
     def law(self, law: Noise) -> None:
         self._law = law
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
-        self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
+        # What is asked, and called with a weight.
+        self.handed = complete(law, f"parameter '{self.name}'").laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
@@ -223,23 +233,13 @@ class WeightNoise(nn.Module):
         self.chip_draw = moved(self.chip_draw, fn)
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        metadata, strict, missing_keys, *rest = args
         missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         if len(missing) == len(self.strength_names) > 0:
             # One text for all of them, so that Python shows it once.
-            warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
+            warnings.warn(PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
         else:
             missing_keys += missing
 
@@ -252,9 +252,3 @@ class WeightNoise(nn.Module):
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"
-
-
-_PLAIN_CHECKPOINT = (
-    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
-    "weightnoise.learned_strengths(model) has their names."
-)

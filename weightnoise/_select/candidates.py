@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.layers import Layout, layout_of
 from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -53,6 +54,11 @@ class Candidate:
     def padding_row(self) -> int | None:
         """The row that stays clean: an embedding's padding, whose vector stands for nothing."""
         return self.owner.padding_idx if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) else None
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the outputs and the inputs of the module lie in the tensor, if that is known."""
+        return layout_of(self.owner, self.tensor_name)
 
     def unsupported(self) -> str | None:
         """Why this tensor can carry no noise, with the way out; None where it can."""

@@ -43,7 +43,7 @@ class Placement:
 
 
 def _handed(law: Noise, candidate: Candidate) -> FullLaw:
-    return complete(law, f"parameter '{candidate.name}'")
+    return complete(law, f"parameter '{candidate.name}'").laid_out(candidate.layout)
 
 
 def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
@@ -111,14 +111,31 @@ def _placement_problems(
             estimator, candidate.owner, candidate.tensor_name, handed, candidate.tensor
         ):
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}."))
-        problems += [
-            TiedParameterError(
-                f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "
-                f"'{candidate.name}'. Cover both, or leave both clean with None."
-            )
-            for other in tied[id(candidate.source)]
-            if other not in chosen
-        ]
+        problems += _tied_problems(candidate, law, tied[id(candidate.source)], chosen)
+    return problems
+
+
+def _tied_problems(
+    candidate: Candidate, law: Noise, uses: Sequence[Candidate], chosen: Mapping[Candidate, Noise]
+) -> list[WeightNoiseError]:
+    problems: list[WeightNoiseError] = [
+        TiedParameterError(
+            f"{law!r} means other parts of '{candidate.name}' than of '{other.name}', which is tied to it and "
+            "is read by another kind of layer. Give the dimension, which is the same for both: per=0, say."
+        )
+        for other in uses
+        if candidate.layout != other.layout
+        and complete(law).problem(candidate.tensor)  # Else it says the same of any layout.
+        and _handed(law, candidate) != _handed(law, other)
+    ]
+    problems += [
+        TiedParameterError(
+            f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "
+            f"'{candidate.name}'. Cover both, or leave both clean with None."
+        )
+        for other in uses
+        if other not in chosen
+    ]
     return problems
 
 

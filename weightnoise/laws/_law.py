@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._checks import with_plain_numbers
 from weightnoise._random import draws as _random
+from weightnoise._torch.layers import Layout
+from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem, with_plain_numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 
 @runtime_checkable
@@ -88,6 +92,9 @@ class Law:
     of_chip: bool = False
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
+    per: Any = "tensor"
+    tile: Tile = None
+    regions: Any = "tensor"  # What `per` and `tile` say together.
     apply_key: Callable[..., Tensor]
     apply_to_rows: Callable[..., Tensor]
 
@@ -168,7 +175,7 @@ class Law:
 
     def problem(self, weight: Tensor) -> str | None:
         """Why it does not fit a parameter, or None; asked before a model is touched."""
-        return _first(part.problem(weight) for part in self.parts)
+        return regions_problem(self.regions, weight) or _first(part.problem(weight) for part in self.parts)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why its strength cannot be multiplied by ``factor``, or None; asked where it is set."""
@@ -176,6 +183,8 @@ class Law:
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""
+        if isinstance(self.regions, Regions):
+            return "per='output', per='input' and tile are for weights. Give the dimension, such as per=1"
         return _first(part.module_problem(module, at) for part in self.parts)
 
     def at(self, module: nn.Module, inputs: Tensor) -> Noise:
@@ -185,6 +194,13 @@ class Law:
     def around(self, parts: tuple[Noise, ...]) -> Law:
         """The same wrapper of other parts."""
         raise NotImplementedError(f"{self!r} has no method around(parts).")
+
+    def laid_out(self, layout: Layout | None) -> Self:
+        """The law for a tensor whose outputs and inputs lie so: see `per` and ``tile``."""
+        parts = tuple(part.laid_out(layout) for part in self.parts)
+        if any(one is not other for one, other in zip(parts, self.parts, strict=True)):
+            return self.around(parts)  # type: ignore[return-value]  # Of its own kind.
+        return laid_out(self, layout)
 
     def plain(self) -> Law:
         """The one part that this law is the same as, or the law itself."""
@@ -237,18 +253,6 @@ def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: 
         noisy: Tensor = law.apply(weight, noise, factor, strengths)  # type: ignore[call-arg]
         return noisy
     return law.apply(weight, noise, factor)
-
-
-def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
-    """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
-    return law.apply(weight, law.draw(weight), factor)
-
-
-def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
-    if isinstance(draw, tuple):
-        return tuple(moved(part, fn) for part in draw)
-    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
