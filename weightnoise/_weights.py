@@ -15,6 +15,7 @@ from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
+from weightnoise._noise.learning import Ties
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_rounded_away
@@ -173,7 +174,7 @@ def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimato
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)
-    learned: dict[object, dict[str, nn.Parameter]] = {}
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]] = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
@@ -208,7 +209,7 @@ def _noise(
     placement: Placement,
     when: When,
     frames: Frames,
-    learned: dict[object, dict[str, nn.Parameter]],
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]],
     estimator: Estimator,
     memory: Memory,
 ) -> WeightNoise:
@@ -217,7 +218,8 @@ def _noise(
     noise = WeightNoise(placement.law, candidate.name, when, frames, candidate.padding_row, estimator, memory)
     initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
-    noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))
+    shared, ties = learned.setdefault((id(candidate.source), repr(placement.law)), (own, Ties()))
+    noise.set_up(candidate.tensor, shared, ties if placement.tied_with else None)
     return noise
 
 

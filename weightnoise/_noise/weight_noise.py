@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
+from weightnoise._errors import IS_DTENSOR, RESIZED, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -24,6 +23,7 @@ from weightnoise._noise.draws import (
     is_pending,
 )
 from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.learning import Learning, Ties
 from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
@@ -42,7 +42,7 @@ Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
 
 
-class WeightNoise(nn.Module):
+class WeightNoise(Learning):
     """A law on one parameter, in the form that torch's parametrization calls.
 
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
@@ -58,7 +58,6 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
     ) -> None:
-        # The module of the parameter; no copy and no pickle has it.
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
@@ -69,7 +68,6 @@ class WeightNoise(nn.Module):
         self.memory = memory
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
-        self.strength_names: tuple[str, ...] = ()
         self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
@@ -98,11 +96,9 @@ class WeightNoise(nn.Module):
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
-    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
-        for name, parameter in strengths.items():
-            self.register_parameter(name, parameter)
-        self.strength_names = tuple(strengths)
+        self.learn(strengths, ties)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
@@ -173,10 +169,6 @@ class WeightNoise(nn.Module):
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
 
-    def strengths(self) -> dict[str, Tensor]:
-        """What the law has learned, by name."""
-        return {name: getattr(self, name) for name in self.strength_names}
-
     def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
         """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
         if self.built_for is not None and self.built_for != weight.shape:
@@ -213,35 +205,19 @@ class WeightNoise(nn.Module):
 
     def _redraw(self, weight: Tensor) -> Any:
         if is_pending(self.chip_draw):
+            if weight.is_meta:  # To see shapes.
+                return self.handed.drawn(weight, self.handed.freeze(weight, self.name))
             with drawing_alone():
                 if is_pending(self.chip_draw):
                     self.chip_draw = self.handed.freeze(weight, self.name)
         return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.chip_draw = moved(self.chip_draw, fn)
+        if any(tensor.is_meta for tensor in tensors_in(self.chip_draw)):
+            self.chip_draw = PENDING
         return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
-        if len(missing) == len(self.strength_names) > 0:
-            # One text for all of them, so that Python shows it once.
-            warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
-        else:
-            missing_keys += missing
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "owner": None, "_training": self.training}
@@ -252,9 +228,3 @@ class WeightNoise(nn.Module):
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"
-
-
-_PLAIN_CHECKPOINT = (
-    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
-    "weightnoise.learned_strengths(model) has their names."
-)
