@@ -18,7 +18,7 @@ from weightnoise._noise.frames import Frames
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._select.choose import Spec
-from weightnoise._select.precision import warn_if_rounded_away
+from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
@@ -81,7 +81,9 @@ def add_weight_noise(
             (`TiedParameterError`), parameters that cannot carry noise (`UnsupportedParameterError`).
 
     Warns:
-        NoiseRoundsAwayWarning: if noise is too small for the precision of a float16 or bfloat16 weight.
+        NoiseRoundsAwayWarning: if noise is too small for the precision of a weight, here and, once for each
+            parameter, in a forward: a dtype, a factor, a weight or what is learned may change.
+        InfiniteNoiseWarning: in the same way, if it is beyond the largest numbers of the dtype.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
@@ -102,8 +104,10 @@ def add_weight_noise(
     if memory == "recompute" and estimator != "shared":
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
     placements = resolve(model, spec, min_ndim, estimator)
-    warn_if_rounded_away(placements)
+    lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
+    for name, _, noise in noises(model) if lost else ():
+        noise.lookout.warned = name in lost
     return model
 
 

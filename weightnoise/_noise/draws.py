@@ -158,7 +158,7 @@ class HeldDraw:
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
     def draw(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for by a weight that has numbers; others have a shape alone."""
+        """The held draw, made when it is first asked for by a weight that has numbers and not a shape alone."""
         if weight.is_meta:
             return law.draw(weight)
         if not self.drawn:

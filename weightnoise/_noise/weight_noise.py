@@ -22,9 +22,10 @@ from weightnoise._noise.draws import (
     drawing_alone,
     is_pending,
 )
-from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames
 from weightnoise._noise.learning import Learning, Ties
 from weightnoise._noise.outside import is_noisy_outside
+from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
@@ -32,7 +33,7 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
-from weightnoise._torch.modes import in_transform, may_matter
+from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
@@ -71,6 +72,7 @@ class WeightNoise(Learning):
         self.rests: bool
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.lookout = Lookout()
 
     @property
     def training(self) -> bool:
@@ -99,6 +101,7 @@ class WeightNoise(Learning):
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         self.learn(strengths, ties)
+        self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
@@ -121,44 +124,49 @@ class WeightNoise(Learning):
         kept = running[-1] if running else None
         if kept is None and (running or not is_noisy_outside(self, warn=True)):
             return weight
-        effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        if not eager:
-            effective = self.effective()
+        effective: EffectiveControl | None = control if eager else self.effective()
         if effective is None:
             return weight
         if type(weight) is not nn.Parameter and is_dtensor(weight):
-            if kept is None:
-                return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
+            return self._sharded(weight, kept)
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
         if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
-            return effective.held.noisy_weight(self, weight, factor)
-        if kept is None:
-            return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
-        # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        compiling = not eager and torch.compiler.is_compiling()
-        # Inference tensors count no versions.
-        version = 0 if compiling or weight.is_inference() else weight._version
-        state = None if compiling else (version, torch.is_grad_enabled(), factor)
-        last: Memo | None = kept.get(self.tensor_name)
-        if last is None:
-            noise = self.draw(weight, effective, eager)
+            noisy: Tensor = effective.held.noisy_weight(self, weight, factor)
+        elif kept is None:
+            noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:
-            noise, noisy, of, before = last
-            if noise is PER_EXAMPLE:
+            # Compiled code cannot see edits of the weight: it applies the law again, and merges what is equal.
+            compiling = not eager and torch.compiler.is_compiling()
+            version = 0 if compiling or weight.is_inference() else weight._version
+            state = None if compiling else (version, torch.is_grad_enabled(), factor)
+            noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
+            if noise is NOT_DRAWN:
+                noise = self.draw(weight, effective, eager)
+            elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
                 return weight
-            if of is weight and before == state and not compiling:
+            elif of is weight and before == state and not compiling:
                 return noisy
-        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
-            noisy = recomputable(self, weight, noise, factor, kept)
-        else:
-            noisy = apply_draw(self, weight, noise, factor)
-        kept[self.tensor_name] = noise, noisy, weight, state
+            if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
+                noisy = recomputable(self, weight, noise, factor, kept)
+            else:
+                noisy = apply_draw(self, weight, noise, factor)
+            kept[self.tensor_name] = noise, noisy, weight, state
+        if eager or runs_eagerly():
+            look = self.lookout
+            look.reads += 1
+            known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
+            if not known or look.reads >= look.due:
+                look.at(self, weight, noisy, factor)
         return noisy
+
+    def _sharded(self, weight: Tensor, kept: object) -> Tensor:
+        if kept is None:
+            return weight  # FSDP2 looks at its sharded Parameter between forwards.
+        raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
 
     def factor(self, effective: EffectiveControl) -> float:
         """What multiplies the strength now; negative for the mirrored draw."""
