@@ -44,10 +44,13 @@ class NoisePlan:
     Attributes:
         rows: the parameters that get noise, in parameter order.
         clean: the names of those that stay clean.
+        scales: those of the clean ones that have ``min_ndim`` dimensions, but are scales, shifts or tokens: of
+            a normalisation, or with at most one dimension longer than 1.
     """
 
     rows: tuple[PlannedNoise, ...]
     clean: tuple[str, ...]
+    scales: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The table, one line a parameter, and what stays clean."""
@@ -66,8 +69,14 @@ class NoisePlan:
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
         lines.insert(1, "  ".join("-" * width for width in widths))
         total = len(self.rows) + len(self.clean)
-        clean = ", ".join(self.clean[:8]) + (", ..." if len(self.clean) > 8 else "")
-        return "\n".join([*lines, f"{len(self.rows)} of {total} parameters noisy; clean: {clean or 'none'}"])
+        lines.append(f"{len(self.rows)} of {total} parameters noisy; clean: {_some(self.clean) or 'none'}")
+        if self.scales:
+            lines.append(f"clean as scales, shifts or tokens (name them to cover them): {_some(self.scales)}")
+        return "\n".join(lines)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
@@ -94,7 +103,8 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
     """
     placements = resolve(model, spec, min_ndim)
     noisy = {placement.candidate.name for placement in placements}
-    clean = tuple(candidate.name for candidate in find_candidates(model) if candidate.name not in noisy)
+    clean = [candidate for candidate in find_candidates(model) if candidate.name not in noisy]
+    scales = [one.name for one in clean if one.ndim < min_ndim <= one.tensor.ndim]
     rows = (
         PlannedNoise(
             placement.candidate.name,
@@ -105,7 +115,7 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
         )
         for placement in placements
     )
-    return NoisePlan(tuple(rows), clean)
+    return NoisePlan(tuple(rows), tuple(one.name for one in clean), tuple(scales))
 
 
 def effective_std(law: Law, weight: Tensor) -> float | None:

@@ -50,14 +50,18 @@ def add_weight_noise(
 
             - a number: ``Gaussian(std=number)``;
             - a law, or a list of laws applied in that order: on every floating-point parameter
-              with at least ``min_ndim`` dimensions, so that biases and norm scales stay clean;
+              with at least ``min_ndim`` dimensions, so that biases and scales stay clean, whatever
+              their shape;
             - a mapping: keys are shell globs on the full clean name (``*`` crosses dots) or module
               classes, values are laws; the first key that matches wins, ``None`` leaves clean, and
               an exact name is exempt from ``min_ndim``;
             - a function ``(name, parameter, module) -> law or None``, asked for every parameter.
         when: ``"always"``, in training and in evaluation, until `no_noise` or removal; or
             ``"training"``, only while the owning module is in training mode, as dropout does.
-        min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly.
+        min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly. The Parameters of
+            torch's normalisations count as one dimension, and so does one of any other module, but for the
+            weights of torch's Linear, Conv, recurrent, attention and embedding layers, if at most one of its
+            dimensions is longer than 1: layer scales (C, 1, 1), biases (1, C, 1, 1), class tokens (1, 1, D).
         estimator: ``"shared"``: all examples of a batch see one draw. For the weights of Linear and Conv
             layers alone, noise of its own for each example, which leaves the distribution of an example's
             noise as it is and makes the gradient less variable: ``"flipout"``, the draw with the signs of
