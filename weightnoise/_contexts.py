@@ -177,9 +177,11 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
+        weight = clean_tensor(owner, noise.tensor_name)
+        if weight is not None and weight.is_meta and seed is None and key not in draws:
+            own_seed = int(_random.key())  # It is drawn once the weight has numbers.
         held = draws.setdefault(key, HeldDraw(own_seed, sign, reads=0 if fresh else None))
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
-        weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None:
             held.make(noise.handed, weight)
         if fresh and noise.estimator != "shared":

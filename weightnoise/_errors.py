@@ -68,7 +68,11 @@ class ExportError(WeightNoiseError, RuntimeError):
 
 
 class NoiseRoundsAwayWarning(UserWarning):
-    """The noise is smaller than the spacing of a low-precision weight, so that it is lost."""
+    """The noise is smaller than the spacing of a weight's numbers, so that it is lost."""
+
+
+class InfiniteNoiseWarning(UserWarning):
+    """The noise is beyond the largest numbers of a weight's dtype, so that noisy weights are infinite."""
 
 
 class LearnedStrengthWarning(UserWarning):

@@ -47,11 +47,14 @@ class NoisePlan:
     Attributes:
         rows: the parameters that get noise, in parameter order.
         clean: the names of those that stay clean.
+        scales: those of the clean ones that have ``min_ndim`` dimensions, but are scales, shifts or tokens: of
+            a normalisation, or with at most one dimension longer than 1.
         notes: of layers that store inputs before outputs, which dimension ``per`` is there.
     """
 
     rows: tuple[PlannedNoise, ...]
     clean: tuple[str, ...]
+    scales: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -71,8 +74,10 @@ class NoisePlan:
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
         lines.insert(1, "  ".join("-" * width for width in widths))
         total = len(self.rows) + len(self.clean)
-        clean = f"{len(self.rows)} of {total} parameters noisy; clean: {_few(self.clean) or 'none'}"
-        return "\n".join([*lines, clean, *self.notes])
+        lines.append(f"{len(self.rows)} of {total} parameters noisy; clean: {_few(self.clean) or 'none'}")
+        if self.scales:
+            lines.append(f"clean as scales, shifts or tokens (name them to cover them): {_few(self.scales)}")
+        return "\n".join([*lines, *self.notes])
 
 
 def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
@@ -99,7 +104,8 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
     """
     placements = resolve(model, spec, min_ndim)
     noisy = {placement.candidate.name for placement in placements}
-    clean = tuple(candidate.name for candidate in find_candidates(model) if candidate.name not in noisy)
+    clean = [candidate for candidate in find_candidates(model) if candidate.name not in noisy]
+    scales = [one.name for one in clean if one.ndim < min_ndim <= one.tensor.ndim]
     rows = (
         PlannedNoise(
             placement.candidate.name,
@@ -110,7 +116,7 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
         )
         for placement in placements
     )
-    return NoisePlan(tuple(rows), clean, _notes(placements))
+    return NoisePlan(tuple(rows), tuple(one.name for one in clean), tuple(scales), _notes(placements))
 
 
 def _few(names: Sequence[str]) -> str:

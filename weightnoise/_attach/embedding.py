@@ -31,7 +31,9 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     draw = bare(noise.draw(weight, effective))
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.padding_row, sparse=layer.sparse)
-    table = noise.handed.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(effective))
+    factor = noise.factor(effective)
+    table = noise.handed.apply_to_rows(weight.detach(), rows, index, draw, factor)
+    noise.lookout.note(noise, rows, table, factor)
     if noise.padding_row is not None:
         table = torch.where((index == noise.padding_row).unsqueeze(-1), rows, table)
     if isinstance(layer, nn.Embedding):

@@ -63,7 +63,9 @@ def _add_flipout(
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = apply_draw(noise, weight, noise.draw(weight, effective), size) - weight
+    noisy = apply_draw(noise, weight, noise.draw(weight, effective), size)
+    noise.lookout.note(noise, weight, noisy, size)
+    moved = noisy - weight
     held = effective.held
     key = None if held is None else held.key
 

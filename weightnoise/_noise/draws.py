@@ -170,7 +170,9 @@ class HeldDraw:
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
     def draw(self, law: Law, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for; or a reading of it."""
+        """The held draw, or a reading of it; made when it is first asked for by a weight that has numbers."""
+        if weight.is_meta:
+            return law.draw(weight)
         self.make(law, weight)
         if self.shape is not None and self.shape != weight.shape:
             raise WeightNoiseError(
@@ -180,8 +182,8 @@ class HeldDraw:
         return self.noise if self.reads is None else self._reading(law, weight)
 
     def make(self, law: Law, weight: Tensor) -> None:
-        """Make the draw, where that is still to be done."""
-        if not self.drawn:
+        """Make the draw, where that is still to be done, for a weight that has numbers."""
+        if not self.drawn and not weight.is_meta:
             with drawing_alone():
                 if not self.drawn:
                     self._draw(law, weight)

@@ -16,9 +16,12 @@ OPENERS: dict[int, CodeType] = {}
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
-# from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
-# made at every forward.
+# from: the clean weight, its version (inference tensors count none), whether gradients were enabled, and the
+# factor. A plain tuple: it is made at every forward.
 Memo: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
+
+NOT_DRAWN = "not drawn"
+NOTHING: Any = (NOT_DRAWN, None, None, None)
 
 
 def opens_frame(function: FunctionT) -> FunctionT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -10,13 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import (
-    IS_DTENSOR,
-    PLAIN_CHECKPOINT,
-    RESIZED,
-    LearnedStrengthWarning,
-    UnsupportedParameterError,
-)
+from weightnoise._errors import IS_DTENSOR, RESIZED, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -30,8 +23,10 @@ from weightnoise._noise.draws import (
     is_pending,
     moved,
 )
-from weightnoise._noise.frames import Frames, Memo
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames
+from weightnoise._noise.learning import Learning, Ties
 from weightnoise._noise.outside import is_noisy_outside
+from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
@@ -40,7 +35,7 @@ from weightnoise._random import philox as _engine
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
-from weightnoise._torch.modes import in_transform, may_matter
+from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
@@ -49,7 +44,7 @@ Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
 
 
-class WeightNoise(nn.Module):
+class WeightNoise(Learning):
     """A law on one parameter, in the form that torch's parametrization calls.
 
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
@@ -66,7 +61,6 @@ class WeightNoise(nn.Module):
         memory: Memory = "keep",
         layout: Layout | None = None,
     ) -> None:
-        # The module of the parameter; no copy and no pickle has it.
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
@@ -77,11 +71,11 @@ class WeightNoise(nn.Module):
         self.memory = memory
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
-        self.strength_names: tuple[str, ...] = ()
         self.rests: bool
         self.layout = layout  # Of the parameter in its module.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.lookout = Lookout()
 
     @property
     def training(self) -> bool:
@@ -108,11 +102,10 @@ class WeightNoise(nn.Module):
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
-    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
-        for name, parameter in strengths.items():
-            self.register_parameter(name, parameter)
-        self.strength_names = tuple(strengths)
+        self.learn(strengths, ties)
+        self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
@@ -135,44 +128,50 @@ class WeightNoise(nn.Module):
         kept = running[-1] if running else None
         if kept is None and (running or not is_noisy_outside(self, warn=True)):
             return weight
-        effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        if not eager:
-            effective = self.effective()
+        effective: EffectiveControl | None = control if eager else self.effective()
         if effective is None:
             return weight
         if type(weight) is not nn.Parameter and is_dtensor(weight):
-            if kept is None:
-                return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
+            return self._sharded(weight, kept)
         if not eager:
             refuse_export("weight", self.name)
         factor = effective.factor if eager else self.factor(effective)
         held = effective.held
         if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
-            return held.noisy_weight(self, weight, factor)
-        if kept is None:
-            return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
-        # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        compiling = not eager and torch.compiler.is_compiling()
-        version = 0 if compiling or weight.is_inference() else weight._version  # Which inference tensors lack.
-        state = None if compiling else (version, torch.is_grad_enabled(), factor)
-        last: Memo | None = kept.get(self.tensor_name)
-        if last is None:
-            noise = self.draw(weight, effective, eager)
+            noisy: Tensor = held.noisy_weight(self, weight, factor)
+        elif kept is None:
+            noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:
-            noise, noisy, of, before = last
-            if noise is PER_EXAMPLE:
+            # Compiled code cannot see edits of the weight: it applies the law again, and merges what is equal.
+            compiling = not eager and torch.compiler.is_compiling()
+            version = 0 if compiling or weight.is_inference() else weight._version
+            state = None if compiling else (version, torch.is_grad_enabled(), factor)
+            noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
+            if noise is NOT_DRAWN:
+                noise = self.draw(weight, effective, eager)
+            elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
                 return weight
-            if of is weight and before == state and not compiling:
+            elif of is weight and before == state and not compiling:
                 return noisy
-        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
-            noisy = recomputable(self, weight, noise, factor, kept)
-        else:
-            noisy = apply_draw(self, weight, noise, factor)
-        kept[self.tensor_name] = noise, noisy, weight, state
+            if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
+                noisy = recomputable(self, weight, noise, factor, kept)
+            else:
+                noisy = apply_draw(self, weight, noise, factor)
+            kept[self.tensor_name] = noise, noisy, weight, state
+        if eager or runs_eagerly():
+            look = self.lookout
+            look.reads += 1
+            known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
+            if not known or look.reads >= look.due:
+                look.at(self, weight, noisy, factor)
         return noisy
+
+    def _sharded(self, weight: Tensor, kept: object) -> Tensor:
+        if kept is None:
+            return weight  # FSDP2 looks at its sharded Parameter between forwards.
+        raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
 
     def factor(self, effective: EffectiveControl) -> float:
         """Return the factor of the strength now; negative for the mirrored draw."""
@@ -182,10 +181,6 @@ class WeightNoise(nn.Module):
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
-
-    def strengths(self) -> dict[str, Tensor]:
-        """Return the strengths that the law has learned, by name."""
-        return {name: getattr(self, name) for name in self.strength_names}
 
     def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
         """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
@@ -223,25 +218,19 @@ class WeightNoise(nn.Module):
 
     def _redraw(self, weight: Tensor) -> Any:
         if is_pending(self.chip_draw):
+            if weight.is_meta:  # To see shapes.
+                return self.handed.drawn(weight, self.handed.freeze(weight, self.name))
             with drawing_alone():
                 if is_pending(self.chip_draw):
                     self.chip_draw = self.handed.freeze(weight, self.name)
         return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.chip_draw = moved(self.chip_draw, fn)
+        if any(tensor.is_meta for tensor in tensors_in(self.chip_draw)):
+            self.chip_draw = PENDING
         return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        metadata, strict, missing_keys, *rest = args
-        missing: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
-        if len(missing) == len(self.strength_names) > 0:
-            # One text for all of them, so that Python shows it once.
-            warnings.warn(PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
-        else:
-            missing_keys += missing
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "owner": None, "_training": self.training}

@@ -170,7 +170,8 @@ def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tu
 
 def _too_few_dimensions(key: Key, won: Sequence[Candidate], min_ndim: int) -> NoMatchError:
     return NoMatchError(
-        f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: "
+        f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions"
+        f"{_COUNTED * any(one.tensor.ndim != one.ndim for one in won)}: "
         f"{listed(candidate.name for candidate in won[:3])}. "
         "Name a parameter exactly, or pass a smaller min_ndim."
     )
@@ -180,7 +181,12 @@ def _nothing_covered(candidates: Sequence[Candidate], min_ndim: int) -> NoMatchE
     if not candidates:
         return NoMatchError("The model has no parameters to put noise on.")
     largest = max(candidate.ndim for candidate in candidates)
+    counted = _COUNTED * any(one.tensor.ndim != one.ndim for one in candidates)
     return NoMatchError(
         f"The spec puts noise on none of the model's {len(candidates)} parameters. A law or a number covers "
-        f"floating-point parameters with at least min_ndim={min_ndim} dimensions; the most here is {largest}."
+        f"floating-point parameters with at least min_ndim={min_ndim} dimensions{counted}; the most here "
+        f"is {largest}."
     )
+
+
+_COUNTED = ", where one counts for scales and shifts of any shape,"
