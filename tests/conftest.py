@@ -49,6 +49,8 @@ MARKED = {
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
 }
+# Files whose tests share what takes long to make: one process makes it.
+TOGETHER = ("cli/test_digits", "pretrained")
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
 _MANY = 40
@@ -74,6 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for beginning, marker in MARKED.items():
             if path.startswith(beginning):
                 item.add_marker(marker)
+        if path.startswith(TOGETHER):
+            item.add_marker(pytest.mark.xdist_group(path))
         if item.get_closest_marker("distributed"):
             item.add_marker(pytest.mark.xdist_group("distributed"))  # One pair of processes at a time.
         product = products[_function(item)]
