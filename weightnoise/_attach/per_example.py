@@ -70,7 +70,7 @@ def _add_flipout(
     key = None if held is None else held.key
 
     def signs(like: Tensor, stream: int) -> Tensor:
-        shape = _per_channel(layer, like)
+        shape = _per_channel(layer, like, noise.batch_dim)
         if key is None:
             return fresh(effective, noise, lambda: _random.signs(like, shape))
         return _random.keyed_signs(key, like, shape, stream)
@@ -111,11 +111,13 @@ def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight
     return layer_product(layer, squares, variance.expand_as(weight))
 
 
-def _per_channel(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
+def _per_channel(layer: nn.Module, values: Tensor, batch_dim: int) -> tuple[int, ...]:
     """The shape of one number for each example and channel of what a layer takes in or puts out."""
     if isinstance(layer, nn.Linear):
-        middle = max(values.ndim - 2, 0)
-        return (*values.shape[:1], *[1] * middle, *values.shape[1:][-1:])
+        # Examples without positions come first: what is put out of the last step of a sequence.
+        examples = batch_dim if batch_dim < values.ndim - 1 else 0
+        last = values.ndim - 1
+        return tuple(size if dim in (examples, last) else 1 for dim, size in enumerate(values.shape))
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     space = len(layer.kernel_size)
     return (*values.shape[: values.ndim - space], *[1] * space)

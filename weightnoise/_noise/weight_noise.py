@@ -58,6 +58,7 @@ class WeightNoise(Learning):
         padding_row: int | None = None,
         estimator: Estimator = "shared",
         memory: Memory = "keep",
+        batch_dim: int = 0,
     ) -> None:
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
@@ -67,6 +68,7 @@ class WeightNoise(Learning):
         self.padding_row = padding_row
         self.estimator = estimator
         self.memory = memory
+        self.batch_dim = batch_dim  # Of what the layer takes in, for flipout.
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.rests: bool
@@ -235,4 +237,5 @@ class WeightNoise(Learning):
         refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
+        memory += f", batch_dim={self.batch_dim}" if self.batch_dim else ""
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"
