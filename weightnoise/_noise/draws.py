@@ -11,6 +11,7 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -99,6 +100,13 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         weight.copy_(apply_draw(noise, weight, draw, factor * amount))
     else:
         weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
+
+
+def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
+    """Give a noisy weight the attributes that code has hung on the Parameter."""
+    for name in names:
+        if noisy is not weight and hasattr(weight, name):
+            setattr(noisy, name, getattr(weight, name))
 
 
 def drawing_alone() -> AbstractContextManager[Any]:

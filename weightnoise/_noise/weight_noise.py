@@ -19,6 +19,7 @@ from weightnoise._noise.draws import (
     Seed,
     apply_draw,
     can_rest,
+    carry,
     drawing_alone,
     is_pending,
 )
@@ -75,6 +76,7 @@ class WeightNoise(Learning):
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
         self.lookout = Lookout()
+        self.attributes: tuple[str, ...] = ()  # Those of the Parameter, for compiled code, which cannot list them.
 
     @property
     def training(self) -> bool:
@@ -103,6 +105,7 @@ class WeightNoise(Learning):
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         self.learn(strengths, ties)
+        self.attributes = tuple(vars(weight))
         self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
@@ -128,13 +131,9 @@ class WeightNoise(Learning):
             return weight
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         effective: EffectiveControl | None = control if eager else self.effective()
-        if effective is None:
+        if effective is None or (type(weight) is not nn.Parameter and self._is_sharded(weight, kept)):
             return weight
-        if type(weight) is not nn.Parameter and is_dtensor(weight):
-            return self._sharded(weight, kept)
-        if not eager:
-            refuse_export("weight", self.name)
-        factor = effective.factor if eager else self.factor(effective)
+        factor = effective.factor if eager else self._factor_of_graph(effective)
         if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
             noisy: Tensor = effective.held.noisy_weight(self, weight, factor)
         elif kept is None:
@@ -163,12 +162,20 @@ class WeightNoise(Learning):
             known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
             if not known or look.reads >= look.due:
                 look.at(self, weight, noisy, factor)
+            if weight.__dict__ and noisy is not weight:
+                self.attributes, noisy.__dict__ = tuple(weight.__dict__), weight.__dict__
+        elif self.attributes:
+            carry(self.attributes, weight, noisy)
         return noisy
 
-    def _sharded(self, weight: Tensor, kept: object) -> Tensor:
-        if kept is None:
-            return weight  # FSDP2 looks at its sharded Parameter between forwards.
+    def _is_sharded(self, weight: Tensor, kept: object) -> bool:
+        if kept is None or not is_dtensor(weight):
+            return is_dtensor(weight)  # FSDP2 looks at its sharded Parameter between forwards.
         raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
+
+    def _factor_of_graph(self, effective: EffectiveControl) -> float:
+        refuse_export("weight", self.name)
+        return self.factor(effective)
 
     def factor(self, effective: EffectiveControl) -> float:
         """What multiplies the strength now; negative for the mirrored draw."""
