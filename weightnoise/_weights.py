@@ -229,7 +229,7 @@ def _noise(
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
-    row, dim = candidate.padding_row, placement.batch_dim
+    row, dim = placement.padding_row, placement.batch_dim
     noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, dim)
     initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}

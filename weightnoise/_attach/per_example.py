@@ -90,6 +90,9 @@ def _add_local(
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
     deviation = noise.handed.deviation(weight, noise.strengths())
     assert deviation is not None
+    if noise.padding_row is not None:  # Of an embedding that is tied to the layer.
+        row = torch.tensor([noise.padding_row], dtype=torch.int64, device=weight.device)
+        deviation = deviation.expand_as(weight).index_fill(0, row, 0.0)
     with precise_products(inputs):  # In float32: a square of float16 is infinite from 256 on.
         variance = _output_variance(layer, wide(inputs).square(), wide(deviation).square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, RESIZED, UnsupportedParameterError
+from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, RESIZED, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -19,7 +19,6 @@ from weightnoise._noise.draws import (
     Seed,
     apply_draw,
     can_rest,
-    carry,
     drawing_alone,
     is_pending,
 )
@@ -42,6 +41,8 @@ from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
+
+_STRIDED = torch.strided
 
 
 class WeightNoise(Learning):
@@ -131,7 +132,8 @@ class WeightNoise(Learning):
             return weight
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         effective: EffectiveControl | None = control if eager else self.effective()
-        if effective is None or (type(weight) is not nn.Parameter and self._is_sharded(weight, kept)):
+        plain = type(weight) is nn.Parameter and weight.layout is _STRIDED
+        if effective is None or (not plain and self._is_sharded(weight, kept)):
             return weight
         factor = effective.factor if eager else self._factor_of_graph(effective)
         if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
@@ -164,11 +166,12 @@ class WeightNoise(Learning):
                 look.at(self, weight, noisy, factor)
             if weight.__dict__ and noisy is not weight:
                 self.attributes, noisy.__dict__ = tuple(weight.__dict__), weight.__dict__
-        elif self.attributes:
-            carry(self.attributes, weight, noisy)
         return noisy
 
     def _is_sharded(self, weight: Tensor, kept: object) -> bool:
+        if weight.layout is not _STRIDED:
+            problem = f"Parameter '{self.name}' has layout {weight.layout} now, {NO_LAYOUT}"
+            raise UnsupportedParameterError(problem)
         if kept is None or not is_dtensor(weight):
             return is_dtensor(weight)  # FSDP2 looks at its sharded Parameter between forwards.
         raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))

@@ -37,6 +37,7 @@ class Placement:
     law: Noise
     tied_with: tuple[str, ...] = ()
     batch_dim: int = 0
+    padding_row: int | None = None
 
     @property
     def handed(self) -> FullLaw:
@@ -87,7 +88,7 @@ def resolve(
     placed = [candidate for candidate in candidates if candidate in chosen]
     dims = batch_dims(model, placed, batch_dim) if estimator == "flipout" else [0] * len(placed)
     return [
-        Placement(candidate, chosen[candidate], _others(candidate, tied), dim)
+        Placement(candidate, chosen[candidate], _others(candidate, tied), dim, _padding_row(candidate, tied))
         for candidate, dim in zip(placed, dims, strict=True)
     ]
 
@@ -160,6 +161,12 @@ def _by_source(candidates: Sequence[Candidate]) -> dict[int, list[Candidate]]:
 
 def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tuple[str, ...]:
     return tuple(other.name for other in tied[id(candidate.source)] if other is not candidate)
+
+
+def _padding_row(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> int | None:
+    """The row of a padding token: a draw is one weight for all uses, so it is clean in a tied head as well."""
+    rows = (one.padding_row for one in (candidate, *tied[id(candidate.source)]))
+    return next((row for row in rows if row is not None), None)
 
 
 def _too_few_dimensions(key: Key, won: Sequence[Candidate], min_ndim: int) -> NoMatchError:
