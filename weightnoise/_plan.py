@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from weightnoise._checks import check_choice
+from weightnoise._noise.weight_noise import Estimator
 from weightnoise._random import draws as _random
 from weightnoise._select.candidates import find_candidates
 from weightnoise._select.choose import Spec
@@ -31,6 +33,7 @@ class PlannedNoise:
         effective_std: root mean square of the noise over the weights, in units of the weight,
             measured on seeded draws; None for a parameter without data (meta device).
         tied_with: other names of the same Parameter.
+        batch_dim: the dimension of the examples in what the layer takes in, with ``estimator="flipout"``.
     """
 
     name: str
@@ -38,6 +41,7 @@ class PlannedNoise:
     law: Noise
     effective_std: float | None
     tied_with: tuple[str, ...]
+    batch_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class NoisePlan:
 
     def __str__(self) -> str:
         """The table, one line a parameter, and what stays clean."""
-        head = ("name", "shape", "law", "effective std", "tied with")
-        body = [
+        head: tuple[str, ...] = ("name", "shape", "law", "effective std", "tied with")
+        body: list[tuple[str, ...]] = [
             (
                 row.name,
                 " x ".join(map(str, row.shape)) or "scalar",
@@ -70,6 +74,9 @@ class NoisePlan:
             )
             for row in self.rows
         ]
+        if any(row.batch_dim is not None for row in self.rows):
+            head = (*head, "batch dim")
+            body = [(*line, str(row.batch_dim)) for line, row in zip(body, self.rows, strict=True)]
         widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
         lines.insert(1, "  ".join("-" * width for width in widths))
@@ -80,16 +87,26 @@ class NoisePlan:
         return "\n".join([*lines, *self.notes])
 
 
-def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> NoisePlan:
+def plan_weight_noise(
+    model: nn.Module,
+    spec: Spec,
+    *,
+    min_ndim: int = 2,
+    estimator: Estimator = "shared",
+    batch_dim: int | None = None,
+) -> NoisePlan:
     """Tell what `add_weight_noise` with these arguments would do; the model stays as it is.
 
     Args:
         model: any module.
         spec: as for `add_weight_noise`.
         min_ndim: as for `add_weight_noise`.
+        estimator: as for `add_weight_noise`.
+        batch_dim: as for `add_weight_noise`.
 
     Returns:
-        A plan that prints as a table: name, shape, law, effective standard deviation, tied names.
+        A plan that prints as a table: name, shape, law, effective standard deviation, tied names, and with
+        ``estimator="flipout"`` the dimension of the examples.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -102,7 +119,8 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
         weight  100 x 300  Gaussian(std=0.01)  0.01           -
         1 of 2 parameters noisy; clean: bias
     """
-    placements = resolve(model, spec, min_ndim)
+    check_choice("plan_weight_noise", "estimator", estimator, ("shared", "flipout", "local"))
+    placements = resolve(model, spec, min_ndim, estimator, batch_dim)
     noisy = {placement.candidate.name for placement in placements}
     clean = [candidate for candidate in find_candidates(model) if candidate.name not in noisy]
     scales = [one.name for one in clean if one.ndim < min_ndim <= one.tensor.ndim]
@@ -113,6 +131,7 @@ def plan_weight_noise(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> Noi
             placement.law,
             effective_std(placement.handed, placement.candidate.tensor),
             placement.tied_with,
+            placement.batch_dim if estimator == "flipout" else None,
         )
         for placement in placements
     )

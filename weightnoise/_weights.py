@@ -35,6 +35,7 @@ def add_weight_noise(
     min_ndim: int = 2,
     estimator: Estimator = "shared",
     memory: Memory = "keep",
+    batch_dim: int | None = None,
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
@@ -73,6 +74,11 @@ def add_weight_noise(
             at a time, from a 64-bit key; the same numbers, and a second draw. Compiled code and dtypes
             that autocast casts to decide for themselves. Saved-tensor hooks around it see no tensors of these
             layers before torch 2.7. Not with an ``estimator``.
+        batch_dim: for ``estimator="flipout"``, the dimension of the examples in what Linear layers take in: 1 for
+            (time, batch, channels). None asks the nearest module around the layer that has a ``batch_first``, or
+            direct parts that have one and agree, as nn.Transformer, its layers, nn.MultiheadAttention and nn.LSTM;
+            else it is 0. Inputs without that many dimensions have their examples in dimension 0, as those of
+            convolutions always do. `plan_weight_noise` shows it.
 
     Returns:
         The same model.
@@ -107,7 +113,7 @@ def add_weight_noise(
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
-    placements = resolve(model, spec, min_ndim, estimator)
+    placements = resolve(model, spec, min_ndim, estimator, batch_dim)
     lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
     for name, _, noise in noises(model) if lost else ():
@@ -223,8 +229,8 @@ def _noise(
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
-    row, layout = candidate.padding_row, candidate.layout
-    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout)
+    row, layout, dim = placement.padding_row, candidate.layout, placement.batch_dim
+    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout, dim)
     initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     shared, ties = learned.setdefault((id(candidate.source), repr(placement.law)), (own, Ties()))

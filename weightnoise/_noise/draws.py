@@ -11,7 +11,7 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from weightnoise._errors import WeightNoiseError
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
+from weightnoise._torch.modes import runs_eagerly
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._law import apply_law
@@ -65,6 +66,9 @@ def bare(draw: Any) -> Any:
 
 def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> Tensor:
     """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean."""
+    clean, exact = weight, noise.padding_row is not None and noise.handed.gradient != "straight-through"
+    if exact:  # No gradient by way of statistics of the weight: the row is a constant of the law.
+        weight = CleanRow.apply(weight, weight.detach(), noise.padding_row, True)  # type: ignore[no-untyped-call]
     if type(draw) is Key:
         noisy: Tensor = noise.handed.apply_key(weight, draw[0], factor)
     else:
@@ -74,10 +78,12 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
             noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
         else:
             noisy = noise.handed.apply(weight, draw, factor)
-    if noise.padding_row is None:
-        return noisy
-    padded: Tensor = CleanRow.apply(noisy, weight.detach(), noise.padding_row)  # type: ignore[no-untyped-call]
-    return padded
+    if noise.padding_row is not None:
+        own = clean if exact else clean.detach()
+        noisy = CleanRow.apply(noisy, own, noise.padding_row, exact)  # type: ignore[no-untyped-call]
+    if noise.attributes and not runs_eagerly():  # Else the read hands them on.
+        carry(noise.attributes, clean, noisy)
+    return noisy
 
 
 def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
@@ -107,6 +113,13 @@ def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(draw, tuple):
         return tuple(moved(part, fn) for part in draw)
     return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
+
+
+def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
+    """Give a noisy weight the attributes that code has hung on the Parameter."""
+    for name in names:
+        if noisy is not weight and hasattr(weight, name):
+            setattr(noisy, name, getattr(weight, name))
 
 
 def drawing_alone() -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, RESIZED, UnsupportedParameterError
+from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, RESIZED, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
@@ -43,6 +43,8 @@ from weightnoise.laws._complete import complete, has_user_law
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
 
+_STRIDED = torch.strided
+
 
 class WeightNoise(Learning):
     """A law on one parameter, in the form that torch's parametrization calls.
@@ -60,6 +62,7 @@ class WeightNoise(Learning):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
         layout: Layout | None = None,
+        batch_dim: int = 0,
     ) -> None:
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
@@ -69,6 +72,7 @@ class WeightNoise(Learning):
         self.padding_row = padding_row
         self.estimator = estimator
         self.memory = memory
+        self.batch_dim = batch_dim  # Of what the layer takes in, for flipout.
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.rests: bool
@@ -76,6 +80,7 @@ class WeightNoise(Learning):
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
         self.lookout = Lookout()
+        self.attributes: tuple[str, ...] = ()  # Those of the Parameter, for compiled code, which cannot list them.
 
     @property
     def training(self) -> bool:
@@ -105,6 +110,7 @@ class WeightNoise(Learning):
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         self.learn(strengths, ties)
+        self.attributes = tuple(vars(weight))
         self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
@@ -130,13 +136,10 @@ class WeightNoise(Learning):
             return weight
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         effective: EffectiveControl | None = control if eager else self.effective()
-        if effective is None:
+        plain = type(weight) is nn.Parameter and weight.layout is _STRIDED
+        if effective is None or (not plain and self._is_sharded(weight, kept)):
             return weight
-        if type(weight) is not nn.Parameter and is_dtensor(weight):
-            return self._sharded(weight, kept)
-        if not eager:
-            refuse_export("weight", self.name)
-        factor = effective.factor if eager else self.factor(effective)
+        factor = effective.factor if eager else self._factor_of_graph(effective)
         held = effective.held
         if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
             noisy: Tensor = held.noisy_weight(self, weight, factor)
@@ -166,12 +169,21 @@ class WeightNoise(Learning):
             known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
             if not known or look.reads >= look.due:
                 look.at(self, weight, noisy, factor)
+            if weight.__dict__ and noisy is not weight:
+                self.attributes, noisy.__dict__ = tuple(weight.__dict__), weight.__dict__
         return noisy
 
-    def _sharded(self, weight: Tensor, kept: object) -> Tensor:
-        if kept is None:
-            return weight  # FSDP2 looks at its sharded Parameter between forwards.
+    def _is_sharded(self, weight: Tensor, kept: object) -> bool:
+        if weight.layout is not _STRIDED:
+            problem = f"Parameter '{self.name}' has layout {weight.layout} now, {NO_LAYOUT}"
+            raise UnsupportedParameterError(problem)
+        if kept is None or not is_dtensor(weight):
+            return is_dtensor(weight)  # FSDP2 looks at its sharded Parameter between forwards.
         raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
+
+    def _factor_of_graph(self, effective: EffectiveControl) -> float:
+        refuse_export("weight", self.name)
+        return self.factor(effective)
 
     def factor(self, effective: EffectiveControl) -> float:
         """Return the factor of the strength now; negative for the mirrored draw."""
@@ -240,4 +252,5 @@ class WeightNoise(Learning):
         refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
+        memory += f", batch_dim={self.batch_dim}" if self.batch_dim else ""
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
+from weightnoise._errors import NO_LAYOUT
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.layers import Layout, layout_of
 from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
@@ -102,6 +103,8 @@ class Candidate:
             return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
         if is_dtensor(self.tensor) and not is_fully_sharded(self.owner):
             return TENSOR_PARALLEL
+        if self.tensor.layout is not torch.strided:
+            return f"has layout {self.tensor.layout}, {NO_LAYOUT}"
         if self.tensor.dtype not in _DTYPES:
             return f"has dtype {self.tensor.dtype}, which cannot carry noise. Leave it clean with None."
         if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) and self.owner.max_norm is not None:

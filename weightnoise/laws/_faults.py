@@ -114,7 +114,8 @@ class StuckAt(Law):
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.levels, tuple):
-            return weight.new_tensor(self.levels[0]), weight.new_tensor(self.levels[1])
+            low, high = (weight.new_full((), level) for level in self.levels)
+            return low, high
         if self.levels == "range":
             return extremes(weight, self.regions)
         top = statistic(weight, "absmax", self.regions).to(weight.dtype)
