@@ -31,7 +31,9 @@ from weightnoise._prediction import Prediction, predict
 from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.goal import Tolerance
 from weightnoise._robustness.report import RobustnessReport
+from weightnoise._robustness.tolerance import find_level
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
 from weightnoise._sharing import share_noise
 from weightnoise._steps import step_along
@@ -106,6 +108,7 @@ __all__ = [
     "StuckAt",
     "Temperature",
     "TiedParameterError",
+    "Tolerance",
     "Uniform",
     "UnsupportedActivationError",
     "UnsupportedParameterError",
@@ -118,6 +121,7 @@ __all__ = [
     "cosine_ramp",
     "engine",
     "evaluate_robustness",
+    "find_level",
     "force_noise",
     "gradient_penalty",
     "has_weight_noise",
