@@ -32,6 +32,8 @@ from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
 from weightnoise._robustness.goal import Tolerance
+from weightnoise._robustness.layer_table import LayerNoise, LayerReport
+from weightnoise._robustness.layers import layer_report
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.tolerance import find_level
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
@@ -80,6 +82,8 @@ __all__ = [
     "DropConnect",
     "ExportError",
     "Gaussian",
+    "LayerNoise",
+    "LayerReport",
     "LearnedGaussian",
     "LearnedStrengthWarning",
     "LogNormal",
@@ -127,6 +131,7 @@ __all__ = [
     "has_weight_noise",
     "hold_noise",
     "kl_divergence",
+    "layer_report",
     "learned_strengths",
     "linear_ramp",
     "no_noise",

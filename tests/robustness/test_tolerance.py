@@ -15,7 +15,7 @@ from tests.robustness.test_syntax import GAUSSIAN, SIZES, Total, make
 from weightnoise._robustness.goal import Goal, search
 from weightnoise._robustness.sample import Sample
 
-FOUND = {"first": 0.1, "highest": 100.0, "resolution": 0.01, "confidence": 0.95}
+FOUND: Any = {"first": 0.1, "highest": 100.0, "resolution": 0.01, "confidence": 0.95}
 Z90 = 1.2815515655446004
 
 
