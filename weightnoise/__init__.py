@@ -23,6 +23,7 @@ from weightnoise._errors import (
     UnsupportedActivationError,
     UnsupportedParameterError,
     WeightNoiseError,
+    WorkerLostWarning,
 )
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
@@ -119,6 +120,7 @@ __all__ = [
     "Variational",
     "VariationalDropout",
     "WeightNoiseError",
+    "WorkerLostWarning",
     "add_activation_noise",
     "add_weight_noise",
     "clip_weights",

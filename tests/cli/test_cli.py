@@ -519,18 +519,18 @@ def test_a_plot_without_matplotlib(
     assert capsys.readouterr().err == f"weightnoise: {expected}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "plan", "sweep", "tolerance"])
+@pytest.mark.parametrize("command", ["demo", "plan", "sweep", "tolerance", "merge"])
 def test_help_teaches_with_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     examples = re.findall(r"^  weightnoise ((?:.*\\\n)*.*)", text, flags=re.MULTILINE)
-    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 2, "tolerance": 2}[command]
+    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 2, "tolerance": 2, "merge": 1}[command]
     for example in examples:
         options = _cli_parser.make_parser().parse_args(shlex.split(example.replace("\\\n", " ")))
         assert options.command == command
-        for spec in [options.spec] if command == "plan" else options.laws:
+        for spec in [options.spec] if command == "plan" else getattr(options, "laws", []):
             assert read_spec(spec) is not None
     if examples:
         assert "Exit codes: 0 success, 1 failure" in text

@@ -9,6 +9,7 @@ Noise on the weights of any PyTorch model.
   weightnoise plan        which parameters of a model of yours a spec would put noise on, and how much
   weightnoise sweep       how a model of yours holds up as the noise grows: a table, a report, a figure
   weightnoise tolerance   how much noise it can take: the largest level at which it reaches a target
+  weightnoise merge       the reports of many jobs as one
 
 Each has a page of its own: weightnoise sweep --help"""
 
@@ -101,5 +102,15 @@ Examples:
       --law 'Gaussian(1.0, relative_to="absmax")'
   weightnoise tolerance model:make_model --metric model:accuracy --at-least 0.9 --yield 0.95 --draws 100 \\
       --law 'StuckAt(zero=1.0)' --out tolerance.json
+
+{EXITS}"""
+
+MERGE = """\
+Put reports of sweeps together: those of the shards of one sweep, or of other seeds. A draw that is in two of them
+counts once. Reports of another metric, law, model, level or version are refused, with what differs."""
+
+MERGE_EXAMPLES = f"""\
+Examples:
+  weightnoise merge report-1.json report-2.json --out report.json
 
 {EXITS}"""

@@ -13,6 +13,7 @@ from typing import TextIO
 from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
 from weightnoise._cli.files import try_to_write, write_whole
+from weightnoise._cli.jobs import run_merge
 from weightnoise._cli.load import load_allowed, load_model
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, Progress, check_extras, say
@@ -36,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    commands = {"demo": _run_demo, "plan": _run_plan, "sweep": run_sweep, "tolerance": run_tolerance}
+    commands = {
+        "demo": _run_demo,
+        "plan": _run_plan,
+        "sweep": run_sweep,
+        "tolerance": run_tolerance,
+        "merge": run_merge,
+    }
     run = commands[options.command]
     try:
         with warnings.catch_warnings():

@@ -34,6 +34,7 @@ def make_parser() -> Parser:
     _add_plan(commands, debug)
     _add_sweep(commands, debug)
     _add_tolerance(commands, debug)
+    _add_merge(commands, debug)
     return parser
 
 
@@ -101,6 +102,7 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
         help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2",
     )
     add("--until-sem", type=_values.until, metavar="X", help="go on at this standard error: 0.01 or 2%%")
+    add("--shard", type=_values.shard, metavar="K/N", help="measure the k-th of n parts of the draws; see merge")
     add("--by-parameter", action="store_true", help="noise on one parameter at a time: which is most sensitive?")
     add("--threshold", type=_values.number, metavar="X", help="what the metric must reach: print yield and worst")
     add("--lower-is-better", action="store_true", help="the metric is a loss or an error")
@@ -136,6 +138,19 @@ def _add_tolerance(commands: argparse._SubParsersAction[Parser], debug: Parser) 
     _add_out(tolerance)
 
 
+def _add_merge(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
+    merge = commands.add_parser(
+        "merge",
+        parents=[debug],
+        help="put the reports of shards, or of several seeds, together",
+        description=_help.MERGE,
+        epilog=_help.MERGE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    merge.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what sweeps have written")
+    merge.add_argument("--out", type=Path, metavar="WHOLE.json", help="write the whole here")
+
+
 def _add_subject(command: Parser) -> None:
     """Options of what is measured, and in which draws."""
     add = command.add_argument
@@ -152,6 +167,7 @@ def _add_subject(command: Parser) -> None:
     add("--draws", type=_values.count, default=20, metavar="N", help="draws at each level (default: 20)")
     add("--seed", type=_values.whole, default=0, metavar="N", help="of the draws (default: 0)")
     add("--antithetic", action="store_true", help="use each draw twice, mirrored")
+    add("--jobs", type=_values.count, default=1, metavar="N", help="worker processes (default: 1)")
 
 
 def _add_out(command: Parser) -> None:

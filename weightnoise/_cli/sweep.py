@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightnoise._cli.files import write_whole
+from weightnoise._cli.jobs import executor, of_shard
 from weightnoise._cli.output import CommandError, check_extras
 from weightnoise._cli.subject import journal, load_subject
 from weightnoise._robustness.collect import run_plan
@@ -28,16 +29,17 @@ def run_sweep(options: argparse.Namespace) -> None:
         "by_parameter": options.by_parameter,
         "until_sem": options.until_sem,
     }
-    levels, draws = list(chain.from_iterable(options.levels)), options.draws
+    levels = list(chain.from_iterable(options.levels))
+    draws = of_shard(options.draws, options.shard, options.antithetic)
     goal = {"threshold": options.threshold, "higher_is_better": not options.lower_is_better}
-    about = {**subject.about, "levels": levels, "draws": draws, **settings, **goal}
+    about = {**subject.about, "levels": levels, "draws": options.draws, "shard": options.shard, **settings, **goal}
     with journal(options.out, about, options.fresh) as kept:
         if kept.content is None:
             plan = make_plan(
                 subject.metric, levels, None, subject.laws or None, draws, **settings, vectorize=False
             )
-            with kept.saved():
-                report = run_plan(subject.model, plan, **goal, progress=True, store=kept)
+            with kept.saved(), executor(options) as workers:
+                report = run_plan(subject.model, plan, **goal, progress=True, store=kept, executor=workers)
             kept.finish(report.to_dict())
         else:
             report = RobustnessReport.from_dict(kept.content)
@@ -63,8 +65,10 @@ def run_tolerance(options: argparse.Namespace) -> None:
                 subject.metric, [0.0], law, None, options.draws, **settings, by_parameter=False, until_sem=None,
                 vectorize=False,
             )  # fmt: skip
-            with kept.saved():
-                found = run_search(subject.model, plan, goal, limits, 0.95, progress=True, store=kept)
+            with kept.saved(), executor(options) as workers:
+                found = run_search(
+                    subject.model, plan, goal, limits, 0.95, progress=True, store=kept, executor=workers
+                )
             kept.finish({**found.report.to_dict(), "tolerance": str(found)})
             report, said = found.report, str(found)
         else:

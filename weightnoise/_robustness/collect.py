@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import weightnoise
 from weightnoise._random.philox import engine
 from weightnoise._robustness.cells import Cell, Found, find_cells
+from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.metric import fingerprint
 from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
@@ -26,9 +28,10 @@ def run_plan(
     higher_is_better: bool,
     progress: bool = False,
     store: Store | None = None,
+    executor: Any = None,
 ) -> RobustnessReport:
     """The report of a plan."""
-    with evaluation(model, plan, progress, store) as run:
+    with evaluation(model, plan, progress, store, run_on(executor, model)) as run:
         cells = find_cells(model, plan, run.deterministic)
         found = run(plan, cells)
     levels = tuple(level for level, _ in plan.levels)

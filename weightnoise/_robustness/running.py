@@ -53,6 +53,9 @@ class Run:
                 found[cell] = self._of(plan, cell)
         return found
 
+    def close(self) -> None:
+        """Let go of what the evaluation has opened."""
+
     def _of(self, plan: Plan, cell: Cell) -> Rows:
         """What is found in each draw of a cell, until it is known precisely enough."""
         asked = plan.numbers[:1] if cell.silent else plan.numbers
@@ -71,9 +74,14 @@ class Run:
         return dict.fromkeys(plan.numbers, rows[asked[0]]) if cell.silent else rows
 
 
+Make = Callable[[nn.Module, Store, Callable[[str], None], bool], Run]
+
+
 @contextmanager
-def evaluation(model: nn.Module, plan: Plan, progress: bool, store: Store | None) -> Iterator[Run]:
-    """Evaluate a model inside: it comes back as it was."""
+def evaluation(
+    model: nn.Module, plan: Plan, progress: bool, store: Store | None, make: Make = Run
+) -> Iterator[Run]:
+    """Evaluate a model inside, by a run that ``make`` makes: it comes back as it was."""
     store = Store() if store is None else store
     check_shared(model)
     if None in plan.laws.values():
@@ -81,7 +89,11 @@ def evaluation(model: nn.Module, plan: Plan, progress: bool, store: Store | None
     with state_kept(model), progress_bar(progress) as tick:
         with no_noise(model):
             clean = [_clean(model, plan, store, number) for number in (0, 1)]
-        yield Run(model, store, tick, check_deterministic(clean))
+        run = make(model, store, tick, check_deterministic(clean))
+        try:
+            yield run
+        finally:
+            run.close()
 
 
 def _clean(model: nn.Module, plan: Plan, store: Store, number: int) -> Found:

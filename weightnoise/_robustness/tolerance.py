@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from weightnoise._checks import check_count, check_strength
 from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.collect import provenance
+from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.goal import DOUBLINGS, Goal, Tolerance, search
 from weightnoise._robustness.intervals import check_confidence
 from weightnoise._robustness.metric import Metric
@@ -38,6 +41,7 @@ def find_level(
     antithetic: bool = False,
     confidence: float = 0.95,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Tolerance:
     """The largest level of noise at which a model still reaches a target: the tolerance number.
 
@@ -61,6 +65,7 @@ def find_level(
         antithetic: use each draw twice, mirrored.
         confidence: of the interval.
         progress: show a progress bar when it takes long.
+        executor: as for `evaluate_robustness`.
 
     Returns:
         A `Tolerance`; also where the target is reached never, or always.
@@ -90,7 +95,7 @@ def find_level(
         "vectorize": False,
     }
     plan = make_plan(metric, [0.0], law, None, draws, **options)
-    return run_search(model, plan, goal, limits, confidence, progress=progress)
+    return run_search(model, plan, goal, limits, confidence, progress=progress, executor=executor)
 
 
 def make_limits(first: float, highest: float | None, resolution: float) -> dict[str, float]:
@@ -127,6 +132,7 @@ def run_search(
     *,
     progress: bool = False,
     store: Store | None = None,
+    executor: Any = None,
 ) -> Tolerance:
     """Search for the largest level of the one law of a plan."""
     (curve, law), *_ = plan.laws.items()
@@ -136,7 +142,7 @@ def run_search(
     def at(level: float) -> Plan:
         return replace(plan, laws={f"{curve} at {level!r}": law}, levels=((level, level),))
 
-    with evaluation(model, plan, progress, store) as run:
+    with evaluation(model, plan, progress, store, run_on(executor, model)) as run:
 
         def allowed(level: float) -> bool:
             try:
