@@ -24,6 +24,7 @@ from weightnoise._errors import (
     UnsupportedActivationError,
     UnsupportedParameterError,
     WeightNoiseError,
+    WorkerLostWarning,
 )
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
@@ -32,7 +33,11 @@ from weightnoise._prediction import Prediction, predict
 from weightnoise._random.philox import engine
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
+from weightnoise._robustness.goal import Tolerance
+from weightnoise._robustness.layer_table import LayerNoise, LayerReport
+from weightnoise._robustness.layers import layer_report
 from weightnoise._robustness.report import RobustnessReport
+from weightnoise._robustness.tolerance import find_level
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
 from weightnoise._sharing import share_noise
 from weightnoise._steps import step_along
@@ -83,6 +88,8 @@ __all__ = [
     "Frozen",
     "Gaussian",
     "InfiniteNoiseWarning",
+    "LayerNoise",
+    "LayerReport",
     "LearnedGaussian",
     "LearnedStrengthWarning",
     "LogNormal",
@@ -112,23 +119,27 @@ __all__ = [
     "StuckAt",
     "Temperature",
     "TiedParameterError",
+    "Tolerance",
     "Uniform",
     "UnsupportedActivationError",
     "UnsupportedParameterError",
     "Variational",
     "VariationalDropout",
     "WeightNoiseError",
+    "WorkerLostWarning",
     "add_activation_noise",
     "add_weight_noise",
     "clip_weights",
     "cosine_ramp",
     "engine",
     "evaluate_robustness",
+    "find_level",
     "force_noise",
     "gradient_penalty",
     "has_weight_noise",
     "hold_noise",
     "kl_divergence",
+    "layer_report",
     "learned_strengths",
     "linear_ramp",
     "no_noise",

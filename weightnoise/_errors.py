@@ -95,6 +95,10 @@ class NondeterministicMetricWarning(UserWarning):
     """The metric of a robustness evaluation differs between two runs without noise."""
 
 
+class WorkerLostWarning(UserWarning):
+    """A worker of a robustness evaluation has died, and its draws are done again."""
+
+
 class NotVectorizedWarning(UserWarning):
     """The draws of a robustness evaluation cannot be evaluated together, and are one by one."""
 

@@ -352,7 +352,7 @@ def test_it_goes_on_after_a_signal(number: signal.Signals, subject: Path) -> Non
     ("change", "differing"),
     [
         (["--levels", "0.1"], "levels"),
-        (["--draws", "5", "--seed", "1"], "draws, seed, weights"),  # The seed makes the model.
+        (["--draws", "5", "--seed", "1"], "weights, draws, seed"),  # The seed makes the model.
         (["--law", "Uniform(1.0)"], "laws"),
         (["--metric", "subject:random"], "metric"),
         (["--antithetic"], "antithetic"),
@@ -379,9 +379,9 @@ def test_another_engine_is_refused_and_other_instructions_are_not(
     engine: str, code: int, subject: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = [*SWEEP, "--out", "report.json"]
-    monkeypatch.setattr("weightnoise._cli.sweep.engine", lambda: "philox (AVX-512)")
+    monkeypatch.setattr("weightnoise._cli.subject.engine", lambda: "philox (AVX-512)")
     assert run(*sweep, stop_at=5) == 130
-    monkeypatch.setattr("weightnoise._cli.sweep.engine", lambda: engine)
+    monkeypatch.setattr("weightnoise._cli.subject.engine", lambda: engine)
     assert run(*sweep) == code
     assert ("holds another sweep: engine (there 'philox', now 'torch')." in capsys.readouterr().err) == bool(code)
 
@@ -519,18 +519,18 @@ def test_a_plot_without_matplotlib(
     assert capsys.readouterr().err == f"weightnoise: {expected}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "plan", "sweep"])
+@pytest.mark.parametrize("command", ["demo", "plan", "sweep", "tolerance", "merge"])
 def test_help_teaches_with_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     examples = re.findall(r"^  weightnoise ((?:.*\\\n)*.*)", text, flags=re.MULTILINE)
-    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 2}[command]
+    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 2, "tolerance": 2, "merge": 1}[command]
     for example in examples:
         options = _cli_parser.make_parser().parse_args(shlex.split(example.replace("\\\n", " ")))
         assert options.command == command
-        for spec in [options.spec] if command == "plan" else options.laws:
+        for spec in [options.spec] if command == "plan" else getattr(options, "laws", []):
             assert read_spec(spec) is not None
     if examples:
         assert "Exit codes: 0 success, 1 failure" in text

@@ -94,7 +94,7 @@ def _add_local(
         row = torch.tensor([noise.padding_row], dtype=torch.int64, device=weight.device)
         deviation = deviation.expand_as(weight).index_fill(0, row, 0.0)
     with precise_products(inputs):  # In float32: a square of float16 is infinite from 256 on.
-        variance = _output_variance(layer, wide(inputs).square(), wide(deviation).square(), weight)
+        variance = output_variance(layer, wide(inputs).square(), wide(deviation).square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
     there = variance > 0
     std = torch.where(there, variance, 1.0).sqrt() * there
@@ -106,7 +106,7 @@ def _add_local(
     return output + (std * normal * noise.factor(effective)).to(output.dtype)  # As autocast has it.
 
 
-def _output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:
+def output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight: Tensor) -> Tensor:
     """``layer(squares; variance)``; where an output's weights have one variance, times the sum of its squares."""
     if variance.numel() == variance.shape[:1].numel() and getattr(layer, "groups", 1) == 1:
         ones = torch.ones((1, *weight.shape[1:]), dtype=variance.dtype, device=weight.device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 ABOUT = """\
 Noise on the weights of any PyTorch model.
 
-  weightnoise demo     what training with noise buys, on real digits, in half a minute
-  weightnoise plan     which parameters of a model of yours a spec would put noise on, and how much
-  weightnoise sweep    how a model of yours holds up as the noise grows: a table, a report, a figure
+  weightnoise demo        what training with noise buys, on real digits, in half a minute
+  weightnoise plan        which parameters of a model of yours a spec would put noise on, and how much
+  weightnoise sweep       how a model of yours holds up as the noise grows: a table, a report, a figure
+  weightnoise tolerance   how much noise it can take: the largest level at which it reaches a target
+  weightnoise merge       the reports of many jobs as one
 
 Each has a page of its own: weightnoise sweep --help"""
 
@@ -80,5 +82,35 @@ Examples:
       --law 'Gaussian(1.0, relative_to="absmax")' --by-parameter --plot sensitivity.png
 
 In Python: weightnoise.RobustnessReport.from_json(open("report.json").read()).
+
+{EXITS}"""
+
+TOLERANCE = f"""\
+Find the largest level of noise at which the mean of the metric, a quantile of it, or a share of the draws still
+reaches a target, with an interval. Levels are doubled until the target is missed, and the last step is bisected;
+each is measured under the same draws. A level multiplies the strength of the law, as in a sweep.
+
+{OBJECTS}
+
+{NOTATION}
+
+With --out an interrupted search goes on when the same command is given again, as a sweep does."""
+
+TOLERANCE_EXAMPLES = f"""\
+Examples:
+  weightnoise tolerance model:make_model --metric model:accuracy --at-least 0.9 \\
+      --law 'Gaussian(1.0, relative_to="absmax")'
+  weightnoise tolerance model:make_model --metric model:accuracy --at-least 0.9 --yield 0.95 --draws 100 \\
+      --law 'StuckAt(zero=1.0)' --out tolerance.json
+
+{EXITS}"""
+
+MERGE = """\
+Put reports of sweeps together: those of the shards of one sweep, or of other seeds. A draw that is in two of them
+counts once. Reports of another metric, law, model, level or version are refused, with what differs."""
+
+MERGE_EXAMPLES = f"""\
+Examples:
+  weightnoise merge report-1.json report-2.json --out report.json
 
 {EXITS}"""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from weightnoise._cli.files import read_text, write_whole
 from weightnoise._cli.output import CommandError
 from weightnoise._errors import WeightNoiseError
 from weightnoise._robustness.cells import Found
-from weightnoise._robustness.collect import Store
 from weightnoise._robustness.report import RobustnessReport
+from weightnoise._robustness.running import Store
 
 _INTERVAL = 1.0  # Seconds between two writes, so that a fast metric is not slowed down.
 _INSTEAD = "Give another --out, or --fresh to overwrite it."
@@ -29,7 +30,7 @@ class Journal(Store):
 
     Attributes:
         measured: what was found in each draw so far.
-        report: the report of a sweep that had been finished; None where there is something to do.
+        content: what the file of a sweep holds that had been finished; None where there is something to do.
 
     Raises:
         CommandError: if the file holds something else than a sweep with the same ``about``.
@@ -40,7 +41,7 @@ class Journal(Store):
         self._about = json.loads(json.dumps(about))
         found = {} if path is None or fresh or not path.exists() else _read(path, self._about)
         self.measured: dict[str, Found] = found.get("measured", {})
-        self.report = RobustnessReport.from_dict(found) if "curves" in found else None
+        self.content = found if "curves" in found else None
 
     def get(self, key: str, number: int) -> Found | None:
         """What was found in a draw of a cell."""
@@ -57,16 +58,19 @@ class Journal(Store):
         self._write({"sweep": self._about, "measured": self.measured})
         self._saved = time.monotonic()
 
-    def run(self, evaluate: Callable[[], RobustnessReport]) -> RobustnessReport:
-        """The report of an evaluation that is kept here, as far as it came."""
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """Write what was found inside, where that ends early."""
         try:
-            report = evaluate()
+            yield
         except BaseException:
             if self.measured:
                 self.save()
             raise
-        self._write({**report.to_dict(), "sweep": self._about})
-        return report
+
+    def finish(self, content: Mapping[str, Any]) -> None:
+        """Write what has come out in the place of what was found on the way."""
+        self._write({**content, "sweep": self._about})
 
     def _write(self, content: Mapping[str, Any]) -> None:
         if self._path is not None:

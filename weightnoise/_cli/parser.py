@@ -33,6 +33,8 @@ def make_parser() -> Parser:
     _add_demo(commands, debug)
     _add_plan(commands, debug)
     _add_sweep(commands, debug)
+    _add_tolerance(commands, debug)
+    _add_merge(commands, debug)
     return parser
 
 
@@ -100,12 +102,53 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
         help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2",
     )
     add("--until-sem", type=_values.until, metavar="X", help="go on at this standard error: 0.01 or 2%%")
+    add("--shard", type=_values.shard, metavar="K/N", help="measure the k-th of n parts of the draws; see merge")
     add("--by-parameter", action="store_true", help="noise on one parameter at a time: which is most sensitive?")
     add("--threshold", type=_values.number, metavar="X", help="what the metric must reach: print yield and worst")
     add("--lower-is-better", action="store_true", help="the metric is a loss or an error")
-    add("--out", type=Path, metavar="REPORT.json", help="keep the report here, and go on from it when interrupted")
-    add("--fresh", action="store_true", help="start over, whatever --out holds")
-    _add_plot(sweep)
+    _add_out(sweep)
+
+
+def _add_tolerance(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
+    tolerance = commands.add_parser(
+        "tolerance",
+        parents=[debug],
+        help="find the largest noise at which a model reaches a target",
+        description=_help.TOLERANCE,
+        epilog=_help.TOLERANCE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_subject(tolerance)
+    add = tolerance.add_argument
+    add("--at-least", type=_values.number, metavar="X", help="the target of a metric that is good when high; or")
+    add("--at-most", type=_values.number, metavar="X", help="that of a loss or an error")
+    add("--quantile", type=_values.number, metavar="Q", help="of this quantile of the draws, not of the mean")
+    add("--yield", type=_values.number, dest="chip_yield", metavar="SHARE", help="of this share of the draws")
+    add(
+        "--first",
+        type=_values.strength,
+        default=0.1,
+        metavar="LEVEL",
+        help="the level to try first (default: 0.1)",
+    )
+    add("--highest", type=_values.strength, metavar="LEVEL", help="the largest level to try")
+    add(
+        "--resolution", type=_values.strength, default=0.02, metavar="R", help="of the level (default: 0.02 of it)"
+    )
+    _add_out(tolerance)
+
+
+def _add_merge(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
+    merge = commands.add_parser(
+        "merge",
+        parents=[debug],
+        help="put the reports of shards, or of several seeds, together",
+        description=_help.MERGE,
+        epilog=_help.MERGE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    merge.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what sweeps have written")
+    merge.add_argument("--out", type=Path, metavar="WHOLE.json", help="write the whole here")
 
 
 def _add_subject(command: Parser) -> None:
@@ -124,11 +167,16 @@ def _add_subject(command: Parser) -> None:
     add("--draws", type=_values.count, default=20, metavar="N", help="draws at each level (default: 20)")
     add("--seed", type=_values.whole, default=0, metavar="N", help="of the draws (default: 0)")
     add("--antithetic", action="store_true", help="use each draw twice, mirrored")
+    add("--jobs", type=_values.count, default=1, metavar="N", help="worker processes (default: 1)")
 
 
-def _add_plot(command: Parser) -> None:
+def _add_out(command: Parser) -> None:
+    """Options of where the report goes."""
+    add = command.add_argument
+    add("--out", type=Path, metavar="REPORT.json", help="keep the report here, and go on from it when interrupted")
+    add("--fresh", action="store_true", help="start over, whatever --out holds")
     text = "draw the report (.png, .pdf or .svg; needs matplotlib)"
-    command.add_argument("--plot", type=_values.figure, metavar="PLOT.png", help=text)
+    add("--plot", type=_values.figure, metavar="PLOT.png", help=text)
 
 
 def _add_allow(command: Parser) -> None:

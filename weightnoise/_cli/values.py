@@ -61,6 +61,14 @@ def levels(text: str) -> list[float]:
     return levels
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Which of how many parts."""
+    place, _, count = text.partition("/")
+    if not (place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be K/N, such as 2/8, not {text!r}")
+    return int(place), int(count)
+
+
 def figure(text: str) -> Path:
     """The name of a figure."""
     path = Path(text)

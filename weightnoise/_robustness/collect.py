@@ -1,36 +1,23 @@
-"""An evaluation that runs: cell by cell, draw by draw, to a report."""
+"""An evaluation from its plan to its report."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import weightnoise
-from weightnoise._contexts import no_noise
-from weightnoise._random import draws as _random
 from weightnoise._random.philox import engine
-from weightnoise._robustness.cells import Cell, Found, find_cells, measured, noisy
-from weightnoise._robustness.metric import check_deterministic, fingerprint, measure
-from weightnoise._robustness.plan import Plan, check_noisy, check_shared, is_function, law_name, metric_name
-from weightnoise._robustness.progress import progress_bar
+from weightnoise._robustness.cells import Cell, Found, find_cells
+from weightnoise._robustness.executors import run_on
+from weightnoise._robustness.metric import fingerprint
+from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
-from weightnoise._robustness.sample import Sample
-from weightnoise._torch.modules import state_kept
-
-
-class Store:
-    """What has been measured, by cell and draw; this one forgets."""
-
-    def get(self, key: str, number: int) -> Found | None:
-        """What was found in a draw of a cell."""
-        return None
-
-    def put(self, key: str, number: int, found: Found) -> None:
-        """Keep what was found."""
+from weightnoise._robustness.running import Store, evaluation
 
 
 def run_plan(
@@ -41,77 +28,19 @@ def run_plan(
     higher_is_better: bool,
     progress: bool = False,
     store: Store | None = None,
+    executor: Any = None,
 ) -> RobustnessReport:
     """The report of a plan."""
-    store = Store() if store is None else store
-    check_shared(model)
-    if None in plan.laws.values():
-        check_noisy(model)
-    with state_kept(model), progress_bar(progress) as tick:
-        with no_noise(model):
-            clean = [_clean(model, plan, store, number) for number in (0, 1)]
-        cells = find_cells(model, plan, check_deterministic(clean))
-        found = {}
-        for cell in cells:
-            with noisy(model, cell):
-                found[cell] = _of_cell(model, plan, cell, store, tick)
+    with evaluation(model, plan, progress, store, run_on(executor, model)) as run:
+        cells = find_cells(model, plan, run.deterministic)
+        found = run(plan, cells)
+    levels = tuple(level for level, _ in plan.levels)
     curves, masks = _curves(plan, found)
     chips = tuple((plan.seed, number) for number in plan.numbers)
+    made_by = provenance(model, plan, cells)
     return RobustnessReport(
-        tuple(level for level, _ in plan.levels),
-        curves,
-        plan.seed,
-        threshold,
-        higher_is_better,
-        _made_by(model, plan, cells),
-        plan.antithetic,
-        masks,
-        chips,
+        levels, curves, plan.seed, threshold, higher_is_better, made_by, plan.antithetic, masks, chips
     )
-
-
-def _clean(model: nn.Module, plan: Plan, store: Store, number: int) -> Found:
-    found = store.get("clean", number)
-    if found is None:
-        found = measure(model, plan.metric, _random.derive_seed(plan.seed, f"metric without noise {number}"))
-        store.put("clean", number, found)
-    return found
-
-
-def _of_cell(
-    model: nn.Module, plan: Plan, cell: Cell, store: Store, tick: Callable[[str], None]
-) -> dict[int, Found]:
-    """What was found in each draw of a cell, until it is known precisely enough."""
-    asked = plan.numbers[:1] if cell.silent else plan.numbers
-    known = {number: store.get(cell.key, number) for number in asked}
-    new = measured(model, plan, cell, [number for number, found in known.items() if found is None])
-    rows: dict[int, Found] = {}
-    for number in asked:
-        found = known[number]
-        if found is None:
-            found = next(new)
-            store.put(cell.key, number, found)
-        rows[number] = found
-        tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows)} of {len(plan.numbers)}")
-        if _is_enough(plan, rows):
-            break
-    return dict.fromkeys(plan.numbers, rows[asked[0]]) if cell.silent else rows
-
-
-def _is_enough(plan: Plan, rows: Mapping[int, Found]) -> bool:
-    stop = plan.until
-    if stop is None or (plan.antithetic and len(rows) % 2):
-        return False
-    entries = dict.fromkeys(name for found in rows.values() for name in found)
-    return all(sample_of(plan, rows, name).is_precise(stop.target, stop.relative) for name in entries)
-
-
-def sample_of(plan: Plan, rows: Mapping[int, Found], entry: str) -> Sample:
-    """The values of one entry of the metric so far."""
-    there = {number: found[entry] for number, found in rows.items() if entry in found}
-    values = torch.tensor(list(there.values()), dtype=torch.float64, device="cpu")
-    numbers = torch.tensor(list(there), dtype=torch.int64, device="cpu")
-    return Sample(values, numbers // 2 if plan.antithetic else numbers)
 
 
 def _curves(plan: Plan, found: Mapping[Cell, Mapping[int, Found]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -131,7 +60,7 @@ def _curves(plan: Plan, found: Mapping[Cell, Mapping[int, Found]]) -> tuple[dict
     return curves, masks
 
 
-def _made_by(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str]:
+def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str]:
     """What the numbers depend on, and when and with what they were made."""
     made_by = {
         "weightnoise": weightnoise.__version__,

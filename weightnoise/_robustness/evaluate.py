@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 
 from torch import nn
 
@@ -28,6 +29,7 @@ def evaluate_robustness(
     higher_is_better: bool = True,
     until_sem: float | str | None = None,
     vectorize: bool = False,
+    executor: Executor | None = None,
 ) -> RobustnessReport:
     """Evaluate ``metric`` under many held draws of noise ("chips"), at each of several noise levels.
 
@@ -63,6 +65,10 @@ def evaluate_robustness(
         vectorize: evaluate the draws of a level together by `torch.vmap`: up to twice as fast for small models
             on little data, slower where one draw fills the processor; equal up to rounding. ``metric``
             must return tensors, without ``.item()``.
+        executor: of `concurrent.futures`, such as a ProcessPoolExecutor, or the one of joblib, dask or MPI: its
+            workers measure the draws. The model is sent to each worker once. Draws are numbered, so the report is
+            that of one process to the last bit, as far as torch's sums are, which may hang on the number of
+            threads: workers get their share of the cores, and forked ones a single thread.
 
     Returns:
         A report with a curve for each law, parameter and entry of the metric.
@@ -77,6 +83,7 @@ def evaluate_robustness(
             by one: ``.item()`` or a decision by a value in metric or model, batch normalisation in training
             mode, noise on activations.
         NondeterministicMetricWarning: if the metric differs between two runs without noise.
+        WorkerLostWarning: if a worker dies; its draws are done again.
         NoiseRoundsAwayWarning: if the noise at a level is too small for the precision of a low-precision weight.
 
     Example:
@@ -100,5 +107,8 @@ def evaluate_robustness(
         by_parameter=by_parameter,
         until_sem=until_sem,
         vectorize=vectorize,
+        executor=executor,
     )
-    return run_plan(model, plan, threshold=threshold, higher_is_better=higher_is_better, progress=progress)
+    return run_plan(
+        model, plan, threshold=threshold, higher_is_better=higher_is_better, progress=progress, executor=executor
+    )

@@ -50,6 +50,7 @@ class Plan:
     by_parameter: bool = False
     until: Stop | None = None
     vectorize: bool = False
+    recalibrate: Any = None
 
 
 def make_plan(
@@ -58,12 +59,15 @@ def make_plan(
     law: LevelLaw | None,
     laws: Mapping[str, LevelLaw] | None,
     draws: int | range,
+    executor: Any = None,
     **options: Any,
 ) -> Plan:
     """Check the options of `evaluate_robustness`, and put them together."""
     named = _named(law, laws)
     if options["by_parameter"] and len(named) > 1:
         raise SpecError("evaluate_robustness(by_parameter=True) needs a single law: law=..., or one in laws=....")
+    if options.get("vectorize") and executor is not None:
+        raise OptionError("evaluate_robustness(vectorize=True) goes in one process: leave executor=... out.")
     options["seed"] = check_seed("evaluate_robustness", options["seed"])
     checked = tuple(_level(level, [one for one in named.values() if not is_function(one)]) for level in levels)
     if not checked:

@@ -54,3 +54,22 @@ def _bars(axes: Any, report: RobustnessReport, metric: str) -> None:
     axes.barh(order, means, xerr=[parts[name].sem.nan_to_num(0.0).item() for name in order], color=_COLORS[0])
     axes.set(xlabel=f"{metric} (mean ± standard error over draws)")
     axes.set_title(f"noise level {level_name(report.levels[0])}, most sensitive at the top", fontsize="medium")
+
+
+def plot_layers(report: Any) -> Figure:
+    """Bars of a `LayerReport`: the error of each layer, and what of it reaches the output of the model."""
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(report.rows)), layout="constrained")
+    axes: Any = figure.subplots()
+    places = range(len(report.rows))
+    spread = [
+        0.0 if row.model_error_sem != row.model_error_sem else 100 * row.model_error_sem for row in report.rows
+    ]
+    errors = [100 * row.model_error for row in report.rows]
+    layers = [0.0 if row.layer_error != row.layer_error else 100 * row.layer_error for row in report.rows]
+    axes.barh([place - 0.2 for place in places], errors, 0.4, xerr=spread, color=_COLORS[0], label="of the model")
+    axes.barh([place + 0.2 for place in places], layers, 0.4, color=_COLORS[5], label="of the layer")
+    axes.set(yticks=places, yticklabels=[row.name for row in report.rows], xlabel="relative error, %")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

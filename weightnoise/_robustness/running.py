@@ -1,0 +1,121 @@
+"""Draws that are measured, cell by cell, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from weightnoise._contexts import no_noise
+from weightnoise._random import draws as _random
+from weightnoise._robustness.cells import Cell, Found, measured, noisy
+from weightnoise._robustness.metric import check_deterministic, measure
+from weightnoise._robustness.plan import Plan, check_noisy, check_shared
+from weightnoise._robustness.progress import progress_bar
+from weightnoise._robustness.sample import Sample
+from weightnoise._torch.modules import state_kept
+
+Rows = dict[int, Found]
+
+
+class Store:
+    """What has been measured, by cell and draw; this one forgets."""
+
+    def get(self, key: str, number: int) -> Found | None:
+        """What was found in a draw of a cell."""
+        return None
+
+    def put(self, key: str, number: int, found: Found) -> None:
+        """Keep what was found."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation that is going on: it measures cells, and knows what was measured before.
+
+    Attributes:
+        deterministic: whether the metric is the same in two runs without noise.
+    """
+
+    model: nn.Module
+    store: Store
+    tick: Callable[[str], None]
+    deterministic: bool
+
+    def __call__(self, plan: Plan, cells: Sequence[Cell]) -> dict[Cell, Rows]:
+        """What is found in each draw of each cell."""
+        found: dict[Cell, Rows] = {}
+        for cell in cells:
+            with noisy(self.model, cell):
+                found[cell] = self._of(plan, cell)
+        return found
+
+    def close(self) -> None:
+        """Let go of what the evaluation has opened."""
+
+    def _of(self, plan: Plan, cell: Cell) -> Rows:
+        """What is found in each draw of a cell, until it is known precisely enough."""
+        asked = plan.numbers[:1] if cell.silent else plan.numbers
+        known = {number: self.store.get(cell.key, number) for number in asked}
+        new = measured(self.model, plan, cell, [number for number, found in known.items() if found is None])
+        rows: Rows = {}
+        for number in asked:
+            found = known[number]
+            if found is None:
+                found = next(new)
+                self.store.put(cell.key, number, found)
+            rows[number] = found
+            self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows)} of {len(plan.numbers)}")
+            if is_enough(plan, rows):
+                break
+        return dict.fromkeys(plan.numbers, rows[asked[0]]) if cell.silent else rows
+
+
+Make = Callable[[nn.Module, Store, Callable[[str], None], bool], Run]
+
+
+@contextmanager
+def evaluation(
+    model: nn.Module, plan: Plan, progress: bool, store: Store | None, make: Make = Run
+) -> Iterator[Run]:
+    """Evaluate a model inside, by a run that ``make`` makes: it comes back as it was."""
+    store = Store() if store is None else store
+    check_shared(model)
+    if None in plan.laws.values():
+        check_noisy(model)
+    with state_kept(model), progress_bar(progress) as tick:
+        with no_noise(model):
+            clean = [_clean(model, plan, store, number) for number in (0, 1)]
+        run = make(model, store, tick, check_deterministic(clean))
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def _clean(model: nn.Module, plan: Plan, store: Store, number: int) -> Found:
+    found = store.get("clean", number)
+    if found is None:
+        found = measure(model, plan.metric, _random.derive_seed(plan.seed, f"metric without noise {number}"))
+        store.put("clean", number, found)
+    return found
+
+
+def is_enough(plan: Plan, rows: Mapping[int, Found]) -> bool:
+    """Whether a level is known as precisely as was asked."""
+    stop = plan.until
+    if stop is None or (plan.antithetic and len(rows) % 2):
+        return False
+    entries = dict.fromkeys(name for found in rows.values() for name in found)
+    return all(sample_of(plan, rows, name).is_precise(stop.target, stop.relative) for name in entries)
+
+
+def sample_of(plan: Plan, rows: Mapping[int, Found], entry: str) -> Sample:
+    """The values of one entry of the metric so far."""
+    there = {number: found[entry] for number, found in rows.items() if entry in found}
+    values = torch.tensor(list(there.values()), dtype=torch.float64, device="cpu")
+    numbers = torch.tensor(list(there), dtype=torch.int64, device="cpu")
+    return Sample(values, numbers // 2 if plan.antithetic else numbers)
