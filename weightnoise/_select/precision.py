@@ -34,8 +34,13 @@ def warn_if_rounded_away(placements: Sequence[Placement]) -> None:
         )
 
 
+def _is_bitwise(law: Law) -> bool:
+    return law.bitwise or any(map(_is_bitwise, law.inside))
+
+
 def _rounds_away(law: Law, weight: Tensor) -> bool:
-    if weight.dtype not in (torch.float16, torch.bfloat16) or weight.is_meta or weight.numel() == 0:
+    short = weight.dtype in (torch.float16, torch.bfloat16)
+    if not short or weight.is_meta or weight.numel() == 0 or _is_bitwise(law):
         return False
     if weight.ndim:
         weight = weight[: max(1, _CHECKED * weight.shape[0] // weight.numel())]

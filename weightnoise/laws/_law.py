@@ -76,6 +76,7 @@ class Law:
             wrapper's too. Its draw is that of its part, or the tuple of those of several.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
             the library alone.
+        bitwise: whether it changes bits of the weight's own dtype, so that none of its noise rounds away.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -89,6 +90,7 @@ class Law:
     chip: int | None = None
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
+    bitwise: bool = False
     per: Any = "tensor"
     tile: Tile = None
     regions: Any = "tensor"  # What `per` and `tile` say together.
