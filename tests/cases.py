@@ -220,6 +220,8 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "stuck_at_straight": StuckAt(0.1, low=0.2, levels=(-0.5, 0.5), gradient="straight-through"),
     "stuck_at_range": StuckAt(0.1, high=0.2, levels="range", per=0, chip=None, gradient="straight-through"),
     "bit_flip": BitFlip(0.05, bits=4),
+    "float_bits": BitFlip(0.02, code="float", positions="mantissa"),
+    "bit_flip_rare_frozen": BitFlip(0.01, bits=4, chip=1),
     "bit_flip_frozen": BitFlip(0.05, bits=4, chip=1),
     "programming": ProgrammingNoise(),
     "programming_drift_exact": ProgrammingNoise(time=3600.0, chip=2, compensate=True, gradient="exact"),
@@ -254,18 +256,21 @@ STILL = {
     "stuck_at_straight",
     "bit_flip_frozen",
     "frozen",
+    "bit_flip_rare_frozen",
     "temperature",
     "temperature_exact",
     "clip",
     "clip_bounds_straight",
 }
 # Those of them that make the same of two equal weights.
-FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "frozen"}
+FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "bit_flip_rare_frozen", "frozen"}
 LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
 # Laws whose noisy weight does not have the clean weight as its mean.
-BIASED = {name for name in STILL if name not in ("bit_flip_frozen", "frozen")} | {
+BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))} | {
     "bit_flip",
+    "float_bits",
     "bit_flip_frozen",
+    "bit_flip_rare_frozen",
     "chain_learned",
     "chain_of_hardware",
     "custom",

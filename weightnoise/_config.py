@@ -154,7 +154,7 @@ class _Reader:
         if isinstance(value, Mapping):
             return self._function(value["function"]) if "function" in value else self.value(value)
         if isinstance(value, (list, tuple)):
-            # A tuple of numbers or of such tuples, or a list of laws, as in Protect(Chain(...)).
+            # A tuple of numbers or names or of such tuples, or a list of laws, as in Protect(Chain(...)).
             numbers = _as_numbers(value)
             return Chain(tuple(map(self.value, value))) if numbers is None else numbers
         return value
@@ -199,8 +199,8 @@ _UNKNOWN = (
 
 
 def _as_numbers(value: Any) -> Any:
-    """Lists of numbers, or of lists of them, as tuples; None for anything else."""
-    if isinstance(value, (int, float)):
+    """Lists of numbers and names, or of lists of them, as tuples; None for anything else."""
+    if isinstance(value, (int, float, str)):
         return value
     items = [_as_numbers(item) for item in value] if isinstance(value, (list, tuple)) else [None]
     return None if any(item is None for item in items) else tuple(items)

@@ -115,7 +115,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, read
         sign: -1 for the exact mirror of the draw: the antithetic partner.
         reads: ``"held"`` for one draw of everything. ``"fresh"`` holds what belongs to the hardware, and draws
             anew in each forward what belongs to a reading: one chip, read many times. The hardware's are faults
-            (`StuckAt`, `BitFlip`), the programming and the drift of `ProgrammingNoise`, all of a `Frozen` law, and
+            (`StuckAt`; `BitFlip` with a chip), programming and drift of `ProgrammingNoise`, all of `Frozen`, and
             what a law of yours declares by ``of_chip``; everything else is a reading's. With a seed, reading k
             of a parameter depends on the seed, the name and k; compiled code takes its readings from torch's
             generator. Activation checkpoints and the estimators flipout and local are refused.

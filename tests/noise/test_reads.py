@@ -53,7 +53,8 @@ LIFETIMES: dict[str, tuple[Any, str]] = {
     "protected": (wn.Protect(wn.Gaussian(0.1), 0.25), "none"),
     "stuck": (wn.StuckAt(0.3, chip=None), "all"),
     "stuck on a chip": (wn.StuckAt(0.3), "all"),
-    "flips": (wn.BitFlip(0.1, chip=None), "all"),
+    "flips": (wn.BitFlip(0.1), "none"),  # Soft errors.
+    "flips on a chip": (wn.BitFlip(0.1, chip=2), "all"),
     "stuck, protected": (wn.Protect(wn.StuckAt(0.3, chip=None), 0.25), "all"),
     "programmed": (wn.ProgrammingNoise(time=3600.0), "part"),
     "programmed, read exactly": (wn.ProgrammingNoise(time=3600.0, read=()), "all"),

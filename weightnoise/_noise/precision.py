@@ -94,7 +94,12 @@ def fault(law: Law, weight: Tensor, factor: float, strengths: Mapping[str, Tenso
     Laws of users are asked in short dtypes alone: who knows what they do in a longer one.
     """
     user, short = has_user_law(law), weight.dtype in _HALF
-    if not has_numbers(weight) or weight.numel() == 0 or (not short and (user or weight.device.type == "mps")):
+    if (
+        _is_bitwise(law)
+        or not has_numbers(weight)
+        or weight.numel() == 0
+        or (not short and (user or weight.device.type == "mps"))
+    ):
         return None
     rows = weight.shape[0] if weight.ndim and (user or any(True for _ in tensors_in(law))) else _rows(weight)
     part = weight[:rows] if weight.ndim else weight
@@ -113,6 +118,11 @@ def fault(law: Law, weight: Tensor, factor: float, strengths: Mapping[str, Tenso
             return "infinite"
         kept = noisy.to(weight.dtype) != part
     return "rounds away" if (moved & kept).sum().item() < 0.5 * moved.sum().item() else None
+
+
+def _is_bitwise(law: Law) -> bool:
+    """Whether it flips bits of the numbers themselves, of which any may come out."""
+    return law.bitwise or any(map(_is_bitwise, law.inside))
 
 
 def _is_suspicious(weight: Tensor, noisy: Tensor) -> bool:

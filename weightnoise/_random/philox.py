@@ -102,7 +102,7 @@ def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tenso
     return _filled(key, shape, uniform)
 
 
-def _filled(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+def _filled(key: int | Tensor, size: Sequence[int], uniform: bool) -> Tensor:
     assert _LIBRARY is not None
     out, count = torch.empty(size, dtype=torch.float32, device="cpu"), math.prod(size)
     address = _address(out, torch.float32, count)

@@ -7,9 +7,10 @@ asked of a law has a default in `Law`; `_complete.py` gives those to laws of use
 
 from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
 from weightnoise.laws._additive import Gaussian, Uniform
+from weightnoise.laws._bits import BitFlip
 from weightnoise.laws._complete import sample
 from weightnoise.laws._custom import Custom
-from weightnoise.laws._faults import BitFlip, StuckAt
+from weightnoise.laws._faults import StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
 from weightnoise.laws._frozen import Frozen
 from weightnoise.laws._law import ActivationLaw, Law, Noise, straight_through

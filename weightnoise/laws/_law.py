@@ -72,12 +72,11 @@ class Law:
         sign_symmetric: whether ``w + x`` is as likely as ``w - x``, also where only some rows and columns of the
             noise change sign. ``estimator="flipout"`` refuses other laws.
         chip: with a number, the draw is frozen: that of this specimen of the hardware.
-        of_chip: whether the draw belongs to the hardware, with a number of a chip or without, and not to a
-            reading of it; `redraw` says what is read anew. ``hold_noise(reads="fresh")`` asks for it.
+        of_chip: whether the draw is the hardware's and not a reading's, for ``hold_noise(reads="fresh")``.
         parts: the laws that a wrapper is made of. What they learn, freeze, refuse and look at is then the
             wrapper's too. Its draw is that of its part, or the tuple of those of several.
-        takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
-            the library alone.
+        takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
+        bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -92,6 +91,7 @@ class Law:
     of_chip: bool = False
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
+    bitwise: bool = False
     per: Any = "tensor"
     tile: Tile = None
     regions: Any = "tensor"  # What `per` and `tile` say together.
@@ -161,7 +161,7 @@ class Law:
             return self.redraw(weight, held)
         if not self.parts:
             return self.draw(weight)
-        each = (held,) if len(self.parts) == 1 else held or [None] * len(self.parts)
+        each = [held] if len(self.parts) == 1 else held or [None] * len(self.parts)
         return _joined([part.reread(weight, own) for part, own in zip(self.parts, each, strict=True)])
 
     @property
