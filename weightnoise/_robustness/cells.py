@@ -77,10 +77,8 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
                 cells += [Cell(curve, place, spec, factor, part, silent) for part in parts]
     if lost:
         warn(
-            f"The noise at these levels is smaller than half the spacing of the low-precision weights, and "
-            "most of it "
-            f"rounds away: {', '.join(lost)}. What is measured there is the clean model. Evaluate float32 "
-            "weights.",
+            "The noise at these levels is smaller than half the spacing of the low-precision weights, and most of "
+            f"it rounds away: {', '.join(lost)}. What is measured there is the clean model. Evaluate float32 weights.",
             NoiseRoundsAwayWarning,
         )
     return cells
