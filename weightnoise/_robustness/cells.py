@@ -78,7 +78,7 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
     if lost:
         warn(
             "The noise at these levels is smaller than half the spacing of the low-precision weights, and most of "
-            f"it rounds away: {', '.join(lost)}. What is measured there is the clean model. Evaluate float32 weights.",
+            f"it rounds away: {', '.join(lost)}. What is measured there is the clean model: evaluate float32.",
             NoiseRoundsAwayWarning,
         )
     return cells
