@@ -25,7 +25,7 @@ from weightnoise._noise.draws import (
 )
 from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames
 from weightnoise._noise.learning import Learning, Ties
-from weightnoise._noise.outside import is_noisy_outside
+from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
@@ -131,8 +131,8 @@ class WeightNoise(Learning):
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
-        kept = running[-1] if running else None
-        if kept is None and (running or not is_noisy_outside(self, warn=True)):
+        kept: Any = running[-1] if running else None
+        if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         effective: EffectiveControl | None = control if eager else self.effective()
