@@ -176,7 +176,7 @@ def test_a_closed_executor_and_vectorized_draws() -> None:
     pool.shutdown()
     with pytest.raises(wn.OptionError, match=r"takes no work: .* Give an open one"):
         run(make()[0], executor=pool)
-    with pytest.raises(wn.OptionError, match=r"vectorize=True\) goes in one process"):
+    with pytest.raises(wn.OptionError, match=r"vectorize=True\) goes without executor"):
         run(make()[0], executor=pool, vectorize=True)
 
 

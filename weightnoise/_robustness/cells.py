@@ -22,8 +22,9 @@ from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
 from weightnoise._noise.precision import fault
 from weightnoise._random import draws as _random
-from weightnoise._robustness.metric import entries, measure, warn
+from weightnoise._robustness.metric import entries, measure, own_numbers, warn
 from weightnoise._robustness.plan import Plan, is_function
+from weightnoise._robustness.recalibration import recalibrated
 from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.choose import Spec
 from weightnoise._weights import add_weight_noise
@@ -137,6 +138,12 @@ def _owned(model: nn.Module, before: Sequence[AnyNoise]) -> dict[nn.Module, dict
     return owned
 
 
+def measure_once(model: nn.Module, plan: Plan, name: str) -> Found:
+    """What the metric finds in a model whose noise is as it is; ``name`` tells its own random numbers apart."""
+    with own_numbers(model, _random.derive_seed(plan.seed, name)), recalibrated(model, plan.recalibrate):
+        return measure(model, plan.metric)
+
+
 def measured(model: nn.Module, plan: Plan, cell: Cell, numbers: Sequence[int]) -> Iterator[Found]:
     """What the metric finds in some draws of a cell, whose noise is on the model."""
     draws = _random.numbered(plan.seed, numbers, plan.antithetic)
@@ -151,5 +158,5 @@ def measured(model: nn.Module, plan: Plan, cell: Cell, numbers: Sequence[int]) -
             warn(f"The draws are evaluated one by one, because torch.vmap says: {reason}", NotVectorizedWarning)
     for number, (seed, sign) in list(zip(numbers, draws, strict=True))[done:]:
         with hold_noise(model, seed=seed, sign=sign):
-            found = measure(model, plan.metric, _random.derive_seed(plan.seed, f"metric {number}"))
-        yield found
+            one = measure_once(model, plan, f"metric {number}")
+        yield one

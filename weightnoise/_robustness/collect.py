@@ -72,6 +72,8 @@ def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str
     }
     if plan.by_parameter:
         made_by["noise on"] = "one parameter at a time"
+    if plan.recalibrate is not None:
+        made_by["batch statistics"] = "gathered for each draw"
     if plan.until is not None:
         target = plan.until.target
         made_by["until_sem"] = f"{100 * target:g} %" if plan.until.relative else f"{target:g}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +30,8 @@ def evaluate_robustness(
     higher_is_better: bool = True,
     until_sem: float | str | None = None,
     vectorize: bool = False,
+    recalibrate: Any = None,
+    log: Callable[[str, float, int], object] | None = None,
     executor: Executor | None = None,
 ) -> RobustnessReport:
     """Evaluate ``metric`` under many held draws of noise ("chips"), at each of several noise levels.
@@ -65,6 +68,12 @@ def evaluate_robustness(
         vectorize: evaluate the draws of a level together by `torch.vmap`: up to twice as fast for small models
             on little data, slower where one draw fills the processor; equal up to rounding. ``metric``
             must return tensors, without ``.item()``.
+        recalibrate: a DataLoader or a list of batches, or a function of the model that runs some: with it the
+            running statistics of batch normalisation are gathered anew for each chip, as plain means over these
+            batches, before the metric. Of a batch that is a tuple or a list the model takes the first item.
+        log: ``log(name, value, step)`` is called when a level is done, for the mean of each entry and its standard
+            error; the step is the place of the level. ``SummaryWriter(...).add_scalar`` and ``mlflow.log_metric``
+            do.
         executor: of `concurrent.futures`, such as a ProcessPoolExecutor, or the one of joblib, dask or MPI: its
             workers measure the draws. The model is sent to each worker once. Draws are numbered, so the report is
             that of one process to the last bit, as far as torch's sums are, which may hang on the number of
@@ -107,6 +116,8 @@ def evaluate_robustness(
         by_parameter=by_parameter,
         until_sem=until_sem,
         vectorize=vectorize,
+        recalibrate=recalibrate,
+        log=log,
         executor=executor,
     )
     return run_plan(

@@ -18,7 +18,7 @@ from weightnoise._errors import OptionError, OptionTypeError, WeightNoiseError, 
 from weightnoise._robustness.cells import Cell, Found
 from weightnoise._robustness.metric import warn
 from weightnoise._robustness.plan import Plan
-from weightnoise._robustness.running import Make, Rows, Run, is_enough
+from weightnoise._robustness.running import Make, Rows, Run, is_enough, log_cell, whole
 from weightnoise._robustness.workers import Package, Task, chunks, cores, pack, ready, work
 
 _DEATHS = 3  # Of workers, before it is given up.
@@ -67,6 +67,11 @@ class _Progress:
     found: dict[int, Found] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
     enough: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is asked."""
+        return self.enough or len(self.rows) == len(self.asked)
 
     def add(self, plan: Plan, number: int, found: Found) -> None:
         """One more draw, whichever comes first."""
@@ -163,10 +168,7 @@ class RemoteRun(Run):
             missing = [number for number in progress[cell].asked if number not in progress[cell].found]
             waiting += [(cell, piece) for piece in chunks(missing, pool.workers, plan.antithetic)]
         _Work(self, pool, plan, progress, waiting).run()
-        return {
-            cell: dict.fromkeys(plan.numbers, one.rows[one.asked[0]]) if cell.silent else one.rows
-            for cell, one in progress.items()
-        }
+        return {cell: whole(plan, cell, one.rows) for cell, one in progress.items()}
 
 
 def run_on(executor: Any, model: nn.Module) -> Make:
@@ -218,11 +220,14 @@ class _Work:
                 self._take(*piece, answer)
 
     def _take(self, cell: Cell, numbers: Sequence[int], answer: Sequence[Found]) -> None:
+        was_complete = self.progress[cell].complete
         for number, found in zip(numbers, answer, strict=True):
             self.whole.store.put(cell.key, number, found)
             self.progress[cell].add(self.plan, number, found)
             count = f"{len(self.progress[cell].found)} of {len(self.plan.numbers)}"
             self.whole.tick(f"{cell.curve} at {self.plan.levels[cell.place][0]}, draw {count}")
+        if self.progress[cell].complete and not was_complete:
+            log_cell(self.plan, cell, whole(self.plan, cell, self.progress[cell].rows))
 
     def _submit(self, piece: Piece, with_model: bool) -> None:
         pool = self.pool

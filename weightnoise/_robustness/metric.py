@@ -23,21 +23,20 @@ _HERE = str(Path(__file__).parents[1])
 Metric: TypeAlias = Callable[[Any], float | Tensor | Mapping[str, float | Tensor]]
 
 
-def measure(model: nn.Module, metric: Metric, seed: int) -> dict[str, float]:
-    """The entries of the metric by name; a single number has the name "".
-
-    What the metric itself draws from torch's generator hangs on ``seed`` alone, and the generator comes back as it
-    was: so draws may be measured in any order, in any process.
-    """
-    with _seeded(model, seed):
-        found = {key: _number(value) for key, value in entries(metric(model)).items()}
+def measure(model: nn.Module, metric: Metric) -> dict[str, float]:
+    """The entries of the metric by name; a single number has the name ""."""
+    found = {key: _number(value) for key, value in entries(metric(model)).items()}
     if not found:
         raise OptionError("The metric must return a number or a dict of numbers, not an empty dict.")
     return found
 
 
 @contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+def own_numbers(model: nn.Module, seed: int) -> Iterator[None]:
+    """Let what draws from torch's generator inside hang on ``seed`` alone; the generator comes back as it was.
+
+    So draws may be measured in any order, in any process.
+    """
     # Without the lock of `_random.seeded`: a metric takes long, and other threads go on drawing.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     on_cpu = device.type in ("cpu", "meta")

@@ -13,7 +13,7 @@ from torch import nn
 from weightnoise._attach.find import noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._checks import check_count, check_seed, check_strength, plain_number
-from weightnoise._errors import NotNoisyError, OptionError, SpecError
+from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError, SpecError
 from weightnoise._robustness.measurements import Level
 from weightnoise._robustness.metric import Metric
 from weightnoise._select.choose import Spec
@@ -51,6 +51,7 @@ class Plan:
     until: Stop | None = None
     vectorize: bool = False
     recalibrate: Any = None
+    log: Callable[[str, float, int], object] | None = None
 
 
 def make_plan(
@@ -66,8 +67,17 @@ def make_plan(
     named = _named(law, laws)
     if options["by_parameter"] and len(named) > 1:
         raise SpecError("evaluate_robustness(by_parameter=True) needs a single law: law=..., or one in laws=....")
-    if options.get("vectorize") and executor is not None:
-        raise OptionError("evaluate_robustness(vectorize=True) goes in one process: leave executor=... out.")
+    for name, value in (("executor", executor), ("recalibrate", options.get("recalibrate"))):
+        if options.get("vectorize") and value is not None:
+            raise OptionError(
+                f"evaluate_robustness(vectorize=True) goes without {name}=...: leave one of them out."
+            )
+    if options.get("log") is not None and not callable(options["log"]):
+        raise OptionTypeError(
+            "evaluate_robustness(log=...) takes a function of name, value and step, such as the method "
+            "add_scalar of a "
+            f"SummaryWriter, got {type(options['log']).__name__}."
+        )
     options["seed"] = check_seed("evaluate_robustness", options["seed"])
     checked = tuple(_level(level, [one for one in named.values() if not is_function(one)]) for level in levels)
     if not checked:

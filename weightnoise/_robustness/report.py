@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._robustness import merging as _merging
+from weightnoise._robustness import page as _page
 from weightnoise._robustness import tables as _tables
 from weightnoise._robustness.measurements import Level, Measurements
 
@@ -148,6 +149,14 @@ class RobustnessReport(Measurements):
 
     def __str__(self) -> str:
         return _tables.to_text(self)
+
+    def to_html(self, title: str = "Robustness") -> str:
+        """One HTML page: the table with intervals, the figure (where matplotlib is), and where it comes from.
+
+        Args:
+            title: of the page, and what to write at the vertical axis.
+        """
+        return _page.to_html(self, title, lambda: self.plot(metric=title))
 
     def plot(self, *, metric: str = "metric") -> Figure:
         """Mean over level with a band of one standard deviation for each curve; needs matplotlib.

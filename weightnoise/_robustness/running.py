@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from weightnoise._contexts import no_noise
-from weightnoise._random import draws as _random
-from weightnoise._robustness.cells import Cell, Found, measured, noisy
-from weightnoise._robustness.metric import check_deterministic, measure
+from weightnoise._robustness.cells import Cell, Found, measure_once, measured, noisy
+from weightnoise._robustness.metric import check_deterministic
 from weightnoise._robustness.plan import Plan, check_noisy, check_shared
 from weightnoise._robustness.progress import progress_bar
+from weightnoise._robustness.recalibration import check_recalibration
 from weightnoise._robustness.sample import Sample
 from weightnoise._torch.modules import state_kept
 
@@ -51,6 +52,7 @@ class Run:
         for cell in cells:
             with noisy(self.model, cell):
                 found[cell] = self._of(plan, cell)
+            log_cell(plan, cell, found[cell])
         return found
 
     def close(self) -> None:
@@ -71,7 +73,25 @@ class Run:
             self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows)} of {len(plan.numbers)}")
             if is_enough(plan, rows):
                 break
-        return dict.fromkeys(plan.numbers, rows[asked[0]]) if cell.silent else rows
+        return whole(plan, cell, rows)
+
+
+def whole(plan: Plan, cell: Cell, rows: Rows) -> Rows:
+    """All draws of a cell: where they are all the same, one was measured."""
+    return dict.fromkeys(plan.numbers, rows[plan.numbers[0]]) if cell.silent else rows
+
+
+def log_cell(plan: Plan, cell: Cell, rows: Mapping[int, Found]) -> None:
+    """Say what a level has come to."""
+    if plan.log is None:
+        return
+    for entry in dict.fromkeys(name for found in rows.values() for name in found):
+        sample = sample_of(plan, rows, entry)
+        # Letters that MLflow takes in a name.
+        name = re.sub(r"[^\w./ :-]+", "_", " ".join(filter(None, (cell.part or cell.curve, entry))))
+        plan.log(f"robustness/{name}/mean", sample.mean, cell.place)
+        if sample.sem == sample.sem:  # One draw has none.
+            plan.log(f"robustness/{name}/standard error", sample.sem, cell.place)
 
 
 Make = Callable[[nn.Module, Store, Callable[[str], None], bool], Run]
@@ -84,6 +104,7 @@ def evaluation(
     """Evaluate a model inside, by a run that ``make`` makes: it comes back as it was."""
     store = Store() if store is None else store
     check_shared(model)
+    check_recalibration(model, plan.recalibrate)
     if None in plan.laws.values():
         check_noisy(model)
     with state_kept(model), progress_bar(progress) as tick:
@@ -99,7 +120,7 @@ def evaluation(
 def _clean(model: nn.Module, plan: Plan, store: Store, number: int) -> Found:
     found = store.get("clean", number)
     if found is None:
-        found = measure(model, plan.metric, _random.derive_seed(plan.seed, f"metric without noise {number}"))
+        found = measure_once(model, plan, f"metric without noise {number}")
         store.put("clean", number, found)
     return found
 

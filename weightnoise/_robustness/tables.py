@@ -170,10 +170,10 @@ def to_text(report: Measurements) -> str:
         "" if report.threshold is None else f"; yield: the share of draws that reach {report.threshold:g}, 95 %"
     )
     caption = f"mean ± standard error over draws{yields}; seed {seeds or report.seed}{made and ', ' + made}"
-    return "\n".join([to_markdown(report, show), *_notes(report), caption])
+    return "\n".join([to_markdown(report, show), *notes(report), caption])
 
 
-def _notes(report: Measurements) -> Iterator[str]:
+def notes(report: Measurements) -> Iterator[str]:
     """What a reader of the table must know besides, a line each."""
     asked = len(report.chips)
     for name in report.curves:
