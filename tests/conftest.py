@@ -53,7 +53,7 @@ MARKED = {
 TOGETHER = ("cli/test_digits", "pretrained")
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
-_MANY = 40
+_MANY = 8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +66,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if whole and collection_path.parent == Path(__file__).parent else None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let ``-n`` keep groups of tests together."""
+    if getattr(config.option, "dist", None) == "load":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)  # Before xdist looks at the groups.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark whole folders and the larger part of large products; leave them out of a quick run."""
     products: dict[object, list[Mapping[str, object]]] = {}

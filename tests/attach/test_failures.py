@@ -350,6 +350,7 @@ ADDING: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADDING)
 def test_an_interrupt_at_any_line_of_add_leaves_a_model_that_works_and_comes_off(kind: str) -> None:
     assert interrupted_at_every_line(small, ADDING[kind], works_and_comes_off) > 50
@@ -360,6 +361,7 @@ def test_an_interrupt_at_any_line_of_removing_activation_noise_leaves_a_model_th
     assert interrupted_at_every_line(make, wn.remove_activation_noise, works_and_comes_off) > 20
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_of_removing_weight_noise_leaves_a_model_that_works_and_comes_off() -> None:
     assert interrupted_at_every_line(noisy, wn.remove_weight_noise, works_and_comes_off) > 50
 
@@ -402,6 +404,7 @@ def test_an_interrupt_at_any_line_of_a_context_leaves_it_closed(context: str) ->
     assert interrupted_at_every_line(noisy, CONTEXTS[context], assert_nothing_is_stuck) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "flipout", "activations"])
 def test_an_interrupt_at_any_line_of_a_training_step_leaves_no_trace(kind: str) -> None:
     def step(model: nn.Module) -> None:
@@ -614,6 +617,7 @@ def test_a_worker_forked_inside_a_context_is_inside_it() -> None:
     assert_nothing_is_stuck(model)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_spawned_inside_a_context_is_not_inside_it() -> None:
     model = noisy()
     with wn.hold_noise(model, seed=0):

@@ -198,6 +198,7 @@ def test_mean_and_variance_of_the_output_and_covariance_of_two_examples(estimato
         assert_mean(moved[:, 0, output] * moved[:, 1, output], together[output].item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 @pytest.mark.parametrize("name", ["conv2d_groups", "conv3d", "conv2d_circular"])
 def test_the_variance_of_a_convolution_is_that_of_shared_noise(name: str, estimator: Estimator) -> None:
@@ -252,6 +253,7 @@ def test_the_expected_gradient_is_that_of_the_shared_draw(estimator: Estimator, 
     assert scores.square().mean() < 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_exact_multiplicative_noise_adds_decay_and_straight_through_adds_none(estimator: Estimator) -> None:
     plain, x, target = nn.Linear(3, 2, bias=False).double(), batch(8, 3), batch(8, 2)

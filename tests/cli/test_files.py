@@ -45,6 +45,7 @@ def holder(subject: Path) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["report.json", "link.json", "folder/../report.json"])
 @pytest.mark.parametrize("options", [[], ["--fresh"]])
 def test_two_sweeps_on_one_file_lock_each_other_out(
@@ -69,6 +70,7 @@ def test_another_file_is_free(holder: subprocess.Popen[str]) -> None:
     assert run(*SWEEP, "--out", "other.json") == 0
 
 
+@pytest.mark.slow
 def test_of_many_that_start_at_once_one_has_the_lock_at_a_time(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom weightnoise._cli.files import locked\n"
@@ -86,6 +88,7 @@ def test_of_many_that_start_at_once_one_has_the_lock_at_a_time(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom weightnoise._cli.files import locked\n"

@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = {"exploration.md", "hardware-aware.md", "sparsity.md", "variational.md"}  # For more than a moment.
+TRAINING = {  # Guides, for more than a moment.
+    "distillation.md",
+    "exploration.md",
+    "hardware-aware.md",
+    "huggingface.md",
+    "sparsity.md",
+    "strength.md",
+    "variational.md",
+    "vectorised-exploration.md",
+    "zeroth-order.md",
+}
 
 NEEDS = {
     # aihwkit requires torchvision, and with it a torch for GPUs: it is in no extra (ecosystem/test_aihwkit.py).
@@ -28,7 +38,12 @@ def blocks(page: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.5: plain state dicts too.
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in TRAINING)) for page in PAGES],
+    [
+        pytest.param(
+            page, id=page.name, marks=[pytest.mark.slow] * (page.parent.name == "guides" and page.name in TRAINING)
+        )
+        for page in PAGES
+    ],
 )
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS.get(page.stem, []):

@@ -136,17 +136,20 @@ def test_additive_noise_on_a_linear_model_is_ridge_regression() -> None:
     assert_mean(losses, 5 * 0.1**2 * x.square().sum(dim=1).mean().item())
 
 
+@pytest.mark.slow
 def test_uniform_noise_costs_a_third_of_its_bound_squared() -> None:
     losses, _, x = excess_losses(wn.Uniform(0.1), antithetic=True)
     assert_mean(losses, 5 * 0.1**2 / 3 * x.square().sum(dim=1).mean().item())
 
 
+@pytest.mark.slow
 def test_factorised_noise_costs_two_over_pi_of_it() -> None:
     law = wn.LearnedGaussian(0.1, factorised=True)
     losses, _, x = excess_losses(law, antithetic=True)
     assert_mean(losses, 2 / math.pi * 5 * 0.1**2 * x.square().sum(dim=1).mean().item())
 
 
+@pytest.mark.slow
 def test_log_normal_noise_is_multiplicative() -> None:
     losses, weight, x = excess_losses(wn.LogNormal(0.2), antithetic=True)
     assert_mean(losses, math.expm1(0.2**2) * (weight.square() @ x.square().mean(dim=0)).sum().item())
@@ -178,6 +181,7 @@ def test_stuck_and_flipped_weights_come_at_their_rates() -> None:
     assert abs(untouched.double().mean().item() - survive) < 4 * error
 
 
+@pytest.mark.slow
 def test_programming_noise_of_phase_change_memory_has_the_measured_size() -> None:
     # Nandakumar 2019: sigma is 1.05 % of g_max at 0, 4.22 % at g_max; at most 1.0863 microsiemens, at r = .8375.
     def sigma(r: float) -> float:
@@ -205,11 +209,13 @@ def test_the_largest_conductance_drifts_as_measured(time: float, factor: float) 
     assert law.apply(weight, law.draw(weight), 1.0).item() == pytest.approx(factor, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_multiplicative_noise_penalises_weights_by_their_input_power() -> None:
     losses, weight, x = excess_losses(wn.Gaussian(0.2, relative_to="value"), antithetic=True)
     assert_mean(losses, 0.2**2 * (weight.square() @ x.square().mean(dim=0)).sum().item())
 
 
+@pytest.mark.slow
 def test_drop_connect_is_multiplicative_noise_of_variance_p_over_one_minus_p() -> None:
     losses, weight, x = excess_losses(wn.DropConnect(0.3), antithetic=False)
     assert_mean(losses, 0.3 / 0.7 * (weight.square() @ x.square().mean(dim=0)).sum().item())

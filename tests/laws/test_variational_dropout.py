@@ -107,6 +107,7 @@ def test_kingmas_alpha_is_held_at_one_and_comes_back() -> None:
     assert log_alpha(layer).max() < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["shared", "flipout", "local"])
 def test_the_divergence_sparsifies_and_without_it_the_noise_dies(estimator: Any) -> None:
     torch.manual_seed(0)

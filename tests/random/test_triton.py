@@ -81,6 +81,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("memory", ["keep", "recompute"])
 def test_a_model_trains_as_with_the_generator_in_c(

@@ -62,6 +62,7 @@ def least_probability(parts: list[battery.Words]) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", STREAMS)
 def test_no_pattern_in_a_million_words(stream: battery.Stream) -> None:
     found = least_probability(list(itertools.islice(stream(2**19), 2)))

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.checkpoints import EffectiveControl, fresh
-from weightnoise._noise.draws import PER_EXAMPLE, apply_draw
+from weightnoise._noise.draws import PER_EXAMPLE, HeldDraw, apply_draw
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
@@ -71,9 +72,9 @@ def _add_flipout(
 
     def signs(like: Tensor, stream: int) -> Tensor:
         shape = _per_channel(layer, like, noise.batch_dim)
-        if key is None:
+        if held is None or key is None:
             return fresh(effective, noise, lambda: _random.signs(like, shape))
-        return _random.keyed_signs(key, like, shape, stream)
+        return _random.keyed_signs(key, like, shape, stream, _turns(held, layer, like, noise.batch_dim))
 
     added = layer_product(layer, inputs * signs(inputs, 0), moved)
     return output + added * (signs(added, 1) * mirrored)
@@ -102,7 +103,7 @@ def _add_local(
     if held is None or held.key is None:
         normal = fresh(effective, noise, lambda: _random.normal(output))
     else:
-        normal = _random.keyed_normal(held.key, output)
+        normal = _random.keyed_normal(held.key, output, _turns(held, layer, output, noise.batch_dim))
     return output + (std * normal * noise.factor(effective)).to(output.dtype)  # As autocast has it.
 
 
@@ -114,12 +115,29 @@ def output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight:
     return layer_product(layer, squares, variance.expand_as(weight))
 
 
+def _examples(layer: nn.Module, values: Tensor, batch_dim: int) -> int:
+    """The dimension of the examples in what a layer takes in or puts out."""
+    # Examples without positions come first: what is put out of the last step of a sequence.
+    return batch_dim if isinstance(layer, nn.Linear) and batch_dim < values.ndim - 1 else 0
+
+
+def _turns(held: HeldDraw, layer: nn.Module, values: Tensor, batch_dim: int) -> _random.Turns | None:
+    """The turns of the rows of a batch, where some have been reset."""
+    if held.turns is None:
+        return None
+    single = values.ndim == 1 + len(getattr(layer, "kernel_size", ()))
+    if single:
+        raise WeightNoiseError(
+            "Some rows were reset in this hold, and a layer with estimator='flipout' or 'local' got an input "
+            f"without a batch, of shape {tuple(values.shape)}. Give it rows, or call reset() without rows."
+        )
+    return _random.Turns(held.turns, _examples(layer, values, batch_dim))
+
+
 def _per_channel(layer: nn.Module, values: Tensor, batch_dim: int) -> tuple[int, ...]:
     """The shape of one number for each example and channel of what a layer takes in or puts out."""
     if isinstance(layer, nn.Linear):
-        # Examples without positions come first: what is put out of the last step of a sequence.
-        examples = batch_dim if batch_dim < values.ndim - 1 else 0
-        last = values.ndim - 1
+        examples, last = _examples(layer, values, batch_dim), values.ndim - 1
         return tuple(size if dim in (examples, last) else 1 for dim, size in enumerate(values.shape))
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     space = len(layer.kernel_size)

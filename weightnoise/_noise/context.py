@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from weightnoise._errors import AbandonedContextWarning, SpecError
+from weightnoise._errors import AbandonedContextWarning, OptionError, SpecError
 from weightnoise._noise.control import NoiseControl, Override
 from weightnoise._noise.decorating import decorated
 from weightnoise.laws import Law, Noise
@@ -146,12 +146,25 @@ class HeldNoise(NoiseContext):
         super().__init__(lambda: open_overrides(0))
         self._reopen = open_overrides
 
-    def reset(self) -> None:
-        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series."""
+    def reset(self, rows: Any = None) -> None:
+        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series.
+
+        Args:
+            rows: for ``estimator="flipout"`` and ``"local"``, where each example of a batch has noise of its own:
+                the rows whose noise is made anew, as a mask or as numbers, such as the environments whose episode
+                has ended. The others keep theirs. None for all of it.
+
+        Raises:
+            OptionError: for rows that are none, or where some noise of the model is one for all rows.
+        """
         if not self._entries:
             raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
         entry = self._latest()
-        opened = self._reopen(entry.resets + 1)
+        if rows is None:
+            opened = self._reopen(entry.resets + 1)
+            entry.resets += 1
+        else:
+            opened = _turned(entry.overrides, rows)
         before = entry.overrides
         entry.overrides = [*before, *opened]  # So that leaving closes them all, whatever happens here.
         _open(opened)
@@ -161,7 +174,22 @@ class HeldNoise(NoiseContext):
                 noise.control.hand_on(held[noise], override)
         _close(before)
         entry.overrides = opened
-        entry.resets += 1
+
+
+def _turned(overrides: Overrides, rows: Any) -> Overrides:
+    """The same overrides, whose held draws have other numbers for some rows."""
+    given = torch.as_tensor(rows, device="cpu")
+    numbers = given.nonzero().flatten() if given.dtype == torch.bool else given.to(torch.int64)
+    if given.ndim != 1 or (given.is_floating_point() and given.numel()) or (numbers < 0).any():
+        raise OptionError(f"reset(rows=...) takes a mask or the numbers of rows, got {rows!r}.")
+    shared = [repr(noise.name) for noise, override in overrides if getattr(override.held, "key", None) is None]
+    if shared:
+        raise OptionError(
+            "reset(rows=...) is for noise that differs from row to row, estimator='flipout' or 'local'. One "
+            f"for all rows is that of {', '.join(shared)}. Leave it clean, or call reset()."
+        )
+    turned = {id(override.held): override.held.turned(numbers) for _, override in overrides if override.held}
+    return [(noise, replace(override, held=turned[id(override.held)])) for noise, override in overrides]
 
 
 def _thread() -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -162,6 +162,7 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
+        turns: how often each row of a batch has got other numbers by the key; None for never.
         reads: how often it was read, where a reading draws anew what does not belong to the chip; None where all
             of it is held.
     """
@@ -173,6 +174,7 @@ class HeldDraw:
     shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
+    turns: Tensor | None = None
     reads: int | None = None
 
     def make_key(self) -> None:
@@ -181,6 +183,13 @@ class HeldDraw:
             if self.key is None:
                 own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
+
+    def turned(self, rows: Tensor) -> HeldDraw:
+        """The same draw, with other numbers for some rows of a batch."""
+        before = torch.zeros(0, dtype=torch.int64, device="cpu") if self.turns is None else self.turns
+        after = torch.bincount(rows, minlength=before.numel()).clamp(max=1)
+        after[: before.numel()] += before
+        return replace(self, turns=after, made={})
 
     def draw(self, law: Law, weight: Tensor) -> Any:
         """The held draw, or a reading of it; made when it is first asked for by a weight that has numbers."""

@@ -15,6 +15,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,20 +61,31 @@ def signs(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.randint(2, tuple(shape), dtype=like.dtype, device=like.device) * 2 - 1
 
 
-def keyed_signs(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
-    """As `signs`, each a function of the key, the stream and its own place."""
-    return (_keyed_bits(key, like, shape, stream) >> 31).to(like.dtype) * 2 - 1
+class Turns(NamedTuple):
+    """How often the numbers of each row were made anew, and which dimension has the rows."""
+
+    counts: Tensor
+    dim: int
 
 
-def keyed_normal(key: Tensor, like: Tensor) -> Tensor:
-    """As `normal`, each number a function of the key and of its own place (Box and Muller, 1958)."""
+def keyed_signs(
+    key: Tensor, like: Tensor, shape: Sequence[int], stream: int, turns: Turns | None = None
+) -> Tensor:
+    """As `signs`, each a function of the key, the stream, its own place, and the turn of its row."""
+    return (_keyed_bits(key, like, shape, stream, turns) >> 31).to(like.dtype) * 2 - 1
+
+
+def keyed_normal(key: Tensor, like: Tensor, turns: Turns | None = None) -> Tensor:
+    """As `normal`, each number a function of key, place and the turn of its row (Box and Muller, 1958)."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    radius, angle = (_keyed_bits(key, like, like.shape, stream).to(dtype) + 0.5 for stream in (0, 1))
+    radius, angle = (_keyed_bits(key, like, like.shape, stream, turns).to(dtype) + 0.5 for stream in (0, 1))
     normals = (-2.0 * (radius / 2.0**32).log()).sqrt() * (angle * (2.0 * math.pi / 2.0**32)).cos()
     return normals.to(like.dtype)
 
 
-def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+def _keyed_bits(
+    key: Tensor, like: Tensor, shape: Sequence[int], stream: int, turns: Turns | None = None
+) -> Tensor:
     """32 random bits at each place of an array without end, of which ``shape`` is the first corner.
 
     Counter-based: nothing is drawn from a generator and nothing has to be kept, so that a hold sees the
@@ -85,10 +97,21 @@ def _keyed_bits(key: Tensor, like: Tensor, shape: Sequence[int], stream: int) ->
     bits = _mix(bits ^ _mix(other ^ (stream + 1)))
     for dim, size in enumerate(shape):
         place = torch.arange(size, dtype=torch.int64, device=like.device)
-        bits = _mix(bits ^ _mix(place.reshape([-1] + [1] * (len(shape) - dim - 1)) + 1))
+        across = [-1] + [1] * (len(shape) - dim - 1)
+        bits = _mix(bits ^ _mix(place.reshape(across) + 1))
+        turn = _mix(_of_rows(turns.counts, size, like)).reshape(across) if turns and turns.dim == dim else None
+        if turn is not None:
+            bits = bits ^ turn
         if dim < len(shape) - 1:
             other = _mix(other ^ bits)
+        if turn is not None:  # Into both words, by two bijections: no two turns of two rows are alike.
+            other = other ^ ((turn * 0x2C1B3C6D) & _BITS)
     return bits ^ other
+
+
+def _of_rows(counts: Tensor, size: int, like: Tensor) -> Tensor:
+    """The counts of the first rows; 0 for those beyond."""
+    return torch.nn.functional.pad(counts, (0, max(size - counts.numel(), 0)))[:size].to(like.device)
 
 
 def _mix(bits: Tensor) -> Tensor:
