@@ -17,7 +17,7 @@ from weightnoise._attach.forward import noisy_forward
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
-from weightnoise._errors import ExportError
+from weightnoise._errors import ExportError, UnsupportedParameterError
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import parametrizations
 
@@ -115,6 +115,7 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         # nn.LSTM reads its weights for its state; without a gradient, so that they can be copied.
         if not parametrizations(self):
             return blank, (base,), self.__getstate__()  # type: ignore[no-untyped-call]
+        _ask_for_copies(base, self, protocol)
         with clean_reads(self), torch.no_grad():
             return rebuild, (base, tuple(parametrizations(self))), self.__getstate__()  # type: ignore[no-untyped-call]
 
@@ -134,9 +135,8 @@ def make_noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
         base.__delattr__(self, name)
 
     def register(self: nn.Module, name: str, param: Any) -> None:
-        # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
-        if param is not None and name.endswith("_orig") and self._parameters.get(name[:-5]) is param:
-            noisy_property(name[:-5]).__set__(self, param)
+        if param is not None:
+            _look_at_new(self, name, param)
         base.register_parameter(self, name, param)
 
     body: dict[str, Any] = {name: noisy_property(name) for name in names}
@@ -182,6 +182,33 @@ def _make_clean_class(cls: type[nn.Module]) -> type[nn.Module]:
 def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     """Change the class of ``module`` past whatever its ``__setattr__`` has against it."""
     object.__setattr__(module, "__class__", cls)
+
+
+def _ask_for_copies(base: type[nn.Module], module: nn.Module, protocol: Any) -> None:
+    """Let a class refuse copies with noise as it does without."""
+    if any(getattr(base, own) is not getattr(nn.Module, own) for own in ("__reduce__", "__reduce_ex__")):
+        base.__reduce_ex__(module, protocol)
+
+
+def _look_at_new(owner: nn.Module, name: str, param: nn.Parameter) -> None:
+    """Refuse a Parameter that is registered, where it would lose the noise or hold it for good."""
+    if name.endswith("_orig") and owner._parameters.get(name[:-5]) is param:
+        # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
+        noisy_property(name[:-5]).__set__(owner, param)
+    holder: Any = owner._modules.get("parametrizations")
+    module_noise = None if holder is None else holder.__dict__.get("module_noise")
+    running = [] if module_noise is None else module_noise.frames.running
+    kept = running[-1] if running else None
+    if module_noise is not None and kept and name in kept and param is not owner._parameters.get(name):
+        named = {noise.tensor_name: noise.name for noise in module_noise.noises}
+        raise UnsupportedParameterError(_REPLACES.format(name=named.get(name, name)))
+
+
+_REPLACES = (
+    "The forward that reads parameter '{name}' noisy puts another Parameter in its place, which would hold the "
+    "noise for good. Make it inside `with weightnoise.no_noise(model):`, or outside of forwards, where reads are "
+    "clean."
+)
 
 
 def blank(cls: type[nn.Module]) -> nn.Module:

@@ -110,7 +110,7 @@ class WeightNoise(Learning):
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         self.learn(strengths, ties)
-        self.attributes = tuple(vars(weight))
+        self.attributes = tuple(name for name in vars(weight) if not name.startswith("_"))  # Dynamo has its own.
         self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
@@ -170,7 +170,7 @@ class WeightNoise(Learning):
             if not known or look.reads >= look.due:
                 look.at(self, weight, noisy, factor)
             if weight.__dict__ and noisy is not weight:
-                self.attributes, noisy.__dict__ = tuple(weight.__dict__), weight.__dict__
+                noisy.__dict__ = weight.__dict__
         return noisy
 
     def _is_sharded(self, weight: Tensor, kept: object) -> bool:
