@@ -15,6 +15,7 @@ from weightnoise import (
     Clip,
     Custom,
     DropConnect,
+    Frozen,
     Gaussian,
     LearnedGaussian,
     LogNormal,
@@ -24,6 +25,7 @@ from weightnoise import (
     Protect,
     QuantizationNoise,
     Quantize,
+    StateDependentNoise,
     StuckAt,
     Temperature,
     Uniform,
@@ -195,6 +197,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "gaussian_rms_per_channel": Gaussian(0.2, relative_to="rms", per=-1),
     "gaussian_value": Gaussian(0.2, relative_to="value"),
     "gaussian_value_exact": Gaussian(0.2, relative_to="value", gradient="exact"),
+    "gaussian_rms_per_tile": Gaussian(0.2, relative_to="rms", tile=(3, 3), gradient="exact"),
     "uniform": Uniform(0.2),
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
     "log_normal": LogNormal(0.3),
@@ -204,14 +207,21 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
     "quantize": Quantize(4),
     "quantize_affine_per_channel": Quantize(3, symmetric=False, per=0),
+    "quantize_per_tile": Quantize(4, tile=(3, 3)),
     "quantize_stochastic": Quantize(3, stochastic=True),
     "quantize_subset": Quantize(3, subset=0.5, block=2),
     "quantization_noise": QuantizationNoise(3),
     "quantization_noise_exact": QuantizationNoise(3, symmetric=False, per=0, gradient="exact"),
+    "state_dependent": StateDependentNoise((0.05, 0.2)),
+    "state_dependent_pieces_exact": StateDependentNoise(
+        ((0.5, 0.1), (2.0, 0.2, -0.01)), breaks=(3.0,), threshold=1.5, g_max=10.0, gradient="exact"
+    ),
     "stuck_at": StuckAt(0.2, high=0.1, low=0.1),
     "stuck_at_straight": StuckAt(0.1, low=0.2, levels=(-0.5, 0.5), gradient="straight-through"),
     "stuck_at_range": StuckAt(0.1, high=0.2, levels="range", per=0, chip=None, gradient="straight-through"),
     "bit_flip": BitFlip(0.05, bits=4),
+    "float_bits": BitFlip(0.02, code="float", positions="mantissa"),
+    "bit_flip_rare_frozen": BitFlip(0.01, bits=4, chip=1),
     "bit_flip_frozen": BitFlip(0.05, bits=4, chip=1),
     "programming": ProgrammingNoise(),
     "programming_drift_exact": ProgrammingNoise(time=3600.0, chip=2, compensate=True, gradient="exact"),
@@ -219,6 +229,8 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "temperature_exact": Temperature(0.0, gradient="exact"),
     "clip": Clip(1.0),
     "clip_bounds_straight": Clip(low=-0.2, high=0.3, gradient="straight-through"),
+    "frozen": Frozen(Gaussian(0.2), chip=3),
+    "frozen_beside_fresh": [Frozen(DropConnect(0.3)), Gaussian(0.02)],
     "protect": Protect(Gaussian(0.2, relative_to="absmax"), 0.25),
     "protect_exact": Protect(DropConnect(0.3), 0.25, scale=0.5),
     "learned": LearnedGaussian(0.1),
@@ -239,21 +251,26 @@ LAWS: dict[str, Noise | list[Noise]] = {
 STILL = {
     "quantize",
     "quantize_affine_per_channel",
+    "quantize_per_tile",
     "stuck_at",
     "stuck_at_straight",
     "bit_flip_frozen",
+    "frozen",
+    "bit_flip_rare_frozen",
     "temperature",
     "temperature_exact",
     "clip",
     "clip_bounds_straight",
 }
 # Those of them that make the same of two equal weights.
-FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen"}
+FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "bit_flip_rare_frozen", "frozen"}
 LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
 # Laws whose noisy weight does not have the clean weight as its mean.
-BIASED = {name for name in STILL if name != "bit_flip_frozen"} | {
+BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))} | {
     "bit_flip",
+    "float_bits",
     "bit_flip_frozen",
+    "bit_flip_rare_frozen",
     "chain_learned",
     "chain_of_hardware",
     "custom",
@@ -262,6 +279,7 @@ BIASED = {name for name in STILL if name != "bit_flip_frozen"} | {
     "programming",
     "programming_drift_exact",
     "quantize_subset",
+    "state_dependent_pieces_exact",
     "stuck_at_range",
 }
 # Laws whose noise is proportional to the factor.
@@ -271,7 +289,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"protect"}
+} | {"frozen", "protect", "state_dependent"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

@@ -49,6 +49,8 @@ MARKED = {
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
 }
+# Files whose tests share what takes long to make: one process makes it.
+TOGETHER = ("cli/test_digits", "pretrained")
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
 _MANY = 40
@@ -56,6 +58,12 @@ _MANY = 40
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out what is {', '.join(LEFT_OUT)}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out whole folders before their packages are imported."""
+    whole = config.getoption("--quick") and MARKED.get(collection_path.name) in LEFT_OUT
+    return True if whole and collection_path.parent == Path(__file__).parent else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -68,6 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for beginning, marker in MARKED.items():
             if path.startswith(beginning):
                 item.add_marker(marker)
+        if path.startswith(TOGETHER):
+            item.add_marker(pytest.mark.xdist_group(path))
         if item.get_closest_marker("distributed"):
             item.add_marker(pytest.mark.xdist_group("distributed"))  # One pair of processes at a time.
         product = products[_function(item)]

@@ -223,7 +223,7 @@ def test_a_scale_must_be_finite_and_not_negative(factor: float) -> None:
 
 
 @pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": True}, {"sign": 0}, {"sign": True}, {"seed": "a"}])
-def test_hold_options_are_checked(options: dict[str, int]) -> None:
+def test_hold_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"hold_noise\(s"):
         wn.hold_noise(make(), **options)
 

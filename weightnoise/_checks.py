@@ -15,6 +15,11 @@ def plain_number(value: Any) -> Any:
     return value if getattr(value, "requires_grad", False) or not hasattr(value, "item") else value.item()
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number of Python."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_strength(law: str, option: str, value: Any) -> Any:
     """Raise `OptionError` unless ``value`` is a finite number that is not negative; return it as a plain one."""
     value = plain_number(value)
@@ -42,11 +47,13 @@ def check_choice(law: str, option: str, value: object, choices: tuple[object, ..
 
 
 def check_per(law: str, per: object) -> None:
-    """Raise `OptionError` unless ``per`` is "tensor" or a whole number."""
-    if per == "tensor":
+    """Raise `OptionError` unless ``per`` is "tensor", "output", "input" or a whole number."""
+    if per in ("tensor", "output", "input") or type(per).__name__ == "Regions":
         return
     if isinstance(per, bool) or not isinstance(per, int):
-        raise OptionError(f"{law}(per=...) must be 'tensor' or a channel dimension (int), got {per!r}.")
+        raise OptionError(
+            f"{law}(per=...) must be 'tensor' or a channel dimension (int), or 'output' or 'input', got {per!r}."
+        )
 
 
 def check_seed(where: str, seed: Any) -> Any:

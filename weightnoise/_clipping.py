@@ -11,7 +11,8 @@ from weightnoise._errors import OptionError, UnsupportedParameterError
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Clip
-from weightnoise.laws._scale import Per, statistic
+from weightnoise.laws._regions import Per
+from weightnoise.laws._scale import statistic
 
 _CUTS = 1000
 
@@ -23,6 +24,7 @@ def clip_weights(
     low: float | None = None,
     high: float | None = None,
     per: Per = "tensor",
+    tile: tuple[int, int] | None = None,
 ) -> None:
     """Cut the clean weights that carry noise to a range, in place: after the optimizer step.
 
@@ -36,7 +38,9 @@ def clip_weights(
         k: how many standard deviations of the weights to keep, above 1; 2.5 where no bounds are given.
         low: the smallest weight, in units of the weight.
         high: the largest weight.
-        per: ``"tensor"``, or the dimension of the channels that have a standard deviation each.
+        per: what has a standard deviation of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or
+            input of the layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that each weight is cut into, as for `Gaussian`.
 
     Raises:
         ValueError: for the options that `Clip` refuses, and for a ``k`` of 1 or less, whose cuts never end.
@@ -55,13 +59,13 @@ def clip_weights(
         Joshi et al., Accurate deep neural network inference using computational phase-change
         memory, 2020, arXiv 1906.03138.
     """
-    clip = Clip(k, low=low, high=high, per=per)
+    clip = Clip(k, low=low, high=high, per=per, tile=tile)
     if clip.k is not None and clip.k <= 1:
         raise OptionError(
             f"clip_weights(k={clip.k!r}) would shrink the weights without end: some always lie outside of one "
             "standard deviation. Use a k above 1, or the bounds low and high."
         )
-    weights: dict[int, tuple[str, nn.Parameter]] = {}
+    weights: dict[int, tuple[str, nn.Parameter, Clip]] = {}
     for name, owner, noise in require_noise(noises(model)):
         weight = owner._parameters.get(noise.tensor_name)
         if weight is None:
@@ -69,11 +73,12 @@ def clip_weights(
                 f"Parameter '{name}' is made by other parametrizations and cannot be clipped in place. "
                 "Put Clip(...) first in its list of laws."
             )
-        if reason := clip.problem(weight):
+        own = clip.laid_out(noise.layout)
+        if reason := own.problem(weight):
             raise UnsupportedParameterError(f"{clip!r} does not fit parameter '{name}': {reason}.")
-        weights[id(weight)] = name, weight
+        weights[id(weight)] = name, weight, own
     with torch.no_grad():
-        clipped = [(weight, _clipped(clip, name, weight)) for name, weight in weights.values()]
+        clipped = [(weight, _clipped(own, name, weight)) for name, weight, own in weights.values()]
     with written(clipped):
         pass
 
@@ -88,12 +93,12 @@ def _clipped(clip: Clip, name: str, weight: Tensor) -> Tensor:
     clipped = weight
     for _ in range(_CUTS):
         limit = clip.limit(clipped)
-        outside = statistic(clipped, "absmax", clip.per) > limit * close
+        outside = statistic(clipped, "absmax", clip.regions) > limit * close
         if not _any(outside):
             break
         clipped = torch.where(outside, clip.apply(clipped, None, 1.0), clipped)
     # Cut to next to nothing, a weight is its sign: with this deviation the range would go on shrinking.
-    endless = outside & (clip.k * statistic(weight.sign(), "std", clip.per) <= 1)
+    endless = outside & (clip.k * statistic(weight.sign(), "std", clip.regions) <= 1)
     if _any(endless | (limit.isinf() & clip.limit(weight).isfinite())):
         raise UnsupportedParameterError(
             f"clip_weights(k={clip.k!r}) leaves no range of parameter '{name}': too many of its weights are 0, or "

@@ -126,7 +126,7 @@ class _Reader:
         self._allowed = allowed
 
     def value(self, value: Any) -> Any:
-        """What may stand in a spec."""
+        """Check that an object may stand in a spec."""
         if isinstance(value, (list, tuple)):
             return [self.value(item) for item in value]
         if not isinstance(value, Mapping):
@@ -154,9 +154,9 @@ class _Reader:
         if isinstance(value, Mapping):
             return self._function(value["function"]) if "function" in value else self.value(value)
         if isinstance(value, (list, tuple)):
-            # A tuple of numbers, or a list of laws, as in Protect(Chain(...)).
-            plain = all(isinstance(item, (int, float)) for item in value)
-            return tuple(value) if plain else Chain(tuple(map(self.value, value)))
+            # A tuple of numbers or names or of such tuples, or a list of laws, as in Protect(Chain(...)).
+            numbers = _as_numbers(value)
+            return Chain(tuple(map(self.value, value))) if numbers is None else numbers
         return value
 
     def _law(self, name: Any) -> Any:
@@ -196,6 +196,14 @@ _UNKNOWN = (
     "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module "
     "before it is read."
 )
+
+
+def _as_numbers(value: Any) -> Any:
+    """Lists of numbers and names, or of lists of them, as tuples; None for anything else."""
+    if isinstance(value, (int, float, str)):
+        return value
+    items = [_as_numbers(item) for item in value] if isinstance(value, (list, tuple)) else [None]
+    return None if any(item is None for item in items) else tuple(items)
 
 
 def _parted(name: str) -> tuple[str, str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from torch import nn
 
 from weightnoise._attach.find import every_noise, noises
 from weightnoise._attach.hook import activation_noises
-from weightnoise._checks import check_sign, plain_number
+from weightnoise._checks import check_choice, check_sign, plain_number
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
@@ -23,6 +23,7 @@ from weightnoise._random import draws as _random
 from weightnoise._select.candidates import clean_tensor
 
 T = TypeVar("T")
+Reads: TypeAlias = Literal["held", "fresh"]
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -95,7 +96,7 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(scale=float(factor))))
 
 
-def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> HeldNoise:
+def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, reads: Reads = "held") -> HeldNoise:
     """Use one draw for everything inside: forwards, reads, and all uses of a tied parameter.
 
     A read outside of every forward, which is clean elsewhere, is the held noisy weight: to look at a draw, or to
@@ -112,6 +113,12 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
             untouched. Each parameter's draw depends on the seed and on its name alone. Without a
             seed the draw comes from torch's generator.
         sign: -1 for the exact mirror of the draw: the antithetic partner.
+        reads: ``"held"`` for one draw of everything. ``"fresh"`` holds what belongs to the hardware, and draws
+            anew in each forward what belongs to a reading: one chip, read many times. The hardware's are faults
+            (`StuckAt`; `BitFlip` with a chip), programming and drift of `ProgrammingNoise`, all of `Frozen`, and
+            what a law of yours declares by ``of_chip``; everything else is a reading's. With a seed, reading k
+            of a parameter depends on the seed, the name and k; compiled code takes its readings from torch's
+            generator. Activation checkpoints and the estimators flipout and local are refused.
 
     Returns:
         A context manager, also usable as a decorator. Each entry makes its own draw (the same one
@@ -120,7 +127,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
         `NotNoisyError` for a model without noise.
 
     Raises:
-        ValueError: for a seed that is no whole number and a sign that is neither 1 nor -1.
+        ValueError: for a seed that is no whole number, a sign that is neither 1 nor -1, and unknown reads.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
@@ -133,10 +140,11 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1) -> H
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise OptionError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
     check_sign("hold_noise", sign)
+    check_choice("hold_noise", "reads", reads, ("held", "fresh"))
 
     def open_overrides(resets: int) -> Overrides:
         own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
-        return held_overrides(model, own, sign)
+        return held_overrides(model, own, sign, reads)
 
     return HeldNoise(open_overrides)
 
@@ -156,9 +164,12 @@ def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
     return [(noise, override) for noise in found]
 
 
-def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
-    """What `hold_noise` lays on each noise of the model, its draws made."""
+def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads = "held") -> Overrides:
+    """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
     require_noise(every_noise(model))
+    fresh = reads == "fresh"
+    if fresh and seed is None:
+        seed = int(_random.key())  # Readings are counted, and take nothing from torch's generator.
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
@@ -166,11 +177,15 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
-        held = draws.setdefault(key, HeldDraw(own_seed, sign))
-        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         weight = clean_tensor(owner, noise.tensor_name)
+        if weight is not None and weight.is_meta and seed is None and key not in draws:
+            own_seed = int(_random.key())  # It is drawn once the weight has numbers.
+        held = draws.setdefault(key, HeldDraw(own_seed, sign, reads=0 if fresh else None))
+        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         if weight is not None:
-            held.draw(noise.handed, weight)
+            held.make(noise.handed, weight)
+        if fresh and noise.estimator != "shared":
+            raise OptionError(_FRESH_READS.format(name=noise.name, estimator=noise.estimator))
         if noise.estimator != "shared":
             held.make_key()
         opened.append((noise, Override(held=held)))
@@ -181,8 +196,14 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
         seed = int(_random.key())
     for name, _, activation in activations:
         own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
-        opened.append((activation, Override(held=HeldDraw(own_seed, sign))))
+        opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=0 if fresh else None))))
     return opened
+
+
+_FRESH_READS = (
+    "hold_noise(reads='fresh') holds a chip and reads it anew in each forward; parameter '{name}' has "
+    "estimator={estimator!r}, whose noise is on the output of the layer. Add its noise with estimator='shared'."
+)
 
 
 def only_noise(model: nn.Module, one: object) -> NoiseContext:

@@ -1,4 +1,4 @@
-"""What can go wrong when noise is put on a model, as a few named errors."""
+"""The errors and warnings of the package, by name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class UnsupportedParameterError(WeightNoiseError):
 
 
 class UnsupportedActivationError(WeightNoiseError):
-    """What a module takes in or puts out cannot carry noise, or cannot carry this law."""
+    """The input or output of a module cannot carry noise, or cannot carry this law."""
 
 
 class NotNoisyError(WeightNoiseError):
@@ -68,7 +68,11 @@ class ExportError(WeightNoiseError, RuntimeError):
 
 
 class NoiseRoundsAwayWarning(UserWarning):
-    """The noise is smaller than the spacing of a low-precision weight, so that it is lost."""
+    """The noise is smaller than the spacing of a weight's numbers, so that it is lost."""
+
+
+class InfiniteNoiseWarning(UserWarning):
+    """The noise is beyond the largest numbers of a weight's dtype, so that noisy weights are infinite."""
 
 
 class LearnedStrengthWarning(UserWarning):
@@ -116,8 +120,15 @@ RESIZED = (
     "Call weightnoise.remove_weight_noise(model) and add the noise again."
 )
 
+NO_LAYOUT = "which noise would make dense or cannot be added to. Make it dense with to_dense(), or leave it clean."
+
 IS_DTENSOR = (
     "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
     "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
     "or use fully_shard, whose weights are whole inside the forward."
+)
+
+PLAIN_CHECKPOINT = (
+    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
+    "weightnoise.learned_strengths(model) has their names."
 )

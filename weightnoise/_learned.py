@@ -1,4 +1,4 @@
-"""What models with learned noise strengths need: their Parameters by name, and the variational divergence."""
+"""Learned noise strengths: their Parameters by name, and the variational divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model predicts under many draws of its noise, and how sure it is."""
+"""Predictions of a model under many draws of its noise, and how sure it is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Forward: TypeAlias = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    r"""What `predict` has found: statistics over draws, without gradients, in float32 or better.
+    r"""The result of `predict`: statistics over draws, without gradients, in float32 or better.
 
     With p the probabilities of one draw, E the mean over draws and ``H(p) = -sum p ln p`` in nats:
 
@@ -50,7 +50,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is asked of each batch.
+    """The statistics that are asked of each batch.
 
     Attributes:
         units: the draws, by seed and sign: alone, or with their mirror.

@@ -15,9 +15,10 @@ from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
+from weightnoise._noise.learning import Ties
 from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._select.choose import Spec
-from weightnoise._select.precision import warn_if_rounded_away
+from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
@@ -34,6 +35,7 @@ def add_weight_noise(
     min_ndim: int = 2,
     estimator: Estimator = "shared",
     memory: Memory = "keep",
+    batch_dim: int | None = None,
 ) -> ModuleT:
     """Put noise on weights of ``model``: each forward uses ``w + noise``, training updates ``w``.
 
@@ -49,14 +51,18 @@ def add_weight_noise(
 
             - a number: ``Gaussian(std=number)``;
             - a law, or a list of laws applied in that order: on every floating-point parameter
-              with at least ``min_ndim`` dimensions, so that biases and norm scales stay clean;
+              with at least ``min_ndim`` dimensions, so that biases and scales stay clean, whatever
+              their shape;
             - a mapping: keys are shell globs on the full clean name (``*`` crosses dots) or module
               classes, values are laws; the first key that matches wins, ``None`` leaves clean, and
               an exact name is exempt from ``min_ndim``;
             - a function ``(name, parameter, module) -> law or None``, asked for every parameter.
         when: ``"always"``, in training and in evaluation, until `no_noise` or removal; or
             ``"training"``, only while the owning module is in training mode, as dropout does.
-        min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly.
+        min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly. The Parameters of
+            torch's normalisations count as one dimension, and so does one of any other module, but for the
+            weights of torch's Linear, Conv, recurrent, attention and embedding layers, if at most one of its
+            dimensions is longer than 1: layer scales (C, 1, 1), biases (1, C, 1, 1), class tokens (1, 1, D).
         estimator: ``"shared"``: all examples of a batch see one draw. For the weights of Linear and Conv
             layers alone, noise of its own for each example, which leaves the distribution of an example's
             noise as it is and makes the gradient less variable: ``"flipout"``, the draw with the signs of
@@ -68,6 +74,11 @@ def add_weight_noise(
             at a time, from a 64-bit key; the same numbers, and a second draw. Compiled code and dtypes
             that autocast casts to decide for themselves. Saved-tensor hooks around it see no tensors of these
             layers before torch 2.7. Not with an ``estimator``.
+        batch_dim: for ``estimator="flipout"``, the dimension of the examples in what Linear layers take in: 1 for
+            (time, batch, channels). None asks the nearest module around the layer that has a ``batch_first``, or
+            direct parts that have one and agree, as nn.Transformer, its layers, nn.MultiheadAttention and nn.LSTM;
+            else it is 0. Inputs without that many dimensions have their examples in dimension 0, as those of
+            convolutions always do. `plan_weight_noise` shows it.
 
     Returns:
         The same model.
@@ -80,7 +91,9 @@ def add_weight_noise(
             (`TiedParameterError`), parameters that cannot carry noise (`UnsupportedParameterError`).
 
     Warns:
-        NoiseRoundsAwayWarning: if noise is too small for the precision of a float16 or bfloat16 weight.
+        NoiseRoundsAwayWarning: if noise is too small for the precision of a weight, here and, once for each
+            parameter, in a forward: a dtype, a factor, a weight or what is learned may change.
+        InfiniteNoiseWarning: in the same way, if it is beyond the largest numbers of the dtype.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), Gaussian(std=0.1))
@@ -100,9 +113,11 @@ def add_weight_noise(
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
-    placements = resolve(model, spec, min_ndim, estimator)
-    warn_if_rounded_away(placements)
+    placements = resolve(model, spec, min_ndim, estimator, batch_dim)
+    lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
+    for name, _, noise in noises(model) if lost else ():
+        noise.lookout.warned = name in lost
     return model
 
 
@@ -173,7 +188,7 @@ def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimato
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)
-    learned: dict[object, dict[str, nn.Parameter]] = {}
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]] = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
@@ -208,16 +223,18 @@ def _noise(
     placement: Placement,
     when: When,
     frames: Frames,
-    learned: dict[object, dict[str, nn.Parameter]],
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]],
     estimator: Estimator,
     memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
-    noise = WeightNoise(placement.law, candidate.name, when, frames, candidate.padding_row, estimator, memory)
+    row, layout, dim = placement.padding_row, candidate.layout, placement.batch_dim
+    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout, dim)
     initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
-    noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))
+    shared, ties = learned.setdefault((id(candidate.source), repr(placement.law)), (own, Ties()))
+    noise.set_up(candidate.tensor, shared, ties if placement.tied_with else None)
     return noise
 
 

@@ -244,8 +244,8 @@ def test_the_expected_gradient_is_that_of_the_shared_draw(estimator: Estimator, 
     found = []
     for kind in ("shared", estimator):
         model = wn.add_weight_noise(copy.deepcopy(plain), ALL[law][0], estimator=kind)
-        found.append(sampled_gradients(model, lambda model: single_loss(model, x), DRAWS))
-    error = (found[0].var(dim=0) / DRAWS + found[1].var(dim=0) / DRAWS).sqrt()
+        found.append(sampled_gradients(model, lambda model: single_loss(model, x), DRAWS // 4))
+    error = sum(one.var(dim=0) / (DRAWS // 4) for one in found).sqrt()
     scores = (found[0].mean(dim=0) - found[1].mean(dim=0)) / error
     # The largest of about 60 scores exceeds 4.5 once in 2,000 runs; the mean square has an s.e. below sqrt(2).
     assert scores.abs().max() < 4.5
@@ -468,7 +468,7 @@ COMPILING = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor t
 
 @pytest.mark.compile
 @COMPILING
-@pytest.mark.parametrize("law", ["gaussian", "rms_per_output", "learned", "variational_dropout"])
+@pytest.mark.parametrize("law", ["rms_per_output", "learned"])
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_compiled_whole_with_fresh_noise_holds_and_schedules(estimator: Estimator, law: str) -> None:
     model, x = make(estimator, ALL[law][0]), batch()

@@ -5,23 +5,22 @@ Gradients are kept between steps and the optimizer needs no memory, so that noth
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 import weightnoise as wn
-from tests.benchmarks import contenders, processes
+from tests.benchmarks import contenders
 from tests.benchmarks.contenders import Contender, Step, plain_step
 from tests.benchmarks.measure import Row, short
 from tests.benchmarks.options import Options, markdown
+from tests.benchmarks.peaks import LAYERS, WIDTH, peaks, tell
 from tests.benchmarks.workloads import Workload, labels
 
-LAYERS, WIDTH, BATCH = 25, 2000, 32
+BATCH = 32
 
 
 class KeepingSGD(torch.optim.SGD):
@@ -76,36 +75,28 @@ WAYS: dict[str, Contender] = {
 }
 
 
-def peak(make: Contender, layers: int, width: int) -> float:
-    """Peak memory in MiB of this process, which does a few steps."""
+def steps(make: Contender, layers: int, width: int) -> None:
+    """A few steps."""
     task = workload(layers, width)
     step = make(task, task.model(), 0.01)
     for _ in range(3):
         step()
-    return high_water()
 
 
-def high_water() -> float:
-    """The most memory that this process has had so far, in MiB."""
-    # Not resource.getrusage, whose peak may be that of the process that has started this one.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+def work(way: str, layers: int, width: int) -> None:
+    """What the process of a way does."""
+    steps(WAYS[way], layers, width)
 
 
 def run(options: Options, layers: int = LAYERS, width: int = WIDTH, ways: Iterable[str] = WAYS) -> list[Row]:
     """A row for each way; ``matrices`` is what it takes on top of the plain step, in weight matrices."""
-    peaks = {}
-    for way in dict.fromkeys(["plain", *ways]):
-        options.progress(f"memory: {way}")
-        sizes = ["--layers", str(layers), "--width", str(width), "--threads", str(options.threads)]
-        command = [sys.executable, "-m", "tests.benchmarks.memory", "--way", way, *sizes]
-        peaks[way] = float(processes.run(command, 600, processes.TRIMMED))
-    return [extra(way, peaks, layers, width) for way in peaks]
+    found = peaks("memory", dict.fromkeys(["plain", *ways]), layers, width, options)
+    return [extra(way, found, layers, width) for way in found]
 
 
-def extra(way: str, peaks: dict[str, float], layers: int, width: int) -> Row:
+def extra(way: str, found: dict[str, float], layers: int, width: int) -> Row:
     """A peak less that of the plain step; ``share`` is of the memory of all weights."""
-    more, one = peaks[way] - peaks["plain"], width**2 * 4 / 2**20
+    more, one = found[way] - found["plain"], width**2 * 4 / 2**20
     sizes = {"layers": layers, "width": width, "mib": short(more)}
     return {"contender": way, **sizes, "matrices": short(more / one), "share": short(more / one / layers)}
 
@@ -121,18 +112,5 @@ def table(rows: Sequence[Row]) -> str:
     return markdown([head, "extra, MiB", "in weight matrices", "/ all weights"], lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The peak of one way, for `run`."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=main.__doc__)
-    parser.add_argument("--way", choices=list(WAYS), required=True)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    sys.stdout.write(f"{peak(WAYS[options.way], options.layers, options.width)}\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(work, WAYS))

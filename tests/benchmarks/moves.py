@@ -5,7 +5,6 @@ The peak of each way is that of a process of its own, less that of one that move
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -15,10 +14,9 @@ import torch
 from torch import nn
 
 import weightnoise as wn
-from tests.benchmarks import processes
 from tests.benchmarks.measure import Row, against, interleave, short
-from tests.benchmarks.memory import LAYERS, WIDTH, high_water
 from tests.benchmarks.options import Options, markdown
+from tests.benchmarks.peaks import LAYERS, WIDTH, peaks, tell
 
 STD, STEP = 0.01, 0.001  # A draw, and the part of it that the step goes on.
 TIMED = 1000  # The width for the clock: as large as fits many rounds.
@@ -108,17 +106,12 @@ def run(options: Options, layers: int = LAYERS, width: int = WIDTH) -> list[Row]
     timed = min(TIMED, width)
     steps = {name: functools.partial(way(matrices(layers, timed), lambda: None), 0) for name, way in WAYS.items()}
     times = interleave(steps, options.seconds, options.about("moves"), first="clone and add")
-    peaks = {}
-    for way in WAYS:
-        options.progress(f"moves: memory of {way}")
-        sizes = ["--layers", str(layers), "--width", str(width), "--threads", str(options.threads)]
-        command = [sys.executable, "-m", "tests.benchmarks.moves", "--way", way, *sizes]
-        peaks[way] = float(processes.run(command, 600, processes.TRIMMED))
+    found = peaks("moves", WAYS, layers, width, options)
     one = width**2 * 4 / 2**20
     return [
         against(times, way, "clone and add")
         | {"layers": layers, "timed": timed, "width": width, "mib": short(more), "matrices": short(more / one)}
-        for way, more in ((way, peaks[way] - peaks["no move"]) for way in WAYS)
+        for way, more in ((way, found[way] - found["no move"]) for way in WAYS)
     ]
 
 
@@ -146,21 +139,12 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(heads, lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The peak of one way, for `run`."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.moves", description=main.__doc__)
-    parser.add_argument("--way", choices=list(WAYS), required=True)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    step = WAYS[options.way](matrices(options.layers, options.width), lambda: None)
+def work(way: str, layers: int, width: int) -> None:
+    """What the process of a way does."""
+    step = WAYS[way](matrices(layers, width), lambda: None)
     for seed in range(3):
         step(seed)
-    sys.stdout.write(f"{high_water()}\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(work, WAYS))

@@ -18,10 +18,12 @@ from tests.benchmarks import (
     draws,
     embeddings,
     growth,
+    held,
     layers,
     memory,
     moves,
     numbers,
+    prices,
     processes,
     tensors,
     together,
@@ -117,6 +119,14 @@ def test_tensors_are_told_per_tensor() -> None:
     assert [line[0] for line in cells(added)[2:]] == ["1 of 32 x 32", "3 of 32 x 32"]
 
 
+def test_forwards_in_a_hold_are_told_by_model_and_law() -> None:
+    rows = held.run(FAST, cases=list(held.CASES)[-1:], laws=["Gaussian", "StuckAt"])
+    found = cells(held.table([{**row, "ratio": 1.5} for row in rows]))
+    assert found[2] == ["24 x Linear(8, 8), batch 4", "1.50", "1.50"]
+    assert found[3] == [f"{held.EVALUATION}: 24 x Linear(8, 8), batch 4", "1.50", ""]
+    assert [row["contender"] for row in rows] == ["plain", "Gaussian", "StuckAt", held.EVALUATION]
+
+
 def test_calls_are_told_per_layer_with_the_collector_and_without() -> None:
     rows = layers.run(FAST, sizes=(10, 20))
     assert [(row["layers"], row["collected"]) for row in rows[:: len(layers.CALLS)]] == [
@@ -187,6 +197,18 @@ def test_numbers_are_told_per_number() -> None:
     assert {row["threads"] for row in rows} == {1, 2}
     assert all(row["ns"] == pytest.approx(row["milliseconds"], rel=1e-3) for row in rows)
     assert columns(numbers.table(rows)) == {3}
+
+
+def test_a_read_of_the_weight_alone_is_noisy() -> None:
+    layer = wn.add_weight_noise(numbers.Weight(4, 4), 0.1)
+    assert not torch.equal(layer(), layer())
+
+
+def test_prices_are_told_per_weight_and_against_the_first_law() -> None:
+    rows = prices.run(FAST, laws=list(prices.LAWS)[:2])
+    found = cells(prices.table([{**row, "ns": 3.0, "ratio": 1.5} for row in rows]))
+    assert [line[0].strip("`") for line in found[2:]] == [*list(prices.LAWS)[:2], prices.RANDN]
+    assert all(line[1:] == ["3.00", "1.5", "3.00"] for line in found[2:])
 
 
 def fake_peaks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

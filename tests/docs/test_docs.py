@@ -11,9 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = {"exploration.md", "hardware-aware.md", "variational.md"}  # For more than a moment.
+TRAINING = {"exploration.md", "hardware-aware.md", "sparsity.md", "variational.md"}  # For more than a moment.
 
-NEEDS = {"huggingface": ["transformers", "accelerate"], "cluster": ["tensorboard", "omegaconf"]}  # By page.
+NEEDS = {
+    # aihwkit requires torchvision, and with it a torch for GPUs: it is in no extra (ecosystem/test_aihwkit.py).
+    "simulators": ["aihwkit"],
+    "huggingface": ["transformers", "accelerate"],
+    "cluster": ["tensorboard", "omegaconf"],
+}  # By page.
 
 
 def blocks(page: Path) -> list[str]:
@@ -27,7 +32,7 @@ def blocks(page: Path) -> list[str]:
 )
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS.get(page.stem, []):
-        pytest.importorskip(package, reason="needs the extra 'ecosystem'")
+        pytest.importorskip(package, reason="is in the extra 'ecosystem' or in none")
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # Dataclasses look up the module they are defined in.

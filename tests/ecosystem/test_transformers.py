@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,12 @@ def test_the_code_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exec(block, names)
     assert model.lm_head.weight.shape == (40, 16)
     assert wn.has_weight_noise(model)
+
+
+def test_tied_embeddings_that_learn_are_saved(tmp_path: Path) -> None:
+    model, fresh = (wn.add_weight_noise(make(), wn.LearnedGaussian(std)) for std in (0.1, 0.2))
+    model.save_pretrained(tmp_path)
+    state = importlib.import_module("safetensors.torch").load_file(tmp_path / "model.safetensors")
+    assert fresh.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]
+    learned = wn.learned_strengths(model)
+    assert all(torch.equal(value, learned[name]) for name, value in wn.learned_strengths(fresh).items())

@@ -189,7 +189,9 @@ def test_embeddings_and_recurrent_layers(made: list[str], rows: int) -> None:
         made.clear()
         with torch.no_grad():
             for _ in range(3):
-                assert_close(model(tokens)[0], expected, rtol=0, atol=0)
+                assert_close(
+                    model(tokens)[0], expected, rtol=0, atol=1e-6
+                )  # Without gradients another kernel may run.
     assert sorted(set(made)) == sorted(made)
 
 

@@ -1,4 +1,4 @@
-"""What nn.ParameterList and nn.ParameterDict need: they make a Parameter of every tensor they are given.
+"""Overrides for nn.ParameterList and nn.ParameterDict, which make a Parameter of every tensor they are given.
 
 Of a noisy value that Parameter would be a copy with the noise in it for good, and no gradient would reach the one
 that it came from. So values are read noisy, what takes a Parameter out gives the Parameter itself, and what would

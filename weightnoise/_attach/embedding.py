@@ -19,7 +19,7 @@ _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
 
 
 def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-    """What the layer puts out with noise; None where the whole weight has to be made noisy."""
+    """Compute the layer's noisy output from its rows; None where the whole weight has to be made noisy."""
     effective = None if noise is None else noise.effective()
     if noise is None or effective is None:
         return None
@@ -31,7 +31,9 @@ def forward_looked_up(noise: WeightNoise | None, layer: Any, *args: Any, **kwarg
     draw = bare(noise.draw(weight, effective))
     index, places = torch.unique(tokens, return_inverse=True)
     rows = F.embedding(index, weight, noise.padding_row, sparse=layer.sparse)
-    table = noise.handed.apply_to_rows(weight.detach(), rows, index, draw, noise.factor(effective))
+    factor = noise.factor(effective)
+    table = noise.handed.apply_to_rows(weight.detach(), rows, index, draw, factor)
+    noise.lookout.note(noise, rows, table, factor)
     if noise.padding_row is not None:
         table = torch.where((index == noise.padding_row).unsqueeze(-1), rows, table)
     if isinstance(layer, nn.Embedding):
@@ -47,7 +49,9 @@ def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: A
         and isinstance(tokens, Tensor)
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
-        and not (effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, weight))
+        and not (
+            effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, effective.held, weight)
+        )
         and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 

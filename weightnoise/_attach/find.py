@@ -13,7 +13,7 @@ from weightnoise._torch.modules import unwrap, walk
 
 
 def module_noise(owner: nn.Module) -> ModuleNoise | None:
-    """What a noisy module carries beside its noises; None for any other module."""
+    """Return the `ModuleNoise` of a noisy module; None for any other module."""
     holder = owner.__dict__["_modules"].get("parametrizations")
     return None if holder is None else holder.__dict__.get("module_noise")
 

@@ -9,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
-from weightnoise._attach.module_noise import ModuleNoise, in_frame
+from weightnoise._attach.module_noise import ModuleNoise, goes_on, in_frame, resumed
 from weightnoise._attach.per_example import forward_per_example
+from weightnoise._errors import UnsupportedParameterError
 from weightnoise._noise.frames import opens_frame
 
 
 def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a noisy module of class ``base``: all its reads see one draw."""
-    looks_up = base.forward in LOOKUPS
+    looks_up, goes_on_later, own = base.forward in LOOKUPS, goes_on(base.forward), base.forward
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -30,11 +31,15 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
                 break
         else:
             return base.forward(self, *args, **kwargs)
+        if goes_on_later:
+            return resumed(module_noise, functools.partial(base.forward, self))(*args, **kwargs)
         noise = module_noise.per_example
         effective = None if noise is None else noise.effective()
         if noise is not None and effective is not None:
+            if base.forward is not own:
+                raise UnsupportedParameterError(_PATCHED.format(name=noise.name, estimator=noise.estimator))
             return forward_per_example(noise, effective, base.forward, self, *args, **kwargs)
-        if looks_up:
+        if looks_up and base.forward is own:
             found = forward_looked_up(
                 getattr(holder._modules.get("weight"), "only_noise", None), self, *args, **kwargs
             )
@@ -50,3 +55,10 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             running.pop()
 
     return opens_frame(forward)
+
+
+_PATCHED = (
+    "The class of the module of parameter '{name}' was given another forward after noise with "
+    "estimator={estimator!r} was added, which needs the forward of the torch layer. Use estimator='shared', or "
+    "put the forward in its place before the noise is added."
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
-from weightnoise._noise.checkpoints import EffectiveControl, effective_control, fresh
+from weightnoise._noise.checkpoints import EffectiveControl, effective_control, fresh, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modules import walk
@@ -68,13 +68,13 @@ class ActivationNoise:
         held = effective.held
         if held is None:
             return fresh(effective, self, lambda: law.draw(value))
-        if held.shape is not None and held.shape != value.shape:
+        if held.reads is None and held.shape is not None and held.shape != value.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(held.shape)} for {self._place()}, "
                 f"which now has the shape {tuple(value.shape)}. Keep the shape inside a hold (drop the last, "
                 "smaller batch), open a hold for each shape, or call reset() on it."
             )
-        return held.draw(law, value)
+        return held_draw(effective, held, self, value, law)
 
     def _replace(self, value: Any, noisy: Any) -> Any:
         """``value`` with noise on its tensor: itself, its first item, or the only one that it has by name."""

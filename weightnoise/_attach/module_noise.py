@@ -1,8 +1,9 @@
-"""What one noisy module carries beside its parametrizations, and the scope of its forward."""
+"""The noise of one module, and the scope of its forward."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from weightnoise._noise.decorating import decorated
 from weightnoise._noise.frames import Frames, opens_frame
 from weightnoise._noise.recompute import Recomputed, can_recompute
 from weightnoise._noise.weight_noise import WeightNoise
@@ -18,7 +20,7 @@ from weightnoise._torch.modules import children, parametrizations
 
 
 class ModuleNoise:
-    """What one module carries beside its parametrizations.
+    """The state that one noisy module carries beside its parametrizations.
 
     Attributes:
         owner: the module; None in a copy until the copied module adopts it.
@@ -99,8 +101,37 @@ def _in_recomputing_frame(
         kept.close()
 
 
+class _OfOneCall:
+    """The scope of one call, opened whenever its body goes on, and closed while that waits."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._kept: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._frames.running.append(self._kept)
+
+    def __exit__(self, *_: object) -> None:
+        self._frames.running.pop()
+
+
+def goes_on(call: Callable[..., Any]) -> bool:
+    """Whether the body of a function runs after it has returned: a generator, or asynchronous."""
+    return any(
+        kind(call)
+        for kind in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    )
+
+
+def resumed(module_noise: ModuleNoise, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Such a function with all reads of one call seeing one draw."""
+    return decorated(call, lambda: _OfOneCall(module_noise.frames))
+
+
 class InstanceForward:
     """A forward that was set on the instance, as accelerate does it, in the scope of its module."""
+
+    opens_scope = True
 
     def __init__(self, inner: Callable[..., Any], module_noise: ModuleNoise) -> None:
         functools.update_wrapper(self, inner)
@@ -111,6 +142,8 @@ class InstanceForward:
         """The inner forward's result."""
         if not self.module_noise.live():
             return self.inner(*args, **kwargs)
+        if goes_on(self.inner):
+            return resumed(self.module_noise, self.inner)(*args, **kwargs)
         return in_frame(self.module_noise, self.inner, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""What a noisy module is: its class, and the properties that read its noisy tensors."""
+"""The class of a noisy module, and the properties that read its noisy tensors."""
 
 from __future__ import annotations
 

@@ -63,12 +63,14 @@ def _add_flipout(
         size, mirrored = factor.abs(), torch.where(factor < 0, -1.0, 1.0).to(factor.dtype)
     else:
         size, mirrored = abs(factor), -1.0 if factor < 0 else 1.0
-    moved = apply_draw(noise, weight, noise.draw(weight, effective), size) - weight
+    noisy = apply_draw(noise, weight, noise.draw(weight, effective), size)
+    noise.lookout.note(noise, weight, noisy, size)
+    moved = noisy - weight
     held = effective.held
     key = None if held is None else held.key
 
     def signs(like: Tensor, stream: int) -> Tensor:
-        shape = _per_channel(layer, like)
+        shape = _per_channel(layer, like, noise.batch_dim)
         if key is None:
             return fresh(effective, noise, lambda: _random.signs(like, shape))
         return _random.keyed_signs(key, like, shape, stream)
@@ -88,6 +90,9 @@ def _add_local(
     """``output + factor * sqrt(layer(inputs^2; deviation^2)) * e`` with ``e ~ N(0, 1)`` for each output."""
     deviation = noise.handed.deviation(weight, noise.strengths())
     assert deviation is not None
+    if noise.padding_row is not None:  # Of an embedding that is tied to the layer.
+        row = torch.tensor([noise.padding_row], dtype=torch.int64, device=weight.device)
+        deviation = deviation.expand_as(weight).index_fill(0, row, 0.0)
     with precise_products(inputs):  # In float32: a square of float16 is infinite from 256 on.
         variance = output_variance(layer, wide(inputs).square(), wide(deviation).square(), weight)
     # sqrt has no slope at 0, where the noise is 0 whatever the weight; a convolution may round to below 0.
@@ -109,11 +114,13 @@ def output_variance(layer: nn.Module, squares: Tensor, variance: Tensor, weight:
     return layer_product(layer, squares, variance.expand_as(weight))
 
 
-def _per_channel(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
+def _per_channel(layer: nn.Module, values: Tensor, batch_dim: int) -> tuple[int, ...]:
     """The shape of one number for each example and channel of what a layer takes in or puts out."""
     if isinstance(layer, nn.Linear):
-        middle = max(values.ndim - 2, 0)
-        return (*values.shape[:1], *[1] * middle, *values.shape[1:][-1:])
+        # Examples without positions come first: what is put out of the last step of a sequence.
+        examples = batch_dim if batch_dim < values.ndim - 1 else 0
+        last = values.ndim - 1
+        return tuple(size if dim in (examples, last) else 1 for dim, size in enumerate(values.shape))
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     space = len(layer.kernel_size)
     return (*values.shape[: values.ndim - space], *[1] * space)

@@ -1,4 +1,4 @@
-"""What recurrent layers need: they keep a list of their weights beside the Parameters.
+"""Overrides for recurrent layers, which keep a list of their weights beside the Parameters.
 
 Left alone, that list would hold noisy weights from one forward to the next: memory, tensors that
 `copy.deepcopy` refuses, and weights that one thread makes and another one uses. So a forward with

@@ -88,7 +88,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Results:
-    """What the demo found, for networks trained without noise and with it, in this order.
+    """The findings of the demo, for networks trained without noise and with it, in this order.
 
     Attributes:
         conditions: a pair of curves for each of `CONDITIONS`.

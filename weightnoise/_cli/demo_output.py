@@ -1,4 +1,4 @@
-"""What the demo prints and draws. The figure needs matplotlib."""
+"""The text and the figure of the demo. The figure needs matplotlib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _table(title: str, columns: Sequence[str], curves: Sequence[Curve]) -> str:
 
 
 def verdict(results: Results) -> str:
-    """What was measured and what came out."""
+    """Print what was measured and what came out."""
     _, seeds, draws = results.alone[0].values.shape
     over = "networks" if seeds > 1 else "draws"
     measured = (

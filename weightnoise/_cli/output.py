@@ -1,4 +1,4 @@
-"""What the command line says and writes: lines, files, progress, errors in one line."""
+"""The output of the command line: lines, files, progress, errors in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 class CommandError(Exception):
-    """What the command line reports in one line.
+    """An error that the command line reports in one line.
 
     Args:
         message: the line.

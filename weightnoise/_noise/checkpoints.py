@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
+from torch import Tensor
 
-from weightnoise._errors import RecomputedReadWarning
+from weightnoise._errors import RecomputedReadWarning, WeightNoiseError
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
@@ -29,13 +30,14 @@ from weightnoise._torch.tracing import while_tracing
 if TYPE_CHECKING:
     from weightnoise._noise.control import NoiseControl, Override
     from weightnoise._noise.draws import HeldDraw
+    from weightnoise.laws import Law
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Then:
-    """What held for one noise in the forward of a region.
+    """The control of one noise in the forward of a region.
 
     Attributes:
         overrides: those of the contexts that were open around the region.
@@ -97,7 +99,7 @@ class Region:
 
 
 class Recalled:
-    """What holds for a read in a checkpointed region; what `NoiseControl` says elsewhere.
+    """The control of a read in a checkpointed region; elsewhere that is `NoiseControl`.
 
     Attributes:
         held: the draw to use, where one is held.
@@ -148,6 +150,13 @@ def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T]) -> T:
     return effective.fresh(noise, make) if isinstance(effective, Recalled) else make()
 
 
+def held_draw(effective: EffectiveControl, held: HeldDraw, noise: Any, value: Tensor, law: Law) -> Any:
+    """The draw that is held, with fresh readings where these were asked for."""
+    if held.reads is not None and isinstance(effective, Recalled):
+        raise WeightNoiseError(_FRESH_READS.format(name=noise.name))
+    return held.draw(law, value)
+
+
 def regions_around() -> tuple[Region, ...]:
     """The checkpointed regions that this thread is in, whether for the first time or again."""
     if not may_be_in_checkpoint():
@@ -156,7 +165,7 @@ def regions_around() -> tuple[Region, ...]:
 
 
 def effective_control(noise: Any, training: bool, frames: Frames | None = None) -> EffectiveControl | None:
-    """What holds for a read of ``noise`` now; None where noise is off. The arguments are those of the next one."""
+    """Return the control of a read of ``noise`` now, None while noise is off; arguments as of the next one."""
     if torch.compiler.is_compiling():
         _reads_are_compiled()
     elif may_be_in_checkpoint():
@@ -168,7 +177,7 @@ def effective_control(noise: Any, training: bool, frames: Frames | None = None) 
 def effective_control_in_region(
     noise: Any, training: bool, frames: Frames | None = None
 ) -> EffectiveControl | None:
-    """What holds for a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
+    """Return the control of a read of ``noise`` now, where a checkpoint may be running; None where noise is off.
 
     Args:
         noise: has a ``control``.
@@ -211,7 +220,7 @@ def _remember(checkpoint: Checkpoint, noise: Any, now: Then, frames: Frames | No
 
 
 def _shared(kept: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """What was drawn before a region: the noisy weights too where its recomputation has no graph of its own."""
+    """Return the draws before a region, with the noisy weights where its recomputation has no graph of its own."""
     drawn = {name: value for name, value in kept.items() if isinstance(value, tuple)}
     if checkpoint.has_own_graph:
         return {name: (value[0], None, None, None) for name, value in drawn.items()}
@@ -234,6 +243,11 @@ _READ_AGAIN = (
     "as reversible layers, adjoint methods and checkpoints of other libraries do, the gradient is right only if "
     "that code restores torch's random state and no context on the noise has changed since. Inside "
     "`with weightnoise.hold_noise(model):` around forward and backward it is right in any case."
+)
+
+_FRESH_READS = (
+    "The noise on '{name}' is read anew by each forward inside `hold_noise(reads='fresh')`, and a checkpoint "
+    "computes a forward again, with other numbers. Use reads='held', or take the forward out of the checkpoint."
 )
 
 _REMOVED = (

@@ -1,4 +1,4 @@
-"""What a context on the noise of a model is: entered, left, entered again, and around functions.
+"""Contexts on the noise of a model: they are entered, left, entered again, and put around functions.
 
 While one is open, its say lies on every noise of the model. What holds is worked out from all that are open, so
 they nest and close in any order.
@@ -38,7 +38,7 @@ FunctionT = TypeVar("FunctionT")
 
 @dataclass(eq=False)
 class Entry:
-    """What one entry of a context has laid on the noises.
+    """The overrides that one entry of a context has added to the noises.
 
     Attributes:
         overrides: for each noise, what the context says about it.
@@ -140,7 +140,7 @@ class _OfOneCall:
 
 
 class HeldNoise(NoiseContext):
-    """What `hold_noise` returns; inside, `reset` puts another draw in place."""
+    """The context that `hold_noise` returns; inside, `reset` puts another draw in place."""
 
     def __init__(self, open_overrides: Callable[[int], Overrides]) -> None:
         super().__init__(lambda: open_overrides(0))

@@ -21,7 +21,7 @@ When: TypeAlias = Literal["always", "training"]
 
 @dataclass(frozen=True, eq=False)
 class Override:
-    """What one open context says about one noise.
+    """The say of one open context on one noise.
 
     Attributes:
         regions: the checkpointed regions in which the context was opened.
@@ -41,7 +41,7 @@ _OFF = Override(off=True, regions=())
 
 @dataclass(frozen=True, eq=False)
 class Instead:
-    """What holds in the place of the open contexts while compiled code in a checkpoint runs a second time.
+    """The overrides that replace the open contexts while compiled code in a checkpoint runs a second time.
 
     Attributes:
         hidden: the contexts that were open when that began.
@@ -53,7 +53,7 @@ class Instead:
 
 
 class Resolved(NamedTuple):
-    """What several overrides amount to."""
+    """The sum of several overrides."""
 
     off: bool
     gated: bool
@@ -189,7 +189,7 @@ class NoiseControl:
         return not self._off and (training or not self._gated)
 
     def resolved(self, overrides: Sequence[Override], scheduled: float) -> Resolved:
-        """What these overrides amount to, with the factor of a schedule."""
+        """Combine these overrides and the factor of a schedule."""
         off, forced, factor, held = False, False, 1.0, None
         for override in overrides:
             off = off or override.off

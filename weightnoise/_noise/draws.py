@@ -11,7 +11,8 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +24,9 @@ from weightnoise._errors import WeightNoiseError
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.autograd import CleanRow
+from weightnoise._torch.modes import runs_eagerly
 from weightnoise._torch.writing import optimizer_steps
-from weightnoise.laws import Noise
+from weightnoise.laws import Law, Noise
 from weightnoise.laws._law import apply_law
 
 if TYPE_CHECKING:
@@ -64,6 +66,9 @@ def bare(draw: Any) -> Any:
 
 def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> Tensor:
     """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean."""
+    clean, exact = weight, noise.padding_row is not None and noise.handed.gradient != "straight-through"
+    if exact:  # No gradient by way of statistics of the weight: the row is a constant of the law.
+        weight = CleanRow.apply(weight, weight.detach(), noise.padding_row, True)  # type: ignore[no-untyped-call]
     if type(draw) is Key:
         noisy: Tensor = noise.handed.apply_key(weight, draw[0], factor)
     else:
@@ -73,10 +78,12 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
             noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
         else:
             noisy = noise.handed.apply(weight, draw, factor)
-    if noise.padding_row is None:
-        return noisy
-    padded: Tensor = CleanRow.apply(noisy, weight.detach(), noise.padding_row)  # type: ignore[no-untyped-call]
-    return padded
+    if noise.padding_row is not None:
+        own = clean if exact else clean.detach()
+        noisy = CleanRow.apply(noisy, own, noise.padding_row, exact)  # type: ignore[no-untyped-call]
+    if noise.attributes and not runs_eagerly():  # Else the read hands them on.
+        carry(noise.attributes, clean, noisy)
+    return noisy
 
 
 def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
@@ -101,17 +108,32 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
 
 
+def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
+
+
+def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
+    """Give a noisy weight the attributes that code has hung on the Parameter."""
+    for name in names:
+        if noisy is not weight and hasattr(weight, name):
+            setattr(noisy, name, getattr(weight, name))
+
+
 def drawing_alone() -> AbstractContextManager[Any]:
     """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
     # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
     return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
 
 
-def can_rest(noise: WeightNoise, weight: Tensor) -> bool:
+def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
     """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
     # Inference tensors count no changes; with another estimator the noise goes on the output.
     return (
         noise.rests
+        and held.reads is None
         and noise.estimator == "shared"
         and type(weight) is torch.nn.Parameter
         and not weight.is_inference()
@@ -140,6 +162,8 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
+        reads: how often it was read, where a reading draws anew what does not belong to the chip; None where all
+            of it is held.
     """
 
     seed: int | None
@@ -149,6 +173,7 @@ class HeldDraw:
     shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
+    reads: int | None = None
 
     def make_key(self) -> None:
         """Make what the noise of the examples is a function of."""
@@ -157,21 +182,27 @@ class HeldDraw:
                 own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
                 self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
-    def draw(self, law: Noise, weight: Tensor) -> Any:
-        """The held draw, made when it is first asked for."""
-        if not self.drawn:
-            with drawing_alone():
-                if not self.drawn:
-                    self._draw(law, weight)
+    def draw(self, law: Law, weight: Tensor) -> Any:
+        """The held draw, or a reading of it; made when it is first asked for by a weight that has numbers."""
+        if weight.is_meta:
+            return law.draw(weight)
+        self.make(law, weight)
         if self.shape is not None and self.shape != weight.shape:
             raise WeightNoiseError(
                 f"hold_noise holds one draw of shape {tuple(self.shape)} for a parameter that now has the shape "
                 f"{tuple(weight.shape)}. Change its shape outside of the hold, or call reset() on it."
             )
-        return self.noise
+        return self.noise if self.reads is None else self._reading(law, weight)
+
+    def make(self, law: Law, weight: Tensor) -> None:
+        """Make the draw, where that is still to be done, for a weight that has numbers."""
+        if not self.drawn and not weight.is_meta:
+            with drawing_alone():
+                if not self.drawn:
+                    self._draw(law, weight)
 
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
-        """What `apply_draw` makes of the draw, made again only when something that it is made from has changed.
+        """Return the noisy weight of the draw, made again only when something that it is made from has changed.
 
         For reads with gradients off. The draw stays: compiled code and gradients take it, and cannot make it.
         """
@@ -186,12 +217,33 @@ class HeldDraw:
                 made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
         return made.noisy
 
-    def _draw(self, law: Noise, weight: Tensor) -> None:
-        own = nullcontext() if self.seed is None else _random.seeded(self.seed, weight.device)
-        # A tensor that is made in inference mode could not be used with gradients later on.
-        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-        normal = torch.inference_mode(False) if inference else nullcontext()
-        with normal, own, torch.no_grad():
-            noise = law.draw(weight)
-        self.noise, self.shape = noise, weight.shape
+    def _draw(self, law: Law, weight: Tensor) -> None:
+        if self.reads is None or law.has_chip_part:
+            with _apart(self.seed, weight):
+                noise = law.draw(weight)
+            self.noise, self.shape = noise, weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
+
+    def _reading(self, law: Law, weight: Tensor) -> Any:
+        """What is held of the draw, read again. Compiled code takes its numbers from torch's generator."""
+        if torch.compiler.is_compiling():
+            return law.reread(weight, self.noise)
+        with drawing_alone():
+            number = self.reads
+            self.reads = (number or 0) + 1
+        seed = _random.derive_seed(self.seed or 0, f"read {number}")
+        if law.takes_keys and _engine.can_fuse(weight):
+            return Key((seed,))
+        with _apart(seed, weight):
+            return law.reread(weight, self.noise)
+
+
+@contextmanager
+def _apart(seed: int | None, weight: Tensor) -> Iterator[None]:
+    """Drawing from a seed, or from torch's generator, without a gradient."""
+    own = nullcontext() if seed is None else _random.seeded(seed, weight.device)
+    # A tensor that is made in inference mode could not be used with gradients later on.
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    normal = torch.inference_mode(False) if inference else nullcontext()
+    with normal, own, torch.no_grad():
+        yield

@@ -1,4 +1,4 @@
-"""What was drawn in the running forwards of a module."""
+"""The draws of the forwards of a module that are running."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ OPENERS: dict[int, CodeType] = {}
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
-# from: the clean weight, its version, whether gradients were enabled, and the factor. A plain tuple: it is
-# made at every forward.
+# from: the clean weight, its version (inference tensors count none), whether gradients were enabled, and the
+# factor. A plain tuple: it is made at every forward.
 Memo: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
+
+NOT_DRAWN = "not drawn"
+NOTHING: Any = (NOT_DRAWN, None, None, None)
 
 
 def opens_frame(function: FunctionT) -> FunctionT:
@@ -28,7 +31,7 @@ def opens_frame(function: FunctionT) -> FunctionT:
 
 
 class Frames(threading.local):
-    """What was drawn in the running forwards of one module, innermost last: empty at rest.
+    """The draws of the forwards of one module that are running, innermost last: empty at rest.
 
     None stands for a stretch in which reads are clean. Per thread, because threads may share a
     model, and because the replicas of `nn.DataParallel` share everything that is no parameter.

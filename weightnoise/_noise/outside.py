@@ -7,12 +7,12 @@ saves or initialises a weight elsewhere gets the Parameter itself, and needs to 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weightnoise._errors import CleanReadWarning
-from weightnoise._torch.forwards import method_that_reads, place
+from weightnoise._errors import CleanReadWarning, UnsupportedParameterError
+from weightnoise._torch.forwards import has_own_forward, method_that_reads, of_this_call, place
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -35,19 +35,39 @@ _EDITS: tuple[str, ...] = (
 _EDITS += ("quantize", "convert", "export", "configure", "clip", "clamp", "normalize", "update")
 
 
-def is_noisy_outside(noise: WeightNoise, *, warn: bool = False) -> bool:
-    """Whether a read is noisy that is in no forward of the owner; inside a hold there is one draw to show.
+CLEAN = "clean"
 
-    Args:
-        noise: one that is on.
-        warn: warn where a method of a module may use the weight as a forward would.
-    """
+
+def is_noisy_outside(noise: WeightNoise) -> bool:
+    """Whether a read is noisy that is in no forward of the owner; inside a hold there is one draw to show."""
     if torch.compiler.is_compiling():  # Dynamo cannot look at the stack: compiled code counts as a forward.
         return True
-    where = place()
-    if where == "neither" and noise.control.held is None and warn and noise.live():
-        _warn(noise.tensor_name)
+    where = place().place
     return where == "forward" or (where == "neither" and noise.control.held is not None)
+
+
+def kept_outside(noise: WeightNoise) -> Any:
+    """What is kept of a read that is in no forward of the owner, so that others like it have the same draw.
+
+    A list of Parameters, or any module without a forward of its own, is used by the forward of another one: what
+    is drawn is kept for that call. So is what a forward reads that was set on the instance later on.
+
+    Returns:
+        `CLEAN` for a read that is to be clean; None where each read draws.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    where, frame = place()
+    if where == "neither" and noise.control.held is None and noise.live():
+        _warn(noise.tensor_name)
+    if where != "forward" or frame is None:
+        return None if where == "neither" and noise.control.held is not None else CLEAN
+    owner = None if noise.owner is None else noise.owner()
+    if owner is None or has_own_forward(owner):
+        return None
+    if noise.estimator != "shared":
+        raise UnsupportedParameterError(_SET_LATER.format(name=noise.name, estimator=noise.estimator))
+    return of_this_call(frame).setdefault(noise.frames, {})
 
 
 def _warn(name: str) -> None:
@@ -70,4 +90,9 @@ _CLEAN = (
     "Parameter '{name}' is read in {method}, which is no forward: it is clean there although noise is on. If it "
     "is used as in a forward, call it inside `with weightnoise.hold_noise(model):`, or by way of the "
     "module's forward. If it is to be clean, call it inside `with weightnoise.no_noise(model):`."
+)
+
+_SET_LATER = (
+    "Parameter '{name}' is read by a forward that was set on its module after noise with estimator={estimator!r} "
+    "was added, which needs the forward of the torch layer. Use estimator='shared', or take that forward off."
 )

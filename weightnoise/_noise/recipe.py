@@ -18,7 +18,7 @@ Source: TypeAlias = tuple[str, Tensor]
 
 
 class Stamp:
-    """What a tensor was at one time.
+    """The state of a tensor at one time.
 
     Attributes:
         then: an alias. It keeps the memory, which would else be given to others, and counts in-place changes with

@@ -80,7 +80,7 @@ class _Other:
 
 
 class Recomputed(dict[str, Any]):
-    """What was drawn in a running forward, and the recipes of its noisy weights.
+    """The draws of a running forward, and the recipes of its noisy weights.
 
     Attributes:
         recipes: by the storage of the noisy weight, with what that was when it was made.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -10,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, RESIZED, LearnedStrengthWarning, UnsupportedParameterError
-from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control
+from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, RESIZED, UnsupportedParameterError
+from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.draws import (
     PENDING,
@@ -22,9 +21,12 @@ from weightnoise._noise.draws import (
     can_rest,
     drawing_alone,
     is_pending,
+    moved,
 )
-from weightnoise._noise.frames import Frames, Memo
-from weightnoise._noise.outside import is_noisy_outside
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames
+from weightnoise._noise.learning import Learning, Ties
+from weightnoise._noise.outside import CLEAN, kept_outside
+from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
@@ -32,17 +34,19 @@ from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
-from weightnoise._torch.modes import in_transform, may_matter
+from weightnoise._torch.layers import Layout
+from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
-from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]
 
+_STRIDED = torch.strided
 
-class WeightNoise(nn.Module):
+
+class WeightNoise(Learning):
     """A law on one parameter, in the form that torch's parametrization calls.
 
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
@@ -57,8 +61,9 @@ class WeightNoise(nn.Module):
         padding_row: int | None = None,
         estimator: Estimator = "shared",
         memory: Memory = "keep",
+        layout: Layout | None = None,
+        batch_dim: int = 0,
     ) -> None:
-        # The module of the parameter; no copy and no pickle has it.
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
         self.name = name  # As the model had it when the noise was added.
@@ -67,12 +72,15 @@ class WeightNoise(nn.Module):
         self.padding_row = padding_row
         self.estimator = estimator
         self.memory = memory
+        self.batch_dim = batch_dim  # Of what the layer takes in, for flipout.
         self.control = NoiseControl(when)
         self.chip_draw: Any = None  # The draw of the law's chip.
-        self.strength_names: tuple[str, ...] = ()
         self.rests: bool
+        self.layout = layout  # Of the parameter in its module.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.lookout = Lookout()
+        self.attributes: tuple[str, ...] = ()  # Those of the Parameter, for compiled code, which cannot list them.
 
     @property
     def training(self) -> bool:
@@ -94,15 +102,16 @@ class WeightNoise(nn.Module):
     def law(self, law: Noise) -> None:
         self._law = law
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
-        self.handed = complete(law, f"parameter '{self.name}'")  # What is asked, and called with a weight.
+        # What is asked, and called with a weight.
+        self.handed = complete(law, f"parameter '{self.name}'").laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
-    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter]) -> None:
+    def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
-        for name, parameter in strengths.items():
-            self.register_parameter(name, parameter)
-        self.strength_names = tuple(strengths)
+        self.learn(strengths, ties)
+        self.attributes = tuple(vars(weight))
+        self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
         if strengths or self.chip_draw is not None:
             self.built_for = weight.shape
@@ -112,7 +121,7 @@ class WeightNoise(nn.Module):
         return self.control.live(self.training)
 
     def effective(self) -> EffectiveControl | None:
-        """What holds for a read here and now; None while noise is off."""
+        """Return the control of a read here and now; None while noise is off."""
         return effective_control(self, self.training, self.frames)
 
     @reads_weight
@@ -122,60 +131,68 @@ class WeightNoise(nn.Module):
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
-        kept = running[-1] if running else None
-        if kept is None and (running or not is_noisy_outside(self, warn=True)):
+        kept: Any = running[-1] if running else None
+        if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
-        effective: EffectiveControl | None = control
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        if not eager:
-            effective = self.effective()
-        if effective is None:
+        effective: EffectiveControl | None = control if eager else self.effective()
+        plain = type(weight) is nn.Parameter and weight.layout is _STRIDED
+        if effective is None or (not plain and self._is_sharded(weight, kept)):
             return weight
-        if type(weight) is not nn.Parameter and is_dtensor(weight):
-            if kept is None:
-                return weight  # FSDP2 looks at its sharded Parameter between forwards.
-            raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
-        if not eager:
-            refuse_export("weight", self.name)
-        factor = effective.factor if eager else self.factor(effective)
-        if eager and effective.held is not None and not torch.is_grad_enabled() and can_rest(self, weight):
-            return effective.held.noisy_weight(self, weight, factor)
-        if kept is None:
-            return apply_draw(self, weight, self.draw(weight, effective, eager), factor)
-        # Compiled code cannot see edits of the weight: it applies the law again, and merges what comes out equal.
-        compiling = not eager and torch.compiler.is_compiling()
-        # Inference tensors count no versions.
-        version = 0 if compiling or weight.is_inference() else weight._version
-        state = None if compiling else (version, torch.is_grad_enabled(), factor)
-        last: Memo | None = kept.get(self.tensor_name)
-        if last is None:
-            noise = self.draw(weight, effective, eager)
+        factor = effective.factor if eager else self._factor_of_graph(effective)
+        held = effective.held
+        if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
+            noisy: Tensor = held.noisy_weight(self, weight, factor)
+        elif kept is None:
+            noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:
-            noise, noisy, of, before = last
-            if noise is PER_EXAMPLE:
+            # Compiled code cannot see edits of the weight: it applies the law again, and merges what is equal.
+            compiling = not eager and torch.compiler.is_compiling()
+            version = 0 if compiling or weight.is_inference() else weight._version
+            state = None if compiling else (version, torch.is_grad_enabled(), factor)
+            noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
+            if noise is NOT_DRAWN:
+                noise = self.draw(weight, effective, eager)
+            elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
                 return weight
-            if of is weight and before == state and not compiling:
+            elif of is weight and before == state and not compiling:
                 return noisy
-        if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
-            noisy = recomputable(self, weight, noise, factor, kept)
-        else:
-            noisy = apply_draw(self, weight, noise, factor)
-        kept[self.tensor_name] = noise, noisy, weight, state
+            if isinstance(kept, Recomputed) and self.memory == "recompute" and kept.applies_to(weight):
+                noisy = recomputable(self, weight, noise, factor, kept)
+            else:
+                noisy = apply_draw(self, weight, noise, factor)
+            kept[self.tensor_name] = noise, noisy, weight, state
+        if eager or runs_eagerly():
+            look = self.lookout
+            look.reads += 1
+            known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
+            if not known or look.reads >= look.due:
+                look.at(self, weight, noisy, factor)
+            if weight.__dict__ and noisy is not weight:
+                self.attributes, noisy.__dict__ = tuple(weight.__dict__), weight.__dict__
         return noisy
 
+    def _is_sharded(self, weight: Tensor, kept: object) -> bool:
+        if weight.layout is not _STRIDED:
+            problem = f"Parameter '{self.name}' has layout {weight.layout} now, {NO_LAYOUT}"
+            raise UnsupportedParameterError(problem)
+        if kept is None or not is_dtensor(weight):
+            return is_dtensor(weight)  # FSDP2 looks at its sharded Parameter between forwards.
+        raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
+
+    def _factor_of_graph(self, effective: EffectiveControl) -> float:
+        refuse_export("weight", self.name)
+        return self.factor(effective)
+
     def factor(self, effective: EffectiveControl) -> float:
-        """What multiplies the strength now; negative for the mirrored draw."""
+        """Return the factor of the strength now; negative for the mirrored draw."""
         return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
     def sample(self, weight: Tensor) -> Tensor:
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
-
-    def strengths(self) -> dict[str, Tensor]:
-        """What the law has learned, by name."""
-        return {name: getattr(self, name) for name in self.strength_names}
 
     def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
         """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
@@ -184,11 +201,11 @@ class WeightNoise(nn.Module):
             raise UnsupportedParameterError(
                 RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
-        if effective.held is not None:
-            return effective.held.draw(self.handed, weight)
+        if (held := effective.held) is not None:
+            return held_draw(effective, held, self, weight, self.handed)
         if isinstance(effective, Recalled):
             return effective.fresh(self, lambda: self._fresh(weight))
-        # Spelt out for a small weight, of whose time a call is a part that counts.
+        # Spelt out for a small weight, where a call counts.
         small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
         return self.handed.draw(weight) if small else self._fresh(weight, eager)
 
@@ -213,48 +230,27 @@ class WeightNoise(nn.Module):
 
     def _redraw(self, weight: Tensor) -> Any:
         if is_pending(self.chip_draw):
+            if weight.is_meta:  # To see shapes.
+                return self.handed.drawn(weight, self.handed.freeze(weight, self.name))
             with drawing_alone():
                 if is_pending(self.chip_draw):
                     self.chip_draw = self.handed.freeze(weight, self.name)
         return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.chip_draw = moved(self.chip_draw, fn)
+        if any(tensor.is_meta for tensor in tensors_in(self.chip_draw)):
+            self.chip_draw = PENDING
         return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
-        if len(missing) == len(self.strength_names) > 0:
-            # One text for all of them, so that Python shows it once.
-            warnings.warn(_PLAIN_CHECKPOINT, LearnedStrengthWarning, stacklevel=2)
-        else:
-            missing_keys += missing
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "owner": None, "_training": self.training}
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Return the text that `print(model)` shows."""
         refuse_onnx(self.name, self.live())
         estimator = "" if self.estimator == "shared" else f", estimator={self.estimator!r}"
         memory = "" if self.memory == "keep" else f", memory={self.memory!r}"
+        memory += f", batch_dim={self.batch_dim}" if self.batch_dim else ""
         return f"{self.law!r}, when={self.control.when!r}{estimator}{memory}"
-
-
-_PLAIN_CHECKPOINT = (
-    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
-    "weightnoise.learned_strengths(model) has their names."
-)

@@ -40,7 +40,7 @@ def _load() -> ctypes.CDLL | None:
         pointer, pointer, pointer, number, ctypes.c_float, number, key, small, small
     ]  # fmt: skip
     library.weightnoise_add_rows.argtypes = [
-        pointer, pointer, pointer, pointer, number, number, ctypes.c_float, number, key, small
+        pointer, pointer, pointer, pointer, number, number, ctypes.c_float, key, small
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_quantile.argtypes = [pointer]
@@ -102,7 +102,7 @@ def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tenso
     return _filled(key, shape, uniform)
 
 
-def _filled(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+def _filled(key: int | Tensor, size: Sequence[int], uniform: bool) -> Tensor:
     assert _LIBRARY is not None
     out, count = torch.empty(size, dtype=torch.float32, device="cpu"), math.prod(size)
     address = _address(out, torch.float32, count)
@@ -198,9 +198,7 @@ def add_normal(
     return out
 
 
-def add_normal_rows(
-    rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None, clean: int | None
-) -> Tensor:
+def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
     """The rows ``index`` of what `add_normal` makes of a weight, from these rows of the weight.
 
     Args:
@@ -209,7 +207,6 @@ def add_normal_rows(
         key: of the standard normal numbers of the whole weight.
         strength: a factor.
         scale: one number, or one for each of ``rows``; None for 1.
-        clean: the row of the weight that gets no noise.
     """
     assert _LIBRARY is not None
     count, width = rows.shape
@@ -225,7 +222,6 @@ def add_normal_rows(
         count,
         width,
         strength,
-        -1 if clean is None else clean,
         key,
         _LEVEL,
     )

@@ -20,13 +20,13 @@ from weightnoise._contexts import hold_noise
 from weightnoise._errors import NoiseRoundsAwayWarning, NoMatchError, NotVectorizedWarning
 from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
+from weightnoise._noise.precision import fault
 from weightnoise._random import draws as _random
 from weightnoise._robustness.metric import entries, measure, own_numbers, warn
 from weightnoise._robustness.plan import Plan, is_function
 from weightnoise._robustness.recalibration import recalibrated
 from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.choose import Spec
-from weightnoise._select.precision import rounds_away
 from weightnoise._weights import add_weight_noise
 
 Found = Mapping[str, float]
@@ -78,10 +78,8 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
                 cells += [Cell(curve, place, spec, factor, part, silent) for part in parts]
     if lost:
         warn(
-            f"The noise at these levels is smaller than half the spacing of the low-precision weights, and "
-            "most of it "
-            f"rounds away: {', '.join(lost)}. What is measured there is the clean model. Evaluate float32 "
-            "weights.",
+            "The noise at these levels is smaller than half the spacing of the low-precision weights, and most of "
+            f"it rounds away: {', '.join(lost)}. What is measured there is the clean model: evaluate float32.",
             NoiseRoundsAwayWarning,
         )
     return cells
@@ -91,7 +89,11 @@ def _is_lost(model: nn.Module, one: AnyNoise) -> bool:
     for _, owner, noise in noises(model):
         if noise is one:
             weight = owner._parameters.get(noise.tensor_name)
-            return weight is not None and rounds_away(noise.handed, weight, noise.control.factor)
+            factor = abs(noise.control.factor)
+            return (
+                weight is not None
+                and fault(noise.handed, weight.detach(), factor, noise.strengths()) == "rounds away"
+            )
     return False
 
 

@@ -48,7 +48,7 @@ def own_numbers(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def entries(found: Any) -> dict[str, Any]:
-    """What a metric has returned, by name."""
+    """Return the numbers of a metric by name."""
     return {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {"": found}
 
 

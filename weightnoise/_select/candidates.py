@@ -13,8 +13,22 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
+from weightnoise._errors import NO_LAYOUT
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.layers import Layout, layout_of
 from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_PRODUCTS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -46,13 +60,36 @@ class Candidate:
 
     @property
     def ndim(self) -> float:
-        """The number of dimensions; infinite for a lazy Parameter, which has none yet."""
-        return math.inf if is_lazy(self.tensor) else self.tensor.ndim
+        """The number of dimensions that count: one for a scale or a shift, whatever its shape.
+
+        Infinite for a lazy Parameter, which has none yet.
+        """
+        if is_lazy(self.tensor):
+            return math.inf
+        return min(self.tensor.ndim, 1) if self.is_scale else self.tensor.ndim
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it is a scale or a shift, such as a bias, and no matrix.
+
+        So are all Parameters of torch's normalisations. Those of torch's layers with a matrix product are what
+        their names say; those of other modules are one where at most one dimension is longer than 1.
+        """
+        if isinstance(self.owner, _NORMS):
+            return True
+        if isinstance(self.owner, _PRODUCTS) and "weight" in self.tensor_name:
+            return self.tensor.ndim < 2
+        return is_lazy(self.tensor) or sum(size != 1 for size in self.tensor.shape) < 2
 
     @property
     def padding_row(self) -> int | None:
         """The row that stays clean: an embedding's padding, whose vector stands for nothing."""
         return self.owner.padding_idx if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) else None
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the outputs and the inputs of the module lie in the tensor, if that is known."""
+        return layout_of(self.owner, self.tensor_name)
 
     def unsupported(self) -> str | None:
         """Why this tensor can carry no noise, with the way out; None where it can."""
@@ -66,6 +103,8 @@ class Candidate:
             return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
         if is_dtensor(self.tensor) and not is_fully_sharded(self.owner):
             return TENSOR_PARALLEL
+        if self.tensor.layout is not torch.strided:
+            return f"has layout {self.tensor.layout}, {NO_LAYOUT}"
         if self.tensor.dtype not in _DTYPES:
             return f"has dtype {self.tensor.dtype}, which cannot carry noise. Leave it clean with None."
         if isinstance(self.owner, (nn.Embedding, nn.EmbeddingBag)) and self.owner.max_norm is not None:

@@ -37,7 +37,7 @@ NamedT = TypeVar("NamedT", bound=Named)
 def won_by(
     keys: Iterable[Key], items: Sequence[NamedT], noun: str, problems: list[WeightNoiseError]
 ) -> dict[Key, list[NamedT]]:
-    """What each key wins: the first key that matches an item has it.
+    """Give each item to the first key that matches it.
 
     Keys that are none, match nothing or win nothing add to ``problems``.
     """

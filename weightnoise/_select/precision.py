@@ -1,48 +1,43 @@
-"""Weights of so few digits that noise rounds away on them."""
+"""Weights whose numbers cannot hold the noise that a spec puts on them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from weightnoise._errors import NoiseRoundsAwayWarning
-from weightnoise._random import draws as _random
+from weightnoise._errors import InfiniteNoiseWarning, NoiseRoundsAwayWarning
+from weightnoise._noise.precision import fault
+from weightnoise._select.patterns import listed
 from weightnoise._select.resolve import Placement
-from weightnoise.laws import Law, sample
-
-_SEED = 0
-_CHECKED = 65_536  # Weights.
+from weightnoise._torch.modules import is_dtensor
 
 
-def warn_if_rounded_away(placements: Sequence[Placement]) -> None:
-    """Warn once, naming every low-precision parameter that would lose most of its noise."""
-    lost = [
-        placement.candidate.name
-        for placement in placements
-        if rounds_away(placement.handed, placement.candidate.tensor)
-    ]
-    if lost:
-        listed = ", ".join(map(repr, lost))
-        warnings.warn(
-            f"Most of the noise is smaller than half the spacing of these low-precision weights and rounds "
-            f"away: {listed}. Use stronger noise, or keep float32 weights (autocast computes in half precision).",
-            NoiseRoundsAwayWarning,
-            stacklevel=3,
+def warn_if_lost(placements: Sequence[Placement]) -> set[str]:
+    """Warn once, naming every parameter that would lose most of its noise, or become infinite; return them."""
+    found: dict[str, list[str]] = {"rounds away": [], "infinite": []}
+    for placement in placements:
+        tensor = placement.candidate.tensor.detach()
+        kind = (
+            None
+            if is_dtensor(tensor)
+            else fault(placement.handed, tensor, 1.0, placement.handed.strengths(tensor))
         )
+        if kind is not None:
+            found[kind].append(placement.candidate.name)
+    if found["rounds away"]:
+        warnings.warn(
+            _ROUNDS_AWAY.format(names=listed(found["rounds away"])), NoiseRoundsAwayWarning, stacklevel=3
+        )
+    if found["infinite"]:
+        warnings.warn(_INFINITE.format(names=listed(found["infinite"])), InfiniteNoiseWarning, stacklevel=3)
+    return {name for names in found.values() for name in names}
 
 
-def rounds_away(law: Law, weight: Tensor, factor: float = 1.0) -> bool:
-    """Whether a low-precision weight would lose most of its noise."""
-    if weight.dtype not in (torch.float16, torch.bfloat16) or weight.is_meta or weight.numel() == 0:
-        return False
-    if weight.ndim:
-        weight = weight[: max(1, _CHECKED * weight.shape[0] // weight.numel())]
-    with _random.seeded(_SEED, weight.device), torch.no_grad():
-        exact = weight.float()
-        noisy = sample(law, exact, factor)
-    moved = noisy != exact
-    kept = noisy.to(weight.dtype) != weight
-    return bool(moved.any()) and (moved & kept).sum().item() < 0.5 * moved.sum().item()
+_ROUNDS_AWAY = (
+    "Most of the noise is smaller than half the spacing of the numbers of these weights and rounds away: {names}. "
+    "Use stronger noise, or weights of more digits: float32 in place of bfloat16 (autocast computes with fewer)."
+)
+_INFINITE = (
+    "The noise is so strong that noisy weights are no numbers of their dtype any more, but infinite: {names}. "
+    "Use weaker noise."
+)

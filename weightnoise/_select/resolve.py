@@ -19,6 +19,7 @@ from weightnoise._errors import (
     raise_problems,
 )
 from weightnoise._noise.weight_noise import Estimator
+from weightnoise._select.axis import batch_dims
 from weightnoise._select.candidates import Candidate, find_candidates
 from weightnoise._select.choose import Spec, choose
 from weightnoise._select.patterns import Key, label, listed
@@ -35,6 +36,8 @@ class Placement:
     candidate: Candidate
     law: Noise
     tied_with: tuple[str, ...] = ()
+    batch_dim: int = 0
+    padding_row: int | None = None
 
     @property
     def handed(self) -> FullLaw:
@@ -43,10 +46,16 @@ class Placement:
 
 
 def _handed(law: Noise, candidate: Candidate) -> FullLaw:
-    return complete(law, f"parameter '{candidate.name}'")
+    return complete(law, f"parameter '{candidate.name}'").laid_out(candidate.layout)
 
 
-def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = "shared") -> list[Placement]:
+def resolve(
+    model: nn.Module,
+    spec: Spec,
+    min_ndim: int,
+    estimator: Estimator = "shared",
+    batch_dim: int | None = None,
+) -> list[Placement]:
     """The placements that ``spec`` chooses in ``model``, in parameter order.
 
     Raises:
@@ -57,6 +66,8 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
         raise OptionTypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
+    if batch_dim is not None and (isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0):
+        raise OptionTypeError(f"batch_dim must be a whole number >= 0 or None, got {batch_dim!r}.")
     candidates = find_candidates(model)
     problems: list[WeightNoiseError] = []
     chosen = choose(
@@ -74,10 +85,11 @@ def resolve(model: nn.Module, spec: Spec, min_ndim: int, estimator: Estimator = 
         problems.append(_nothing_covered(candidates, min_ndim))
     raise_problems(problems)
     tied = _by_source(candidates)
+    placed = [candidate for candidate in candidates if candidate in chosen]
+    dims = batch_dims(model, placed, batch_dim) if estimator == "flipout" else [0] * len(placed)
     return [
-        Placement(candidate, chosen[candidate], _others(candidate, tied))
-        for candidate in candidates
-        if candidate in chosen
+        Placement(candidate, chosen[candidate], _others(candidate, tied), dim, _padding_row(candidate, tied))
+        for candidate, dim in zip(placed, dims, strict=True)
     ]
 
 
@@ -111,14 +123,31 @@ def _placement_problems(
             estimator, candidate.owner, candidate.tensor_name, handed, candidate.tensor
         ):
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}."))
-        problems += [
-            TiedParameterError(
-                f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "
-                f"'{candidate.name}'. Cover both, or leave both clean with None."
-            )
-            for other in tied[id(candidate.source)]
-            if other not in chosen
-        ]
+        problems += _tied_problems(candidate, law, tied[id(candidate.source)], chosen)
+    return problems
+
+
+def _tied_problems(
+    candidate: Candidate, law: Noise, uses: Sequence[Candidate], chosen: Mapping[Candidate, Noise]
+) -> list[WeightNoiseError]:
+    problems: list[WeightNoiseError] = [
+        TiedParameterError(
+            f"{law!r} means other parts of '{candidate.name}' than of '{other.name}', which is tied to it and "
+            "is read by another kind of layer. Give the dimension, which is the same for both: per=0, say."
+        )
+        for other in uses
+        if candidate.layout != other.layout
+        and complete(law).problem(candidate.tensor)  # Else it says the same of any layout.
+        and _handed(law, candidate) != _handed(law, other)
+    ]
+    problems += [
+        TiedParameterError(
+            f"Parameter '{candidate.name}' is tied to '{other.name}', but the spec covers only "
+            f"'{candidate.name}'. Cover both, or leave both clean with None."
+        )
+        for other in uses
+        if other not in chosen
+    ]
     return problems
 
 
@@ -151,9 +180,16 @@ def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tu
     return tuple(other.name for other in tied[id(candidate.source)] if other is not candidate)
 
 
+def _padding_row(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> int | None:
+    """The row of a padding token: a draw is one weight for all uses, so it is clean in a tied head as well."""
+    rows = (one.padding_row for one in (candidate, *tied[id(candidate.source)]))
+    return next((row for row in rows if row is not None), None)
+
+
 def _too_few_dimensions(key: Key, won: Sequence[Candidate], min_ndim: int) -> NoMatchError:
     return NoMatchError(
-        f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions: "
+        f"{label(key)} covers only parameters with fewer than min_ndim={min_ndim} dimensions"
+        f"{_COUNTED * any(one.tensor.ndim != one.ndim for one in won)}: "
         f"{listed(candidate.name for candidate in won[:3])}. "
         "Name a parameter exactly, or pass a smaller min_ndim."
     )
@@ -163,7 +199,12 @@ def _nothing_covered(candidates: Sequence[Candidate], min_ndim: int) -> NoMatchE
     if not candidates:
         return NoMatchError("The model has no parameters to put noise on.")
     largest = max(candidate.ndim for candidate in candidates)
+    counted = _COUNTED * any(one.tensor.ndim != one.ndim for one in candidates)
     return NoMatchError(
         f"The spec puts noise on none of the model's {len(candidates)} parameters. A law or a number covers "
-        f"floating-point parameters with at least min_ndim={min_ndim} dimensions; the most here is {largest}."
+        f"floating-point parameters with at least min_ndim={min_ndim} dimensions{counted}; the most here "
+        f"is {largest}."
     )
+
+
+_COUNTED = ", where one counts for scales and shifts of any shape,"

@@ -55,15 +55,16 @@ _beside = super(torch.autograd.Function, _Beside).apply
 
 
 class CleanRow(torch.autograd.Function):
-    """A noisy embedding with one row of the clean one, whose gradient is zero anyway.
+    """A noisy embedding with one row of the clean one.
 
-    The gradient passes as it comes, so that sparse ones stay sparse.
+    The gradient of the row goes to the clean one; or, where a law hands its gradient on unchanged, all of it
+    passes as it comes, so that sparse ones stay sparse.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(noisy: Tensor, weight: Tensor, row: int) -> Tensor:
+    def forward(noisy: Tensor, weight: Tensor, row: int, split: bool) -> Tensor:
         """A copy: the law may have returned the weight itself, or need its result in the backward."""
         output = noisy.clone()
         output[row] = weight[row]
@@ -71,17 +72,28 @@ class CleanRow(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept."""
+        """No tensor is kept."""
+        ctx.row, ctx.split = inputs[2:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """All of it goes to the noisy weight."""
-        return grads[0], None, None
+        """To the noisy weight, and the row to the clean one."""
+        grad = grads[0]
+        if not ctx.split or grad.is_sparse:  # Of a lookup, which leaves the row out.
+            return grad, None, None, None
+        rest, own = grad.clone(), None
+        rest[ctx.row] = 0.0
+        if ctx.needs_input_grad[1]:
+            own = torch.zeros_like(grad)
+            own[ctx.row] = grad[ctx.row]
+        return rest, own, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        """All of it comes from the noisy weight."""
+        """From the noisy weight, and the row from the clean one."""
         tangent: Tensor = tangents[0].clone()
+        if ctx.split:
+            tangent[ctx.row] = 0.0 if tangents[1] is None else tangents[1][ctx.row]
         return tangent
 
 
@@ -112,7 +124,7 @@ class Identity(torch.autograd.Function):
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from that of others, as long as it lives; fake tensors have no address."""
+    """Return a mark of the memory of a tensor, for as long as it lives; fake tensors have no address."""
     number: int = tensor.untyped_storage()._cdata
     return number
 
@@ -121,7 +133,7 @@ Autocast: TypeAlias = tuple[str, bool, torch.dtype]
 
 
 def autocast_of(weight: Tensor) -> Autocast:
-    """What autocast does now to operations on the weight."""
+    """Return the state of autocast for operations on the weight."""
     device = "cpu" if weight.is_cpu or weight.is_meta else weight.device.type
     return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 

@@ -36,7 +36,7 @@ class Checkpoint:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """What torch calls in the backward."""
+        """The function that torch calls in the backward."""
         function: Callable[..., Any] = getattr(self.holder, self.name)
         return function
 
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def owner(self) -> object:
-        """What the checkpointed function is a method of, where torch keeps it and it is one."""
+        """The object whose method is checkpointed; None where it is no method or torch does not keep it."""
         function = _kept(self.function, "fn")
         # No truth value is asked for: compiled modules have one only where they have a length.
         return getattr(self.function if function is None else function, "__self__", None)
@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def _kept(function: Any, name: str) -> Any:
-    """What a function of torch's keeps under a name; None where it keeps nothing."""
+    """Return the variable that a closure of torch's keeps under a name; None where it keeps none."""
     code = getattr(function, "__code__", None)
     if code is None or name not in code.co_freevars:
         return None

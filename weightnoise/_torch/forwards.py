@@ -1,4 +1,4 @@
-"""What this thread is doing, found on its stack: a forward, or the upkeep of a module."""
+"""The work of this thread, found on its stack: a forward, or the upkeep of a module."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from weightnoise._torch.checkpoints import CHECKPOINT_CODES
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Place: TypeAlias = Literal["forward", "upkeep", "neither"]
 
+_KEPT = "__weightnoise__"
 _CALL: CodeType = nn.Module._call_impl.__code__
 # A checkpointed function counts as a forward: in the backward it is called again by torch, and by no module.
 _CHECKPOINTS = {id(code) for code in CHECKPOINT_CODES.values() if code is not None}
@@ -36,8 +37,15 @@ def reads_weight(function: FunctionT) -> FunctionT:
     return function
 
 
-def place() -> Place:
-    """What the innermost function on the stack that is either is part of: a forward, or the upkeep of a module."""
+class Found(NamedTuple):
+    """The work of a thread, and the frame of the function that says so."""
+
+    place: Place
+    frame: FrameType | None = None
+
+
+def place() -> Found:
+    """Tell whether the innermost function that counts is part of a forward or of the upkeep of a module."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -45,11 +53,25 @@ def place() -> Place:
         if id(code) in _READERS:
             frame = _without_call(frame)
         elif code is _CALL or name == "forward" or id(code) in _CHECKPOINTS:
-            return "forward"
+            return Found("forward", frame)
         elif (name in _STEPS or name in _UPKEEP) and _class_of_method(frame) is not None:
-            return "forward" if name in _STEPS else "upkeep"
+            return Found("forward" if name in _STEPS else "upkeep", frame)
         frame = frame.f_back if frame is not None else None
-    return "neither"
+    return Found("neither")
+
+
+def of_this_call(frame: FrameType) -> dict[Any, Any]:
+    """A mapping that lives as long as the call that runs in a frame."""
+    found: dict[Any, Any] = frame.f_locals.setdefault(_KEPT, {})  # Beside the variables of the function.
+    return found
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether calls of a module run a forward of its class, or one of the instance that opens a scope."""
+    own = vars(module).get("forward")
+    if own is not None:
+        return getattr(own, "opens_scope", False)
+    return inspect.unwrap(type(module).forward) is not nn.Module.forward
 
 
 class Reading(NamedTuple):

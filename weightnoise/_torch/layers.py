@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def precise_products(like: Tensor) -> AbstractContextManager[None]:
 
 
 def layer_product(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
-    """What a Linear or Conv layer puts out for another input and weight, without its bias.
+    """Compute the output of a Linear or Conv layer for another input and weight, without its bias.
 
     Stride, padding and its mode, dilation and groups are those of the layer.
     """
@@ -34,3 +35,53 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: T
     """The convolution of a layer, its padding included, with another weight and no bias."""
     product: Tensor = layer._conv_forward(inputs, weight, None)
     return product
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer stores a tensor.
+
+    Attributes:
+        output: the dimension that counts its outputs, those of one group where a group has the first dimension.
+        input: the one that counts its inputs, likewise; None where there is none, or more than one.
+        groups: how many groups lie one after the other in dimension 0.
+    """
+
+    output: int | None
+    input: int | None
+    groups: int = 1
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_OUTPUT_FIRST = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+def layout_of(layer: nn.Module, name: str) -> Layout | None:
+    """How ``layer`` stores the tensor of that name, if that is known."""
+    if name == "bias":
+        known = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+        return Layout(0, None) if isinstance(layer, known) or _is_conv1d_of_gpt(layer) else None
+    if isinstance(layer, _OUTPUT_FIRST):
+        if name.startswith("bias_") and isinstance(layer, nn.MultiheadAttention):
+            return Layout(2, None)
+        return Layout(0, None if "bias" in name else 1)
+    if name != "weight":
+        return None
+    if isinstance(layer, nn.Linear):
+        return Layout(0, 1)
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return Layout(0, 1, layer.groups)
+    if isinstance(layer, nn.Bilinear):
+        return Layout(0, None)
+    if isinstance(layer, _TRANSPOSED):
+        return Layout(1, 0, layer.groups)
+    # An embedding is a linear layer of tokens that are 1 at one place.
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or _is_conv1d_of_gpt(layer):
+        return Layout(1, 0)
+    return None
+
+
+def _is_conv1d_of_gpt(layer: nn.Module) -> bool:
+    """Whether it is the linear layer of Transformers' GPT-2, which is not imported for the question."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(layer).__mro__}
+    return bool(names & {"transformers.pytorch_utils.Conv1D", "transformers.modeling_utils.Conv1D"})

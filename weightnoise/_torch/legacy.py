@@ -1,4 +1,4 @@
-"""What torch before 2.9 needs in addition: to be deleted when that is the oldest that is supported."""
+"""Additions that torch before 2.9 needs: delete them when 2.9 is the oldest supported version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch is doing around an operation, and whether a tensor is what it looks like."""
+"""The modes of torch around an operation, and whether a tensor is what it looks like."""
 
 from __future__ import annotations
 
@@ -69,6 +69,12 @@ def has_numbers(tensor: Tensor) -> bool:
 def is_captured(tensor: Tensor) -> bool:
     """Whether a CUDA graph is being captured on the device of a tensor, so that no number can be looked at."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def number_of(value: float | Tensor) -> float:
+    """The number of a tensor, past what watches the functions of torch."""
+    with torch._C.DisableTorchFunction():
+        return float(value)
 
 
 def in_backward() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -65,6 +65,11 @@ def is_dtensor(weight: object) -> bool:
     """Whether it is a tensor over several processes."""
     # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
     return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def empties(function: Callable[..., object]) -> bool:
+    """Whether a function that modules apply to their tensors is that of `nn.Module.to_empty`."""
+    return getattr(function, "__code__", None) in nn.Module.to_empty.__code__.co_consts
 
 
 def parametrizations(module: nn.Module) -> dict[str, nn.Module]:

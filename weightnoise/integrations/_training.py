@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks do with the noise of one training."""
+"""The part that the callbacks of all frameworks share: the noise of one training."""
 
 from __future__ import annotations
 

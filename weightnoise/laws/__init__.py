@@ -7,10 +7,13 @@ asked of a law has a default in `Law`; `_complete.py` gives those to laws of use
 
 from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
 from weightnoise.laws._additive import Gaussian, Uniform
+from weightnoise.laws._bits import BitFlip
+from weightnoise.laws._complete import sample
 from weightnoise.laws._custom import Custom
-from weightnoise.laws._faults import BitFlip, StuckAt
+from weightnoise.laws._faults import StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
-from weightnoise.laws._law import ActivationLaw, Law, Noise, sample, straight_through
+from weightnoise.laws._frozen import Frozen
+from weightnoise.laws._law import ActivationLaw, Law, Noise, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
 from weightnoise.laws._masks import DropConnect
 from weightnoise.laws._multiplicative import LogNormal
@@ -18,6 +21,7 @@ from weightnoise.laws._programming import ProgrammingNoise
 from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
 from weightnoise.laws._spec import Chain
+from weightnoise.laws._state import StateDependentNoise
 from weightnoise.laws._variational_dropout import VariationalDropout
 
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "CurrentNoise",
     "Custom",
     "DropConnect",
+    "Frozen",
     "Gaussian",
     "Law",
     "LearnedGaussian",
@@ -40,6 +45,7 @@ __all__ = [
     "QuantizationNoise",
     "Quantize",
     "SaltAndPepper",
+    "StateDependentNoise",
     "StuckAt",
     "Temperature",
     "Uniform",

@@ -85,7 +85,7 @@ class SaltAndPepper(Law):
 
 @dataclass(frozen=True)
 class _Scaled(Law):
-    """What a law of activations is in one call of its module: ``x + factor * scale * noise``."""
+    """One call of a law of activations: ``x + factor * scale * noise``."""
 
     scale: Tensor | float
     normal: bool

@@ -12,13 +12,12 @@ from weightnoise._checks import check_strength
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 from weightnoise.laws._law import Law, law_repr
+from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import (
     Gradient,
-    Per,
     RelativeTo,
     add_scaled,
     check_scale_options,
-    per_problem,
     scale_of,
 )
 
@@ -35,7 +34,12 @@ class Gaussian(Law):
         std: strength, in units of the weight, or of the scale it is relative to. 0.01 to 0.1 is
             usual for absolute noise, 0.02 to 0.1 of absmax for analog hardware.
         relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``.
-        per: ``"tensor"``, or the dimension of the channels that have a scale each.
+        per: what has a scale of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, of which each has scales of its own: a
+            row of the matrix W in y = W x is an output, a column an input. That of a convolution is its unrolled
+            matrix, whose columns are the places of the kernel for each input, for each group of channels one. What
+            is left at the end of a side makes smaller tiles. None for the whole weight.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
             unchanged; ``"exact"`` differentiates through the scale too, and is on average the gradient of
             the expected loss. Without a scale both agree.
@@ -58,6 +62,7 @@ class Gaussian(Law):
     _: KW_ONLY
     relative_to: RelativeTo = None
     per: Per = "tensor"
+    tile: Tile = None
     gradient: Gradient = "straight-through"
 
     sign_symmetric = True
@@ -65,7 +70,7 @@ class Gaussian(Law):
 
     def __post_init__(self) -> None:
         check_strength("Gaussian", "std", self.std)
-        check_scale_options("Gaussian", self.relative_to, self.per, self.gradient)
+        check_scale_options("Gaussian", self.relative_to, self.per, self.gradient, self.tile)
 
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers in the weight's shape."""
@@ -73,43 +78,39 @@ class Gaussian(Law):
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * std * scale(weight) * noise``."""
-        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
         return add_scaled(weight, noise, factor * self.std, scale)
 
     @property
     def takes_keys(self) -> bool:  # type: ignore[override]
         """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
-        return constant and self.relative_to != "value" and self.per in ("tensor", 0)
+        return constant and self.relative_to != "value" and self.regions in ("tensor", 0)
 
     def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
         """`apply` to the normals that belong to a key, in one pass; into ``out``, which may be the weight."""
-        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
         return _engine.add_normal(weight, key, factor * self.std, scale, out)
 
     def apply_to_rows(
         self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
     ) -> Tensor:
         """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``."""
-        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
-        if scale is not None and self.per == 0:
+        scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
+        if scale is not None and self.regions == 0:
             scale = scale[index]
         if isinstance(noise, Tensor):
             return add_scaled(rows, noise[index], factor * self.std, scale)
-        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale, None)
+        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
-        scale = scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
         return (
             torch.full((), self.std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
             if scale is None
             else self.std * scale
         )
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Uniform(Law):
     Args:
         bound: the largest deviation, in units of the weight, or of the scale it is relative to.
         relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``, as for `Gaussian`.
-        per: ``"tensor"``, or the dimension of the channels that have a scale each.
+        per: what has a scale of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         gradient: ``"straight-through"`` or ``"exact"``, as for `Gaussian`.
 
     Raises:
@@ -140,6 +143,7 @@ class Uniform(Law):
     _: KW_ONLY
     relative_to: RelativeTo = None
     per: Per = "tensor"
+    tile: Tile = None
     gradient: Gradient = "straight-through"
 
     sign_symmetric = True
@@ -147,7 +151,7 @@ class Uniform(Law):
 
     def __post_init__(self) -> None:
         check_strength("Uniform", "bound", self.bound)
-        check_scale_options("Uniform", self.relative_to, self.per, self.gradient)
+        check_scale_options("Uniform", self.relative_to, self.per, self.gradient, self.tile)
 
     def draw(self, weight: Tensor) -> Tensor:
         """Numbers uniform on [-1, 1] in the weight's shape."""
@@ -155,9 +159,5 @@ class Uniform(Law):
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * bound * scale(weight) * noise``."""
-        scale = self.relative_to and scale_of(weight, self.relative_to, self.per, self.gradient)
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
         return add_scaled(weight, noise, factor * self.bound, scale)
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)

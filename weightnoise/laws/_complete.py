@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from weightnoise._errors import WeightNoiseError
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._law import ActivationLaw, Law, Noise, is_law
+from weightnoise.laws._regions import Regions
 
 
 def complete(law: Noise | ActivationLaw, place: str | None = None) -> Law:
@@ -28,6 +29,11 @@ def complete(law: Noise | ActivationLaw, place: str | None = None) -> Law:
         return complete(plain, place)
     parts = tuple(complete(part, place) for part in law.parts)
     return law if all(one is other for one, other in zip(parts, law.parts, strict=True)) else law.around(parts)
+
+
+def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
+    """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
+    return law.apply(weight, law.draw(weight), factor)
 
 
 def has_user_law(law: Law) -> bool:
@@ -48,6 +54,7 @@ class Completed(Law):
         self.gradient = getattr(law, "gradient", "exact")
         self.sign_symmetric = getattr(law, "sign_symmetric", False)
         self.chip = getattr(law, "chip", None)
+        self.of_chip = getattr(law, "of_chip", False)
         self.parts = tuple(map(complete, getattr(law, "parts", ())))
 
     @property
@@ -66,6 +73,9 @@ class Completed(Law):
 
     def problem(self, weight: Tensor) -> str | None:
         """Why it does not fit a parameter, or None."""
+        for one in self.inside:
+            if isinstance(one.regions, Regions):
+                return f"{one!r} inside another law does not get to know the layer. Give the dimension: per=0, say"
         for one in () if self.parts else self.inside:
             learns = one.says("strengths") and self._own("strengths") is None
             if learns or (one.freezes and self.chip is None and self._own("freeze") is None):
@@ -131,6 +141,7 @@ for _name in (
     "apply",
     "freeze",
     "redraw",
+    "reread",
     "strengths",
     "deviation",
     "factor_problem",

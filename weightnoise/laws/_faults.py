@@ -1,4 +1,4 @@
-"""Cells that fail: stuck weights and flipped bits."""
+"""Cells that fail: stuck weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
-from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic
+from weightnoise.laws._regions import Per, Tile
+from weightnoise.laws._scale import Gradient, extremes, statistic
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
 
@@ -37,7 +37,9 @@ class StuckAt(Law):
         low: rate of weights stuck at the bottom level.
         levels: ``"absmax"``: top and bottom are +max |w| and -max |w|; ``"range"``: max w and min w;
             or two numbers ``(bottom, top)``, the limits of the hardware in units of the weight.
-        per: ``"tensor"``, or the dimension of the channels that have levels each.
+        per: what has levels of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         chip: number of the specimen, or None for other faults in each forward.
         gradient: ``"exact"`` gives stuck weights no gradient of their own; ``"straight-through"``
             hands the gradient at the noisy weight to all of them.
@@ -60,10 +62,12 @@ class StuckAt(Law):
     low: float = 0.0
     levels: Levels = "absmax"
     per: Per = "tensor"
+    tile: Tile = None
     chip: int | None = 0
     gradient: Gradient = "exact"
 
     __repr__ = law_repr
+    of_chip = True
 
     def __post_init__(self) -> None:
         for option in ("zero", "high", "low"):
@@ -77,8 +81,9 @@ class StuckAt(Law):
         else:
             check_choice("StuckAt", "levels", self.levels, ("absmax", "range"))
         check_per("StuckAt", self.per)
-        if self.per != "tensor" and isinstance(self.levels, tuple):
-            raise OptionError(f"StuckAt(per={self.per!r}) has no meaning with fixed levels; drop one of them.")
+        if (self.per != "tensor" or self.tile) and isinstance(self.levels, tuple):
+            option = f"per={self.per!r}" if self.tile is None else f"tile={self.tile}"
+            raise OptionError(f"StuckAt({option}) has no meaning with fixed levels; drop one of them.")
         check_chip("StuckAt", self.chip)
         check_choice("StuckAt", "gradient", self.gradient, ("exact", "straight-through"))
 
@@ -108,84 +113,13 @@ class StuckAt(Law):
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.levels, tuple):
-            return weight.new_tensor(self.levels[0]), weight.new_tensor(self.levels[1])
+            low, high = (weight.new_full((), level) for level in self.levels)
+            return low, high
         if self.levels == "range":
-            return extremes(weight, self.per)
-        top = statistic(weight, "absmax", self.per).to(weight.dtype)
+            return extremes(weight, self.regions)
+        top = statistic(weight, "absmax", self.regions).to(weight.dtype)
         return -top, top
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why the rates cannot be multiplied by ``factor``, or None."""
         return rate_problem(self, self._rate, factor)
-
-
-@dataclass(frozen=True)
-class BitFlip(Law):
-    r"""Flipped bits of a stored weight: each bit of its ``bits``-bit code flips with probability p.
-
-    The code is ``c = round(w / d)`` in two's complement, ``d = max |w| / (2^(bits-1) - 1)``, and a
-    weight whose code becomes c' moves by ``d (c' - c)``; the others stay as they are. Put
-    ``Quantize(bits)`` first for a memory that holds nothing but the codes. A flipped sign bit moves
-    a weight by half the range. The gradient at the noisy weight goes to the clean one unchanged. A
-    factor multiplies p. A draw takes 4 ``bits`` bytes per weight while it is in use.
-
-    Args:
-        p: probability that a bit flips, in [0, 1]. Rare ones are exact, down to 1e-12.
-        bits: length of the code, 2 to 16.
-        per: ``"tensor"``, or the dimension of the channels that have a step each.
-        chip: number of a specimen whose flipped bits stay flipped, as for `StuckAt`; None for other
-            flips in each forward (soft errors).
-
-    Raises:
-        ValueError: for a probability or a number of bits out of range.
-
-    Example:
-        >>> [Quantize(8), BitFlip(0.001)]
-        [Quantize(bits=8), BitFlip(p=0.001)]
-
-    Source:
-        Reagen et al., Ares: a framework for quantifying the resilience of deep neural networks, 2018.
-    """
-
-    p: float
-    _: KW_ONLY
-    bits: int = 8
-    per: Per = "tensor"
-    chip: int | None = None
-
-    gradient = "straight-through"
-    __repr__ = law_repr
-
-    def __post_init__(self) -> None:
-        check_rate("BitFlip", "p", self.p)
-        check_bits("BitFlip", self.bits, True, self.per)
-        check_chip("BitFlip", self.chip)
-
-    def draw(self, weight: Tensor) -> Tensor:
-        """Numbers for the flips, in the weight's shape for each bit, the lowest first."""
-        return draw_events(weight, (self.bits, *weight.shape), self.p)
-
-    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
-        """``weight + d * (code with flipped bits - code)``."""
-        if problem := self.factor_problem(factor):
-            raise OptionError(problem)
-        clean = precise(weight)
-        step, _ = step_and_zero(clean, self.bits, True, self.per)
-        code = (clean / divisor(step)).round().to(torch.int32)
-        stored = code & (2**self.bits - 1)
-        for place, bit in enumerate(noise.unbind(0)):
-            stored = stored ^ (event_mask(bit, self.p, factor).to(torch.int32) << place)
-        flipped = stored - ((stored >> (self.bits - 1)) << self.bits)
-        return straight_through(weight, (clean + step * (flipped - code)).to(weight.dtype))
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
-
-    def factor_problem(self, factor: float) -> str | None:
-        """Why ``p`` cannot be multiplied by ``factor``, or None."""
-        return rate_problem(self, self.p, factor)

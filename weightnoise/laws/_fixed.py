@@ -1,4 +1,4 @@
-"""What happens to weights without chance: clipping, and the temperature of the chip.
+"""Changes of the weights without chance: clipping, and the temperature of the chip.
 
 They have no random strength, so that a factor leaves them as they are.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._scale import Gradient, Per, extremes, per_problem, statistic, wide
+from weightnoise.laws._regions import Per, Tile
+from weightnoise.laws._scale import Gradient, extremes, statistic, wide
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
 
@@ -34,7 +35,9 @@ class Clip(Law):
         k: how many standard deviations of the weights to keep. 2.5 where no bounds are given.
         low: the smallest weight, in units of the weight.
         high: the largest weight.
-        per: ``"tensor"``, or the dimension of the channels that have a standard deviation each.
+        per: what has a standard deviation of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each
+            output or input of the layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         gradient: ``"exact"`` gives weights outside the range no gradient of their own (what they do
             to std(w) counts); ``"straight-through"`` hands the gradient at the clipped weight to all.
 
@@ -57,6 +60,7 @@ class Clip(Law):
     low: float | None = None
     high: float | None = None
     per: Per = "tensor"
+    tile: Tile = None
     gradient: Gradient = "exact"
 
     __repr__ = law_repr
@@ -70,8 +74,9 @@ class Clip(Law):
                 raise OptionError("Clip(k=0) would make every weight zero; k must be positive.")
         elif self.k is not None:
             raise OptionError("Clip takes k or bounds, not both: the range would have two definitions.")
-        elif self.per != "tensor":
-            raise OptionError(f"Clip(per={self.per!r}) has no meaning with fixed bounds; use k, or drop per.")
+        elif self.per != "tensor" or self.tile:
+            option = f"per={self.per!r}" if self.tile is None else f"tile={self.tile}"
+            raise OptionError(f"Clip({option}) has no meaning with fixed bounds; use k, or drop it.")
         for option, bound in (("low", self.low), ("high", self.high)):
             if bound is not None and (isinstance(bound, bool) or not math.isfinite(bound)):
                 raise OptionError(f"Clip({option}=...) must be a finite number, got {bound!r}.")
@@ -96,12 +101,8 @@ class Clip(Law):
 
     def limit(self, weight: Tensor) -> Tensor:
         """``k std(weight)``; infinite where all weights are equal: none of them sticks out."""
-        lowest, highest = extremes(weight, self.per)
-        return torch.where(lowest < highest, (self.k or 0.0) * statistic(weight, "std", self.per), math.inf)
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
+        lowest, highest = extremes(weight, self.regions)
+        return torch.where(lowest < highest, (self.k or 0.0) * statistic(weight, "std", self.regions), math.inf)
 
 
 @dataclass(frozen=True)

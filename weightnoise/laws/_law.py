@@ -1,17 +1,20 @@
-"""What a law of noise is."""
+"""The base of all laws of noise."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from weightnoise._checks import plain_number
 from weightnoise._random import draws as _random
+from weightnoise._torch.layers import Layout
+from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem, with_plain_numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # In typing from Python 3.11 on.
 
 
 @runtime_checkable
@@ -69,23 +72,29 @@ class Law:
         sign_symmetric: whether ``w + x`` is as likely as ``w - x``, also where only some rows and columns of the
             noise change sign. ``estimator="flipout"`` refuses other laws.
         chip: with a number, the draw is frozen: that of this specimen of the hardware.
+        of_chip: whether the draw is the hardware's and not a reading's, for ``hold_noise(reads="fresh")``.
         parts: the laws that a wrapper is made of. What they learn, freeze, refuse and look at is then the
             wrapper's too. Its draw is that of its part, or the tuple of those of several.
-        takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers as they add them; for laws of
-            the library alone.
+        takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
+        bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         check = vars(cls).get("__post_init__")
         if check is not None and cls.__module__.startswith(f"{__package__}."):
-            cls.__post_init__ = _with_plain_numbers(check)  # type: ignore[attr-defined]
+            cls.__post_init__ = with_plain_numbers(check)  # type: ignore[attr-defined]
 
     gradient: str = "exact"
     sign_symmetric: bool = False
     chip: int | None = None
+    of_chip: bool = False
     parts: tuple[Law, ...] = ()
     takes_keys: bool = False
+    bitwise: bool = False
+    per: Any = "tensor"
+    tile: Tile = None
+    regions: Any = "tensor"  # What `per` and `tile` say together.
     apply_key: Callable[..., Tensor]
     apply_to_rows: Callable[..., Tensor]
 
@@ -110,7 +119,7 @@ class Law:
         }
 
     def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """What the part in ``place`` learns, under its own names."""
+        """Select the strengths that the part in ``place`` learns, under its own names."""
         end, given = self._end(place), strengths or {}
         return {name.removesuffix(end): value for name, value in given.items() if name.endswith(end)}
 
@@ -122,7 +131,7 @@ class Law:
         return None
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor | None:
-        """What `kl_divergence` of the model adds up, in nats; None where the law has none."""
+        """Compute this weight's term in `kl_divergence` of the model, in nats; None where the law has none."""
         return None
 
     def freeze(self, weight: Tensor, name: str) -> Any:
@@ -146,13 +155,27 @@ class Law:
         each = (frozen,) if len(self.parts) == 1 else frozen
         return _joined([part.drawn(weight, own) for part, own in zip(self.parts, each, strict=True)])
 
+    def reread(self, weight: Tensor, held: Any) -> Any:
+        """The draw of another reading of the hardware that is held: what belongs to the chip stays."""
+        if self.of_chip or self.chip is not None:
+            return self.redraw(weight, held)
+        if not self.parts:
+            return self.draw(weight)
+        each = [held] if len(self.parts) == 1 else held or [None] * len(self.parts)
+        return _joined([part.reread(weight, own) for part, own in zip(self.parts, each, strict=True)])
+
+    @property
+    def has_chip_part(self) -> bool:
+        """Whether some of its draw belongs to the hardware, and not to a reading."""
+        return self.of_chip or self.chip is not None or any(one.has_chip_part for one in self.inside)
+
     def drawn(self, weight: Tensor, frozen: Any) -> Any:
         """The draw of one forward; ``frozen`` is None where no chip has frozen anything."""
         return self.draw(weight) if frozen is None else self.redraw(weight, frozen)
 
     def problem(self, weight: Tensor) -> str | None:
         """Why it does not fit a parameter, or None; asked before a model is touched."""
-        return _first(part.problem(weight) for part in self.parts)
+        return regions_problem(self.regions, weight) or _first(part.problem(weight) for part in self.parts)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why its strength cannot be multiplied by ``factor``, or None; asked where it is set."""
@@ -160,6 +183,8 @@ class Law:
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""
+        if isinstance(self.regions, Regions):
+            return "per='output', per='input' and tile are for weights. Give the dimension, such as per=1"
         return _first(part.module_problem(module, at) for part in self.parts)
 
     def at(self, module: nn.Module, inputs: Tensor) -> Noise:
@@ -169,6 +194,13 @@ class Law:
     def around(self, parts: tuple[Noise, ...]) -> Law:
         """The same wrapper of other parts."""
         raise NotImplementedError(f"{self!r} has no method around(parts).")
+
+    def laid_out(self, layout: Layout | None) -> Self:
+        """The law for a tensor whose outputs and inputs lie so: see `per` and ``tile``."""
+        parts = tuple(part.laid_out(layout) for part in self.parts)
+        if any(one is not other for one, other in zip(parts, self.parts, strict=True)):
+            return self.around(parts)  # type: ignore[return-value]  # Of its own kind.
+        return laid_out(self, layout)
 
     def plain(self) -> Law:
         """The one part that this law is the same as, or the law itself."""
@@ -190,22 +222,6 @@ class Law:
 
     def _end(self, place: int) -> str:
         return f"_{place}" if len(self.parts) > 1 else ""
-
-
-def _with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
-
-    @functools.wraps(check)
-    def post_init(self: Any) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            several = type(value) is tuple
-            object.__setattr__(
-                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
-            )
-        check(self)
-
-    return post_init
 
 
 def _joined(of_parts: list[Any]) -> Any:
@@ -237,18 +253,6 @@ def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: 
         noisy: Tensor = law.apply(weight, noise, factor, strengths)  # type: ignore[call-arg]
         return noisy
     return law.apply(weight, noise, factor)
-
-
-def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
-    """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
-    return law.apply(weight, law.draw(weight), factor)
-
-
-def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
-    if isinstance(draw, tuple):
-        return tuple(moved(part, fn) for part in draw)
-    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr
-from weightnoise.laws._scale import Gradient, Per, per_problem, scale_of, wide
+from weightnoise.laws._regions import Per, Regions
+from weightnoise.laws._scale import Gradient, scale_of, wide
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
@@ -118,6 +119,12 @@ class LearnedDeviation(Law):
         """The standard deviation, of either sign."""
         raise NotImplementedError
 
+    def problem(self, weight: Tensor) -> str | None:
+        """Why what it learns has no shape on ``weight``, or None."""
+        if isinstance(self.regions, Regions) and self.regions.layout is not None:
+            return f"per={self.regions!r} is no dimension of a layer of groups. Use per='element', or a dimension"
+        return super().problem(weight)
+
 
 @dataclass(frozen=True)
 class Variational(LearnedDeviation):
@@ -184,7 +191,8 @@ class ParametricNoise(LearnedDeviation):
 
     Args:
         init: the first value of ``strength``.
-        per: ``"tensor"``, ``"element"``, or the dimension of the channels that have a strength each.
+        per: what has a strength of its own: ``"tensor"``, ``"element"``, ``"output"`` or ``"input"`` for each
+            output or input of the layer, or the dimension of the channels.
         gradient: ``"straight-through"`` takes std(w) as a constant; ``"exact"`` differentiates through it.
 
     Raises:
@@ -215,7 +223,7 @@ class ParametricNoise(LearnedDeviation):
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``strength``, shaped to broadcast against the weight."""
-        return {"strength": filled_per(weight, self.per, self.init)}
+        return {"strength": filled_per(weight, self.regions, self.init)}
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``strength * std(weight)``."""
@@ -223,16 +231,14 @@ class ParametricNoise(LearnedDeviation):
         assert scale is not None
         return (strengths or self.strengths(weight))["strength"] * scale
 
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return None if self.per == "element" else per_problem(self.per, weight)
-
 
 def filled_per(like: Tensor, per: Per | Literal["element"], value: float) -> Tensor:
     """A number for the tensor, for each of its channels or for each element, shaped to broadcast against it."""
     if per == "element":
         return _filled(like, value)
-    own = None if per == "tensor" else per % like.ndim
+    own = per % like.ndim if isinstance(per, int) else None
+    if own is None and per != "tensor":
+        raise OptionError(f"per={per} is known where a layer is, and has to be one dimension of the weight.")
     return _filled(like.new_empty([size if dim == own else 1 for dim, size in enumerate(like.shape)]), value)
 
 

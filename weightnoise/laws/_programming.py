@@ -9,12 +9,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise._checks import check_choice, check_strength
+from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import check_chip
+from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, statistic, wide
 
 Draw: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
@@ -56,6 +57,9 @@ class ProgrammingNoise(Law):
         t_read: duration of a read, in seconds.
         compensate: multiply each weight matrix by sum |g| before the drift over sum |g| after it (global
             drift compensation; from the conductances themselves, where a chip has noisy read-outs of them).
+        per: what has an m = max |w| of its own, mapped to g_max: ``"tensor"``, ``"output"`` or ``"input"`` for
+            each output or input of the layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         chip: number of a specimen whose programming errors and drift are frozen while read noise is
             fresh in each forward; None for a new programming in each, as in hardware-aware training.
         gradient: ``"straight-through"`` hands the gradient at the noisy weight to the clean one
@@ -85,10 +89,13 @@ class ProgrammingNoise(Law):
     read: tuple[float, float, float] | tuple[()] = (0.0088, 0.65, 0.2)
     t_read: float = 250e-9
     compensate: bool = False
+    per: Per = "tensor"
+    tile: Tile = None
     chip: int | None = None
     gradient: Gradient = "straight-through"
 
     __repr__ = law_repr
+    of_chip = True
 
     def __post_init__(self) -> None:
         options = ("g_max", "time", "t0", "t_read") + ("g_reference",) * (self.g_reference is not None)
@@ -100,6 +107,7 @@ class ProgrammingNoise(Law):
             _check_numbers(option, getattr(self, option), lengths)
         _check_numbers("programming", self.programming, None)
         check_choice("ProgrammingNoise", "compensate", self.compensate, (True, False))
+        check_per("ProgrammingNoise", self.per)
         check_chip("ProgrammingNoise", self.chip)
         check_choice("ProgrammingNoise", "gradient", self.gradient, ("straight-through", "exact"))
 
@@ -129,7 +137,7 @@ class ProgrammingNoise(Law):
             return weight
         exact = self.gradient == "exact"
         clean = wide(weight if exact else weight.detach())
-        unit = statistic(clean, "absmax", "tensor").clamp(min=torch.finfo(clean.dtype).tiny) / self.g_max
+        unit = statistic(clean, "absmax", self.regions).clamp(min=torch.finfo(clean.dtype).tiny) / self.g_max
         positive = clean.clamp(min=0.0)
         # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
         target = torch.stack((positive, positive - clean)) / unit
@@ -163,11 +171,7 @@ class ProgrammingNoise(Law):
 
 
 def _check_numbers(option: str, values: object, lengths: tuple[int, ...] | None) -> None:
-    numbers = isinstance(values, tuple) and all(map(_is_number, values))
+    numbers = isinstance(values, tuple) and all(map(is_number, values))
     if not numbers or (lengths is not None and len(values) not in lengths):  # type: ignore[arg-type]
         wanted = "finite numbers" if lengths is None else f"{lengths[-1]} finite numbers"
         raise OptionError(f"ProgrammingNoise({option}=...) must be a tuple of {wanted}, got {values!r}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,7 +12,8 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, law_repr, straight_through
 from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
-from weightnoise.laws._scale import Gradient, Per, add_scaled, extremes, per_problem, statistic, wide
+from weightnoise.laws._regions import Per, Tile
+from weightnoise.laws._scale import Gradient, add_scaled, extremes, statistic, wide
 
 _MOST_BITS = 16  # A float32 weight still has several values per step.
 
@@ -76,7 +77,9 @@ class Quantize(Law):
     Args:
         bits: length of the code, 2 (affine: 1) to 16. 4 to 8 is usual.
         symmetric: codes on both sides of 0, or codes that cover exactly [min w, max w].
-        per: ``"tensor"``, or the dimension of the channels that have a step each.
+        per: what has a step of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         stochastic: round up or down at random.
         subset: the fraction of weights that are rounded, chosen anew in each forward (Quant-Noise);
             the others stay as they are. 0.1 in the source.
@@ -102,6 +105,7 @@ class Quantize(Law):
     _: KW_ONLY
     symmetric: bool = True
     per: Per = "tensor"
+    tile: Tile = None
     stochastic: bool = False
     subset: float = 1.0
     block: int = 1
@@ -133,7 +137,7 @@ class Quantize(Law):
             raise OptionError(problem)
         rounding, chosen = noise
         clean = precise(weight)
-        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.per, self.stochastic)
+        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.regions, self.stochastic)
         code = clean / divisor(step) + zero
         code = code.round() if rounding is None else _rounded_at_random(code, rounding, factor)
         top = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
@@ -143,10 +147,6 @@ class Quantize(Law):
             picked = spread_blocks(event_mask(chosen, self.subset, factor), weight, self.block)
             rounded = torch.where(picked, rounded, weight.detach())
         return straight_through(weight, rounded)
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why ``subset`` cannot be multiplied by ``factor``, or None."""
@@ -164,7 +164,9 @@ class QuantizationNoise(Law):
     Args:
         bits: length of the code, 2 (affine: 1) to 16. 2 to 15, from 8, in the source.
         symmetric: as for `Quantize`.
-        per: ``"tensor"``, or the dimension of the channels that have a step each.
+        per: what has a step of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
         gradient: ``"straight-through"`` takes d as a constant; ``"exact"`` differentiates through it.
 
     Raises:
@@ -183,6 +185,7 @@ class QuantizationNoise(Law):
     _: KW_ONLY
     symmetric: bool = True
     per: Per = "tensor"
+    tile: Tile = None
     gradient: Gradient = "straight-through"
 
     sign_symmetric = True
@@ -199,12 +202,8 @@ class QuantizationNoise(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * d / 2 * noise``."""
         clean = weight if self.gradient == "exact" else weight.detach()
-        step, _ = step_and_zero(clean, self.bits, self.symmetric, self.per)
+        step, _ = step_and_zero(clean, self.bits, self.symmetric, self.regions)
         return add_scaled(weight, noise, factor * 0.5, step)
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return per_problem(self.per, weight)
 
 
 def _rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:

@@ -94,7 +94,7 @@ def draw_blocks(weight: Tensor, block: int, rate: float) -> Tensor:
 
 
 def spread_blocks(mask: Tensor, weight: Tensor, block: int) -> Tensor:
-    """What `draw_blocks` led to, in the weight's shape."""
+    """Expand the events that `draw_blocks` has drawn to the weight's shape."""
     if block == 1 or weight.ndim == 0:
         return mask
     columns = _matrix_shape(weight)[1]

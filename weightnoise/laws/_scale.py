@@ -1,4 +1,4 @@
-"""What a strength is relative to, and how a scaled draw is added to a weight."""
+"""Relative strengths: the scale of a weight, and how a scaled draw is added to it."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
+from weightnoise.laws._regions import Per, Regions, regional
 
 RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
-Per: TypeAlias = Literal["tensor"] | int
 Gradient: TypeAlias = Literal["straight-through", "exact"]
 
 
-def check_scale_options(law: str, relative_to: object, per: object, gradient: object) -> None:
+def check_scale_options(law: str, relative_to: object, per: object, gradient: object, tile: object = None) -> None:
     """Raise `ValueError` for options that are unknown or that make no sense together."""
     check_choice(law, "relative_to", relative_to, (None, "absmax", "std", "rms", "value"))
     check_choice(law, "gradient", gradient, ("straight-through", "exact"))
     check_per(law, per)
-    if per != "tensor" and relative_to in (None, "value"):
-        raise OptionError(
-            f"{law}(per={per}) has no meaning with relative_to={relative_to!r}: there is no statistic "
-            "to take per channel. Drop per, or use relative_to='absmax', 'std' or 'rms'."
-        )
-
-
-def per_problem(per: Per, weight: Tensor) -> str | None:
-    """Why ``per`` does not fit ``weight``, or None."""
-    if per == "tensor" or -weight.ndim <= per < weight.ndim:
-        return None
-    return f"per={per} names a dimension that a tensor of shape {tuple(weight.shape)} does not have"
+    for option, value, usual in (("per", per, "tensor"), ("tile", tile, None)):
+        if value != usual and relative_to in (None, "value"):
+            raise OptionError(
+                f"{law}({option}={value}) has no meaning with relative_to={relative_to!r}: there is no statistic "
+                f"to take per channel. Drop {option}, or use relative_to='absmax', 'std' or 'rms'."
+            )
 
 
 def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
-    """What a relative strength multiplies, shaped to broadcast against ``weight``, in float32 or better.
+    """Compute the scale of a relative strength, shaped to broadcast against ``weight``, in float32 or better.
 
     ``absmax`` is max |w|, ``rms`` is sqrt(mean w^2), ``std`` is the standard deviation about the
-    mean (divided by n, so that a single element has 0), each over the whole tensor or over all
-    dimensions but ``per``; ``value`` is the weight itself.
+    mean (divided by n, so that a single element has 0), each over the whole tensor, over all
+    dimensions but ``per``, or over each of the regions; ``value`` is the weight itself.
     """
     if relative_to == "value":
         return weight
     if weight.numel() == 0:
         return wide(weight.new_ones(()))
+    if isinstance(per, Regions):
+        return regional(weight, per, lambda part, dims: _over(part, relative_to, dims))
     dims = _reduced(weight, per)
     if not dims and per != "tensor":
         # A vector per element: each element is its own channel.
         return wide(torch.zeros_like(weight) if relative_to == "std" else weight.abs())
+    return _over(weight, relative_to, dims)
+
+
+def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...]) -> Tensor:
+    """The statistic over some dimensions, which stay."""
     if relative_to == "absmax":
         # A twentieth of the time of torch.linalg.vector_norm with order infinity.
         return wide(torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True)))
@@ -57,8 +58,9 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
     weight = wide(weight)
     if relative_to == "std":
         return torch.std(weight, dim=dims, correction=0, keepdim=True)
-    count = weight.numel() // (1 if per == "tensor" else weight.shape[per])
-    norm = weight
+    count, norm = 1, weight
+    for dim in dims:
+        count *= weight.shape[dim]
     for some in (dims[-1:], dims[:-1]):  # In two steps: one sum of 10^7 squares is off by 4e-4 in float32.
         norm = torch.linalg.vector_norm(norm, dim=some, keepdim=True) if some else norm
     return norm / math.sqrt(count)
@@ -70,7 +72,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def scale_of(weight: Tensor, relative_to: RelativeTo, per: Per, gradient: Gradient) -> Tensor | None:
-    """What multiplies a relative strength; a constant for straight-through; None for an absolute strength."""
+    """Return the scale of a relative strength, a constant for straight-through; None for an absolute strength."""
     if relative_to is None:
         return None
     return statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
@@ -80,14 +82,19 @@ def extremes(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
     """The smallest and the largest weight of the tensor or of each channel, shaped to broadcast."""
     if weight.numel() == 0:
         return weight.new_zeros(()), weight.new_zeros(())
+    if isinstance(per, Regions):
+        return (
+            regional(weight, per, lambda part, dims: torch.amin(part, dims, keepdim=True)),
+            regional(weight, per, lambda part, dims: torch.amax(part, dims, keepdim=True)),
+        )
     dims = _reduced(weight, per)
     if not dims:
         return weight, weight
     return torch.amin(weight, dim=dims, keepdim=True), torch.amax(weight, dim=dims, keepdim=True)
 
 
-def _reduced(weight: Tensor, per: Per) -> tuple[int, ...]:
-    keep = None if per == "tensor" else per % weight.ndim
+def _reduced(weight: Tensor, per: int | str) -> tuple[int, ...]:
+    keep = per % weight.ndim if isinstance(per, int) else None
     return tuple(dim for dim in range(weight.ndim) if dim != keep)
 
 

@@ -14,7 +14,8 @@ from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
 from weightnoise.laws._law import law_repr, straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
-from weightnoise.laws._scale import Per, per_problem, wide
+from weightnoise.laws._regions import Per
+from weightnoise.laws._scale import wide
 
 _FAR = 0.6351814227  # (Euler's constant + ln 2) / 2: the divergence then goes to 0 as alpha grows.
 _CUBIC = (1.16145124, -1.50204118, 0.58629921)
@@ -42,7 +43,8 @@ class VariationalDropout(LearnedDeviation):
 
     Args:
         init: the first value of alpha; 0.25 is a dropout rate of 0.2.
-        per: ``"element"``, ``"tensor"``, or the dimension of the channels that have an alpha each.
+        per: what has an alpha of its own: ``"element"``, ``"tensor"``, ``"output"`` or ``"input"`` for each output
+            or input of the layer, or the dimension of the channels.
         approximation: of the divergence, ``"molchanov"`` or ``"kingma"``.
 
     Raises:
@@ -77,7 +79,7 @@ class VariationalDropout(LearnedDeviation):
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``log_alpha``, shaped to broadcast against the weight."""
-        return {"log_alpha": filled_per(weight, self.per, math.log(self.init))}
+        return {"log_alpha": filled_per(weight, self.regions, math.log(self.init))}
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``sqrt(alpha) * weight``."""
@@ -101,7 +103,3 @@ class VariationalDropout(LearnedDeviation):
             alpha = log_alpha.exp()
             each = _FAR - 0.5 * log_alpha - alpha * (first + alpha * (second + alpha * third))
         return each.sum() * (weight.numel() / max(each.numel(), 1))
-
-    def problem(self, weight: Tensor) -> str | None:
-        """Why ``per`` does not fit ``weight``, or None."""
-        return None if self.per == "element" else per_problem(self.per, weight)

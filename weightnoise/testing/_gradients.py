@@ -44,7 +44,7 @@ class GradientRow:
 
 @dataclass(frozen=True)
 class GradientTable:
-    """What `check_gradients` has found; its text is a table.
+    """The findings of `check_gradients`; their text is a table.
 
     Attributes:
         rows: by the name of the parameter.
@@ -151,11 +151,11 @@ class _Shift(Law):
     clean: Tensor
 
     def draw(self, weight: Tensor) -> Any:
-        """What the law draws."""
+        """Draw from the law."""
         return self.law.draw(self.clean)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
-        """What the law learns."""
+        """Return the parameters that the law learns."""
         return self.law.strengths(weight)
 
     def apply(

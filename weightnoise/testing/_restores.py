@@ -45,7 +45,7 @@ def assert_restores(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> None:
 
 
 def _visible(model: nn.Module) -> dict[str, Any]:
-    """What the rest of the world sees of a model: names, order, identity and values; not what laws learn."""
+    """Record what other code sees of a model: names, order, identity and values, without learned strengths."""
     added = learned_strengths(model)
     return {
         "parameters": [(name, id(value)) for name, value in model.named_parameters() if name not in added],

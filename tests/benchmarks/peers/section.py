@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tests.benchmarks.measure import Row
-from tests.benchmarks.memory import WIDTH, extra
+from tests.benchmarks.memory import extra
 from tests.benchmarks.options import Options, markdown
+from tests.benchmarks.peaks import WIDTH
 from tests.benchmarks.peers.environments import REQUIREMENTS, python_of
 from tests.benchmarks.processes import TRIMMED, ProcessError, run
 

@@ -85,16 +85,13 @@ void weightnoise_add(number_t *out, const number_t *weight, const number_t *scal
 }
 
 /* As weightnoise_add, for the rows `index` of a larger weight, which `out` and `weight` hold side by side with a
- * scale for each; the row `clean` gets no noise. */
+ * scale for each. */
 void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t *scale, const int64_t *index,
-                          int64_t rows, int64_t row_size, float strength, int64_t clean, uint64_t key, int level) {
+                          int64_t rows, int64_t row_size, float strength, uint64_t key, int level) {
     for (int64_t i = 0; i < rows; i++) {
         int64_t first = index[i] * row_size;
         sum_t sum = {out + i * row_size, weight + i * row_size, scale + i, row_size, strength, first};
-        if (index[i] == clean)
-            memcpy(sum.out, sum.weight, (size_t)row_size * sizeof(float));
-        else
-            kernels_of(level)->add_normal(&sum, first, first + row_size, key);
+        kernels_of(level)->add_normal(&sum, first, first + row_size, key);
     }
 }
 

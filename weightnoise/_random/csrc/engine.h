@@ -42,6 +42,6 @@ void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int 
 void weightnoise_add(number_t *out, const number_t *weight, const number_t *scale, int64_t row_size, float strength,
                      int64_t count, uint64_t key, int level, int threads);
 void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t *scale, const int64_t *index,
-                          int64_t rows, int64_t row_size, float strength, int64_t clean, uint64_t key, int level);
+                          int64_t rows, int64_t row_size, float strength, uint64_t key, int level);
 void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, int level);
 void weightnoise_quantile(number_t *out);
