@@ -172,6 +172,8 @@ def metric_name(metric: Any) -> str:
     """Where a metric is defined, or the class of one that is no function."""
     metric = getattr(metric, "func", metric)
     name = getattr(metric, "__qualname__", None)
+    if name is not None and name.endswith("<lambda>"):  # There may be many of this name.
+        name += f" of line {metric.__code__.co_firstlineno}"
     return f"{metric.__module__}.{name}" if name else f"{type(metric).__module__}.{type(metric).__qualname__}"
 
 
