@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import linecache
 import re
 import shlex
 import signal
@@ -354,7 +355,7 @@ def test_it_goes_on_after_a_signal(number: signal.Signals, subject: Path) -> Non
         (["--levels", "0.1"], "levels"),
         (["--draws", "5", "--seed", "1"], "weights, draws, seed"),  # The seed makes the model.
         (["--law", "Uniform(1.0)"], "laws"),
-        (["--metric", "subject:random"], "metric"),
+        (["--metric", "subject:random"], "metric, code of the metric"),
         (["--antithetic"], "antithetic"),
         (["--by-parameter"], "by_parameter"),
     ],
@@ -370,7 +371,7 @@ def test_another_sweep_is_refused(
     said = capsys.readouterr().err
     assert said.startswith("weightnoise: report.json holds another sweep: ")
     assert said.endswith(". Give another --out, or --fresh to overwrite it.\n")
-    assert re.findall(r"([a-z_]+) \(there ", said) == differing.split(", ")
+    assert re.findall(r"(?:; |sweep: )([a-z_ ]+) \(there ", said) == differing.split(", ")
     assert (subject / "report.json").read_bytes() == before
 
 
@@ -402,6 +403,27 @@ def test_another_model_is_refused_and_fresh_starts_over(subject: Path, capsys: p
     assert run(*sweep) == 0
     assert sys.modules["subject"].calls == 0
     assert "report.json is complete; --fresh measures again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("return model.eval()(x).sum()", "return model.eval()(x).mean()", 1),
+        ("    return model.eval()(x).sum()", "    # Of the outputs.\n    return model.eval()( x ).sum()", 0),
+    ],
+)
+def test_a_metric_that_was_changed_is_refused(
+    before: str, after: str, code: int, subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linecache.clearcache()
+    sweep = [*SWEEP, "--out", "report.json"]
+    assert run(*sweep, stop_at=5) == 130
+    (subject / "subject.py").write_text(SUBJECT.replace(before, after))
+    linecache.clearcache()
+    capsys.readouterr()
+    assert run(*sweep) == code
+    assert ("holds another sweep: code of the metric (there " in capsys.readouterr().err) == bool(code)
+    linecache.clearcache()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sweep": 3}', "\x00"])

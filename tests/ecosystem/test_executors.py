@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from typing import Any
 
 import pytest
@@ -21,6 +22,23 @@ def test_loky() -> None:
     # It brings cloudpickle, so that a lambda goes along.
     options: Any = {"law": wn.Gaussian(1.0), "metric": lambda model: 2 * total(model)}
     assert same(run(model, executor=loky.get_reusable_executor(2), **options), run(model, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray() -> None:
+    ray = pytest.importorskip("ray", reason="needs ray")
+
+    class RayExecutor(Executor):
+        def submit(self, function: Any, /, *args: Any, **options: Any) -> Any:
+            return ray.remote(function).remote(*args, **options).future()
+
+    model, _ = make()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert same(run(model, executor=RayExecutor()), run(model))
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,36 @@ def test_robustness_at_the_end_of_the_fit(tmp_path: Path) -> None:
     torch.testing.assert_close(callback.report.values, by_hand.values)
     with pytest.raises(ValueError, match=r"needs levels=\[\.\.\.\]"):
         WeightNoiseCallback(SPEC, metric=metric)
+
+
+def test_the_loggers_get_the_factor_and_the_report(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    callback = WeightNoiseCallback(
+        SPEC, fn=wn.linear_ramp(4), metric=lambda model: 3.0, levels=[0.0, 1.0], draws=2
+    )
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    made = pl.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        logger=logger,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+    )
+    made.fit(Model(), data())
+    logger.save()
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        logged = list(csv.DictReader(file))
+    assert callback.schedule is not None
+    factors = [float(row["noise/factor"]) for row in logged if row["noise/factor"]]
+    assert factors
+    assert factors[-1] == callback.schedule.factor
+    levels = [row[name] for row in logged for name in row if name.startswith("robustness/noise at") and row[name]]
+    assert levels == ["3.0", "3.0"]
 
 
 def test_a_model_with_noise_of_its_own_keeps_it(tmp_path: Path) -> None:

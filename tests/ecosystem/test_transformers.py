@@ -151,10 +151,15 @@ def test_robustness_at_the_end_of_the_training(tmp_path: Path) -> None:
         with torch.no_grad():
             return float(model(input_ids=IDS, labels=IDS).loss)
 
-    callback = WeightNoiseCallback(SPEC, metric=metric, levels=[0.0, 1.0], draws=4)
+    said: list[Any] = []
+    log = lambda *one: said.append(one)  # noqa: E731
+    callback = WeightNoiseCallback(SPEC, fn=lambda step: 1.0, metric=metric, levels=[0.0, 1.0], draws=4, log=log)
     model = make()
     trainer(tmp_path, model, callback).train()
     assert callback.report is not None
+    last, *_ = (place for place, one in enumerate(said) if one[0].startswith("robustness/"))
+    assert [one[0] for one in said[:last]] == ["noise/factor"] * last
+    assert [one[1] for one in said[last:]] == callback.report.mean.tolist()
     model.eval()
     by_hand = wn.evaluate_robustness(model, metric, levels=[0.0, 1.0], law=SPEC, draws=4, progress=False)
     torch.testing.assert_close(callback.report.values, by_hand.values)

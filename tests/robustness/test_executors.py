@@ -157,7 +157,7 @@ def test_what_cannot_be_sent_is_named(pool: Executor, monkeypatch: pytest.Monkey
     with pytest.raises(wn.OptionError, match=text):
         run(model, Unpicklable(), executor=pool)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(wn.OptionError, match=r"The metric .*<lambda> cannot be sent"):
+    with pytest.raises(wn.OptionError, match=r"The metric .*<lambda> of line \d+ cannot be sent"):
         run(model, lambda model: 0.0, executor=pool)
     model.register_buffer("hook", None)
     model[0].register_forward_hook(lambda *args: None)

@@ -257,3 +257,29 @@ def test_a_report_keeps_where_it_comes_from() -> None:
     assert made["python"] == platform.python_version()
     assert made["threads"] == str(torch.get_num_threads())
     assert made["date"].startswith("20")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_chip_may_be_read_anew_in_each_forward(size: int) -> None:
+    model, x = make(size)
+    chip = wn.Frozen(wn.Gaussian(0.3), chip=7)
+    law = [chip, wn.Gaussian(0.1)]
+
+    @torch.no_grad()
+    def readings(model: nn.Module) -> dict[str, float]:
+        first, second = (model(x).double().sum().item() for _ in range(2))
+        return {"first": first, "second": second}
+
+    options: dict[str, Any] = {"law": law, "levels": [1.0], "draws": 3, "metric": readings}
+    held, fresh = (run(model, x, reads=reads, **options) for reads in ("held", "fresh"))
+    first, second = (fresh.curves[name] for name in fresh.curves)
+    assert (first != second).all()
+    assert torch.equal(*held.curves.values())
+    assert fresh.to_dict()["curves"] == run(model, x, reads="fresh", **options).to_dict()["curves"]
+    assert fresh.made_by["reads"] == "fresh"
+    with pytest.raises(wn.SpecError, match="differ in reads"):
+        fresh.merge(held)
+    with pytest.raises(wn.OptionError, match="goes without reads"):
+        run(model, x, reads="fresh", vectorize=True, **options)
+    with pytest.raises(wn.OptionError, match="must be one of 'held', 'fresh'"):
+        run(model, x, reads="new", **options)

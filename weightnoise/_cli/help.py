@@ -71,8 +71,8 @@ model in eval mode, and evaluates it on data of its choice:
 
 A sweep with --out keeps what it has measured in that file, about once a second. Interrupted, it goes on from
 there when the same command is given again, and ends with the same numbers to the last bit. Other options,
-another model (its weights are compared), and another version of torch or weightnoise are refused. Whether the
-metric and its data are the same is not checked."""
+another model (its weights are compared), a changed metric (its code is), and another version of torch or
+weightnoise are refused, and named. Whether what the metric calls and its data are the same is not checked."""
 
 SWEEP_EXAMPLES = f"""\
 Examples:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -55,6 +59,18 @@ def load_metric(reference: str) -> Callable[[Any], Any]:
     if not callable(found):
         raise CommandError(f"{reference} is {_shown(found)}; a function of the model is needed")
     return found  # type: ignore[no-any-return]
+
+
+def code_of(metric: Any) -> str:
+    """A hash of what a function, or the class of an object, does: of its code without comments and layout."""
+    try:
+        source = inspect.getsource(
+            metric if inspect.isroutine(metric) or inspect.isclass(metric) else type(metric)
+        )
+        tree = ast.dump(ast.parse(textwrap.dedent(source)))
+    except (OSError, SyntaxError, TypeError):
+        return "unknown"
+    return hashlib.sha256(tree.encode()).hexdigest()[:12]
 
 
 def load_allowed(references: Iterable[str]) -> list[Any]:

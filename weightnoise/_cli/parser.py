@@ -167,6 +167,12 @@ def _add_subject(command: Parser) -> None:
     add("--draws", type=_values.count, default=20, metavar="N", help="draws at each level (default: 20)")
     add("--seed", type=_values.whole, default=0, metavar="N", help="of the draws (default: 0)")
     add("--antithetic", action="store_true", help="use each draw twice, mirrored")
+    add(
+        "--reads",
+        choices=("held", "fresh"),
+        default="held",
+        help="fresh: read noise anew in each forward of a chip",
+    )
     add("--jobs", type=_values.count, default=1, metavar="N", help="worker processes (default: 1)")
 
 

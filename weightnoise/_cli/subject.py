@@ -16,7 +16,7 @@ import weightnoise
 from weightnoise._activations import noisy_activations
 from weightnoise._cli.files import locked, try_to_write
 from weightnoise._cli.journal import Journal
-from weightnoise._cli.load import load_allowed, load_metric, load_model
+from weightnoise._cli.load import code_of, load_allowed, load_metric, load_model
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, say
 from weightnoise._random.philox import engine
@@ -52,6 +52,7 @@ def load_subject(options: argparse.Namespace) -> Subject:
     about = {
         "model": options.model,
         "metric": options.metric,
+        "code of the metric": code_of(metric),
         "laws": list(laws),
         "noise on the model": [f"{name}: {law_name(law)}" for name, law in noise],
         "weights": fingerprint(model),

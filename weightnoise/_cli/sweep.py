@@ -28,6 +28,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         "antithetic": options.antithetic,
         "by_parameter": options.by_parameter,
         "until_sem": options.until_sem,
+        "reads": options.reads,
     }
     levels = list(chain.from_iterable(options.levels))
     draws = of_shard(options.draws, options.shard, options.antithetic)
@@ -55,7 +56,7 @@ def run_tolerance(options: argparse.Namespace) -> None:
         raise CommandError("a tolerance is that of one law: give --law once")
     asked = {name: getattr(options, name) for name in ("at_least", "at_most", "quantile", "chip_yield")}
     limits = make_limits(options.first, options.highest, options.resolution)
-    settings = {"seed": options.seed, "antithetic": options.antithetic}
+    settings: dict[str, Any] = {"seed": options.seed, "antithetic": options.antithetic, "reads": options.reads}
     goal = make_goal(**asked)
     about = {**subject.about, "draws": options.draws, **settings, **asked, **limits, "of": "tolerance"}
     with journal(options.out, about, options.fresh) as kept:

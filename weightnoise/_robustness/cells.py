@@ -157,6 +157,6 @@ def measured(model: nn.Module, plan: Plan, cell: Cell, numbers: Sequence[int]) -
             reason = str(error).strip().partition("\n")[0]
             warn(f"The draws are evaluated one by one, because torch.vmap says: {reason}", NotVectorizedWarning)
     for number, (seed, sign) in list(zip(numbers, draws, strict=True))[done:]:
-        with hold_noise(model, seed=seed, sign=sign):
+        with hold_noise(model, seed=seed, sign=sign, reads=plan.reads):
             one = measure_once(model, plan, f"metric {number}")
         yield one

@@ -72,6 +72,8 @@ def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str
     }
     if plan.by_parameter:
         made_by["noise on"] = "one parameter at a time"
+    if plan.reads == "fresh":
+        made_by["reads"] = plan.reads
     if plan.recalibrate is not None:
         made_by["batch statistics"] = "gathered for each draw"
     if plan.until is not None:

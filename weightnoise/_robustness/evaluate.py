@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from weightnoise._contexts import Reads
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.metric import Metric
 from weightnoise._robustness.plan import LevelLaw, Levels, make_plan
@@ -25,6 +26,7 @@ def evaluate_robustness(
     seed: int = 0,
     progress: bool = True,
     antithetic: bool = False,
+    reads: Reads = "held",
     by_parameter: bool = False,
     threshold: float | None = None,
     higher_is_better: bool = True,
@@ -57,6 +59,8 @@ def evaluate_robustness(
         draws: how many draws per level; or which ones, such as ``range(20, 40)``, for a part of an evaluation.
         seed: of the draws.
         progress: show a progress bar when it takes long (tqdm where it is installed).
+        reads: ``"held"`` for one draw of everything in a chip; ``"fresh"`` holds what belongs to the hardware,
+            and draws what belongs to a reading anew in each forward, as `hold_noise` does.
         antithetic: use each draw twice, mirrored: the mean of an odd effect is then exact.
         by_parameter: noise on one parameter, or activation, at a time, a curve for each: which is the most
             sensitive?
@@ -113,6 +117,7 @@ def evaluate_robustness(
         draws,
         seed=seed,
         antithetic=antithetic,
+        reads=reads,
         by_parameter=by_parameter,
         until_sem=until_sem,
         vectorize=vectorize,

@@ -12,7 +12,8 @@ from torch import nn
 
 from weightnoise._attach.find import noises
 from weightnoise._attach.hook import activation_noises
-from weightnoise._checks import check_count, check_seed, check_strength, plain_number
+from weightnoise._checks import check_choice, check_count, check_seed, check_strength, plain_number
+from weightnoise._contexts import Reads
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError, SpecError
 from weightnoise._robustness.measurements import Level
 from weightnoise._robustness.metric import Metric
@@ -51,6 +52,7 @@ class Plan:
     until: Stop | None = None
     vectorize: bool = False
     recalibrate: Any = None
+    reads: Reads = "held"
     log: Callable[[str, float, int], object] | None = None
 
 
@@ -67,7 +69,9 @@ def make_plan(
     named = _named(law, laws)
     if options["by_parameter"] and len(named) > 1:
         raise SpecError("evaluate_robustness(by_parameter=True) needs a single law: law=..., or one in laws=....")
-    for name, value in (("executor", executor), ("recalibrate", options.get("recalibrate"))):
+    check_choice("evaluate_robustness", "reads", options.get("reads", "held"), ("held", "fresh"))
+    fresh = None if options.get("reads", "held") == "held" else "fresh"
+    for name, value in (("executor", executor), ("recalibrate", options.get("recalibrate")), ("reads", fresh)):
         if options.get("vectorize") and value is not None:
             raise OptionError(
                 f"evaluate_robustness(vectorize=True) goes without {name}=...: leave one of them out."
@@ -168,6 +172,8 @@ def metric_name(metric: Any) -> str:
     """Where a metric is defined, or the class of one that is no function."""
     metric = getattr(metric, "func", metric)
     name = getattr(metric, "__qualname__", None)
+    if name is not None and name.endswith("<lambda>"):  # There may be many of this name.
+        name += f" of line {metric.__code__.co_firstlineno}"
     return f"{metric.__module__}.{name}" if name else f"{type(metric).__module__}.{type(metric).__qualname__}"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from weightnoise._checks import check_count, check_strength
+from weightnoise._contexts import Reads
 from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.collect import provenance
@@ -39,6 +40,7 @@ def find_level(
     draws: int = 20,
     seed: int = 0,
     antithetic: bool = False,
+    reads: Reads = "held",
     confidence: float = 0.95,
     progress: bool = True,
     executor: Executor | None = None,
@@ -62,6 +64,8 @@ def find_level(
         resolution: when to stop the bisection, as a share of the level.
         draws: how many, at each level.
         seed: of the draws.
+        reads: ``"held"`` for one draw of everything in a chip; ``"fresh"`` holds what belongs to the hardware,
+            and draws what belongs to a reading anew in each forward, as `hold_noise` does.
         antithetic: use each draw twice, mirrored.
         confidence: of the interval.
         progress: show a progress bar when it takes long.
@@ -90,6 +94,7 @@ def find_level(
     options = {
         "seed": seed,
         "antithetic": antithetic,
+        "reads": reads,
         "by_parameter": False,
         "until_sem": None,
         "vectorize": False,

@@ -57,7 +57,9 @@ def pack(model: nn.Module, plan: Plan) -> Package:
     Raises:
         OptionError: if something cannot be pickled, with its name.
     """
-    bare = Plan(_nothing, {}, (), plan.numbers, plan.seed, plan.antithetic, recalibrate=plan.recalibrate)
+    bare = Plan(
+        _nothing, {}, (), plan.numbers, plan.seed, plan.antithetic, recalibrate=plan.recalibrate, reads=plan.reads
+    )
     metric = f"metric {metric_name(plan.metric)}"
     model_kind = f"model {type(model).__name__}"
     parts = _pickled(model, model_kind), _pickled(plan.metric, metric), _pickled(bare, "loader of recalibrate=...")

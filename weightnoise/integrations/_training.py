@@ -56,13 +56,16 @@ class NoisyTraining:
             wn.remove_weight_noise(model)
             self.added = False
 
-    def end(self, model: nn.Module) -> wn.RobustnessReport | None:
+    def end(self, model: nn.Module, log: Callable[[str, float], object]) -> wn.RobustnessReport | None:
         """How the model holds up, where there is a metric; then remove the noise unless it is to stay."""
         report = None
         if self.metric is not None:
             report = wn.evaluate_robustness(
                 model, self.metric, levels=self.levels, draws=self.draws, progress=False
             )
+            for name in report.curves:
+                for level, mean in zip(report.levels, report[name].mean.tolist(), strict=True):
+                    log(f"robustness/{name} at {level}", mean)
         if self.remove:
             self.take_off(model)
         return report

@@ -26,7 +26,8 @@ class WeightNoiseCallback(pl.Callback):
 
     The noise is there before the strategy and the optimizers see the model, so that learned strengths are
     trained, and synchronised under DDP. Checkpoints hold the clean weights under the names of the plain
-    model, and the number of steps of the schedule. After an exception the noise stays, for the next fit.
+    model, and the number of steps of the schedule. The Trainer's loggers get the factor of
+    the schedule, ``noise/factor``, and the report. After an exception the noise stays, for the next fit.
 
     Args:
         spec: what `add_weight_noise` takes; None for a model that carries noise of its own.
@@ -91,11 +92,17 @@ class WeightNoiseCallback(pl.Callback):
         """Count a step of the schedule, unless the batch was one of several whose gradients accumulate."""
         if self.schedule is not None and trainer.global_step > self._global_step:
             self.schedule.step()
+            pl_module.log("noise/factor", self.schedule.factor)
         self._global_step = trainer.global_step
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate, and take the noise off."""
-        self.report = self._training.end(pl_module)
+        """Evaluate, tell the loggers, and take the noise off."""
+
+        def log(name: str, value: float) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics({name: value}, step=trainer.global_step)
+
+        self.report = self._training.end(pl_module, log)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the quiet of a validation that was broken off."""

@@ -32,6 +32,8 @@ class WeightNoiseCallback(TrainerCallback):
         metric: for `evaluate_robustness` at the end of the training; called with the model.
         levels: the noise levels of that evaluation.
         draws: draws per level.
+        log: called with name, value and step for the factor of the schedule, ``noise/factor``, after each
+            optimizer step, and for the report: ``SummaryWriter().add_scalar``, say.
 
     Attributes:
         schedule: the `NoiseScheduler` of the training; None without ``fn``.
@@ -53,7 +55,9 @@ class WeightNoiseCallback(TrainerCallback):
         metric: Metric | None = None,
         levels: Sequence[float] = (),
         draws: int = 20,
+        log: Callable[[str, float, int], object] | None = None,
     ) -> None:
+        self._log = log or (lambda name, value, step: None)
         self._training = NoisyTraining(spec, fn, when, remove, metric, levels, draws)
         self.schedule: wn.NoiseScheduler | None = None
         self.report: wn.RobustnessReport | None = None
@@ -85,9 +89,12 @@ class WeightNoiseCallback(TrainerCallback):
         """Count an optimizer step."""
         if self.schedule is not None:
             self.schedule.step()
+            self._log("noise/factor", self.schedule.factor, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Evaluate, and take the noise off."""
-        self.report = self._training.end(kwargs["model"])
+        self.report = self._training.end(
+            kwargs["model"], lambda name, value: self._log(name, value, state.global_step)
+        )
