@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from weightnoise import (
     BitFlip,
     Clip,
+    Correlated,
     Custom,
     DropConnect,
     Gaussian,
@@ -201,6 +202,12 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
     "log_normal": LogNormal(0.3),
     "log_normal_exact": LogNormal(0.3, gradient="exact"),
+    "correlated_rows": Correlated(LogNormal(0.3), shared=-1),
+    "correlated_smooth": Correlated(Gaussian(0.2, relative_to="absmax"), length=2.0),
+    "correlated_die": [
+        Correlated(Gaussian(0.2, relative_to="value"), shared="tensor", group="die", chip=2),
+        Gaussian(0.1),
+    ],
     "drop_connect": DropConnect(0.3),
     "drop_connect_blocks": DropConnect(0.3, block=2, rescale=False),
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
@@ -268,6 +275,7 @@ BIASED = {name for name in STILL if not name.startswith("bit_flip")} | {
     "bit_flip_frozen",
     "bit_flip_rare_frozen",
     "chain_learned",
+    "correlated_die",
     "chain_of_hardware",
     "custom",
     "custom_straight",
@@ -285,7 +293,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"protect", "state_dependent"}
+} | {"protect", "correlated_smooth", "correlated_die", "state_dependent"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

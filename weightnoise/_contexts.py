@@ -158,7 +158,9 @@ def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
 
 def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
     """What `hold_noise` lays on each noise of the model, its draws made."""
-    require_noise(every_noise(model))
+    found = require_noise(every_noise(model))
+    grouped = any(noise.handed.says("draw_of") for noise in found)
+    die = (int(_random.key()) if seed is None else seed) if grouped else None
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
@@ -166,7 +168,7 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int) -> Overrides:
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _random.derive_seed(seed, name)
-        held = draws.setdefault(key, HeldDraw(own_seed, sign))
+        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die))
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None:

@@ -11,6 +11,7 @@ With gradients off a held draw is made into a noisy weight once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,6 +48,13 @@ class Seed(int):
     """63 bits for torch's generator."""
 
 
+def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
+
+
 def is_pending(chip_draw: Any) -> bool:
     """Whether the draw of a chip waits for a weight that has numbers."""
     return isinstance(chip_draw, str)
@@ -79,7 +87,7 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
     return padded
 
 
-def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
+def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float, die: int) -> None:
     """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
 
     Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
@@ -94,7 +102,8 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         increment_version(weight)  # What C has written, autograd has not seen.
         rows.copy_(clean)
         return
-    draw = HeldDraw(seed, sign).draw(noise.handed, weight)
+    held = HeldDraw(seed, sign, die=die if noise.handed.says("draw_of") else None)
+    draw = held.draw(noise.handed, weight)
     if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
         weight.copy_(apply_draw(noise, weight, draw, factor * amount))
     else:
@@ -140,6 +149,7 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
+        die: the seed of what laws have in common with those of other parameters; None where they have nothing.
     """
 
     seed: int | None
@@ -149,6 +159,7 @@ class HeldDraw:
     shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
+    die: int | None = None
 
     def make_key(self) -> None:
         """Make what the noise of the examples is a function of."""
@@ -192,6 +203,6 @@ class HeldDraw:
         inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         normal = torch.inference_mode(False) if inference else nullcontext()
         with normal, own, torch.no_grad():
-            noise = law.draw(weight)
+            noise = law.draw(weight) if self.die is None else law.draw_of(weight, self.die)  # type: ignore[attr-defined]
         self.noise, self.shape = noise, weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.

@@ -28,6 +28,7 @@ from weightnoise._noise.draws import (
     can_rest,
     drawing_alone,
     is_pending,
+    moved,
 )
 from weightnoise._noise.frames import Frames, Memo
 from weightnoise._noise.outside import is_noisy_outside
@@ -43,7 +44,6 @@ from weightnoise._torch.modes import in_transform, may_matter
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
-from weightnoise.laws._law import moved
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
 Memory: TypeAlias = Literal["keep", "recompute"]

@@ -8,6 +8,7 @@ asked of a law has a default in `Law`; `_complete.py` gives those to laws of use
 from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._bits import BitFlip
+from weightnoise.laws._correlated import Correlated
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import StuckAt
 from weightnoise.laws._fixed import Clip, Temperature
@@ -27,6 +28,7 @@ __all__ = [
     "BitFlip",
     "Chain",
     "Clip",
+    "Correlated",
     "CurrentNoise",
     "Custom",
     "DropConnect",

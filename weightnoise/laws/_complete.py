@@ -36,6 +36,10 @@ def has_user_law(law: Law) -> bool:
     return isinstance(law, Completed) or any(map(has_user_law, law.inside))
 
 
+def _has_group(law: Law) -> bool:
+    return getattr(law, "group", None) is not None or any(map(_has_group, law.inside))
+
+
 class Completed(Law):
     """A law of a user: what it has itself, a default for the rest, and an error if it edits what it is handed.
 
@@ -70,6 +74,8 @@ class Completed(Law):
         for one in self.inside:
             if isinstance(one.regions, Regions):
                 return f"{one!r} inside another law does not get to know the layer. Give the dimension: per=0, say"
+        if self._own("draw") is not None and self._own("draw_of") is None and any(map(_has_group, self.inside)):
+            return "a group inside it would not be one die in a held draw. Put that law beside it, in a list"
         for one in () if self.parts else self.inside:
             learns = one.says("strengths") and self._own("strengths") is None
             if learns or (one.freezes and self.chip is None and self._own("freeze") is None):
@@ -77,6 +83,13 @@ class Completed(Law):
                 return f"it would forget what {one!r} in it {what}. Name the laws inside in an attribute parts"
         found: str | None = self._handed("problem", weight)
         return found
+
+    def draw_of(self, weight: Tensor, die: int) -> Any:
+        """The draw that a context holds: by its own method, else by that of its parts, or its own draw."""
+        own = self._own("draw_of")
+        if own is None and self._own("draw") is not None:
+            return self.draw(weight)
+        return self._handed("draw_of", weight, die)
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""

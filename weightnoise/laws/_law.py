@@ -101,6 +101,14 @@ class Law:
         """Random numbers for ``weight``: see `Noise`. Of a wrapper, those of its parts."""
         return _joined([part.draw(weight) for part in self.parts])
 
+    def draw_of(self, weight: Tensor, die: int) -> Any:
+        """The draw that a context holds; ``die`` is the seed of what several parameters have in common."""
+        return _joined([part.draw_of(weight, die) for part in self.parts]) if self.parts else self.draw(weight)
+
+    def independent(self) -> Law:
+        """A law that does the same to each weight alone, with numbers of its own for each."""
+        return self.around(tuple(part.independent() for part in self.parts)) if self.parts else self
+
     def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
         """The noisy weight: see `Noise`; a law that learns gets ``strengths`` as a fourth argument."""
         raise NotImplementedError(f"{self!r} has no method apply(weight, noise, factor).")
@@ -243,13 +251,6 @@ def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: 
 def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
     """One noisy weight from a fresh draw, at the initial strengths where the law learns them."""
     return law.apply(weight, law.draw(weight), factor)
-
-
-def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
-    if isinstance(draw, tuple):
-        return tuple(moved(part, fn) for part in draw)
-    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
