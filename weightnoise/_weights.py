@@ -214,8 +214,8 @@ def _noise(
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     candidate = placement.candidate
-    row, layout = candidate.padding_row, candidate.layout
-    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout)
+    row, layout, names = candidate.padding_row, candidate.layout, (*candidate.names, *placement.tied_with)
+    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout, names)
     initial = noise.handed.strengths(candidate.tensor)
     own = {name: nn.Parameter(value) for name, value in initial.items()}
     noise.set_up(candidate.tensor, learned.setdefault((id(candidate.source), repr(placement.law)), own))

@@ -65,6 +65,7 @@ class WeightNoise(nn.Module):
         estimator: Estimator = "shared",
         memory: Memory = "keep",
         layout: Layout | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         # The module of the parameter; no copy and no pickle has it.
         self.owner: weakref.ref[nn.Module] | None = None
@@ -80,6 +81,7 @@ class WeightNoise(nn.Module):
         self.strength_names: tuple[str, ...] = ()
         self.rests: bool
         self.layout = layout  # Of the parameter in its module.
+        self.names = names or (name,)  # Of all uses of the parameter.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
 
@@ -104,7 +106,7 @@ class WeightNoise(nn.Module):
         self._law = law
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         # What is asked, and called with a weight.
-        self.handed = complete(law, f"parameter '{self.name}'").laid_out(self.layout)
+        self.handed = complete(law, f"parameter '{self.name}'").named(self.names).laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
@@ -112,9 +114,12 @@ class WeightNoise(nn.Module):
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
-        self.strength_names = tuple(strengths)
+        given = self.handed.given(weight)
+        for name, tensor in given.items():
+            self.register_buffer(name, tensor.detach().to(weight, copy=True))
+        self.strength_names = (*strengths, *given)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
-        if strengths or self.chip_draw is not None:
+        if self.strength_names or self.chip_draw is not None:
             self.built_for = weight.shape
 
     def live(self) -> bool:

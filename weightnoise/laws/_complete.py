@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import WeightNoiseError
+from weightnoise._torch.layers import Layout
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._law import ActivationLaw, Law, Noise, is_law
 from weightnoise.laws._regions import Regions
@@ -83,6 +84,18 @@ class Completed(Law):
                 return f"it would forget what {one!r} in it {what}. Name the laws inside in an attribute parts"
         found: str | None = self._handed("problem", weight)
         return found
+
+    def laid_out(self, layout: Layout | None) -> Completed:
+        """Itself: what is inside is called by the law of the user, which does not know the layer."""
+        return self
+
+    def named(self, names: Sequence[str]) -> Completed:
+        """Itself, as for the layout."""
+        return self
+
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """None: what is inside has its tensors itself."""
+        return {}
 
     def draw_of(self, weight: Tensor, die: int) -> Any:
         """The draw that a context holds: by its own method, else by that of its parts, or its own draw."""

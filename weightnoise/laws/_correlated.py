@@ -16,10 +16,11 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._complete import complete
-from weightnoise.laws._law import Law, Noise, apply_law, law_repr
+from weightnoise.laws._law import Law, Noise, apply_law
 from weightnoise.laws._learned import LearnedDeviation
 from weightnoise.laws._masks import DropConnect
 from weightnoise.laws._multiplicative import LogNormal
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._quantize import QuantizationNoise
 from weightnoise.laws._rates import check_chip
 from weightnoise.laws._scale import wide

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
-from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem, with_plain_numbers
+from weightnoise.laws._options import with_plain_numbers
+from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # In typing from Python 3.11 on.
@@ -125,6 +125,16 @@ class Law:
             for name, value in part.strengths(weight).items()
         }
 
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """Tensors from outside by name, for ``apply`` beside the strengths: they become buffers."""
+        return {
+            f"{n}{self._end(i)}": t for i, part in enumerate(self.parts) for n, t in part.given(weight).items()
+        }
+
+    def named(self, names: Sequence[str]) -> Self:
+        """The law for the parameter of these names."""
+        return self._of([part.named(names) for part in self.parts])
+
     def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """What the part in ``place`` learns, under its own names."""
         end, given = self._end(place), strengths or {}
@@ -190,10 +200,12 @@ class Law:
 
     def laid_out(self, layout: Layout | None) -> Self:
         """The law for a tensor whose outputs and inputs lie so: see `per` and ``tile``."""
-        parts = tuple(part.laid_out(layout) for part in self.parts)
-        if any(one is not other for one, other in zip(parts, self.parts, strict=True)):
-            return self.around(parts)  # type: ignore[return-value]  # Of its own kind.
-        return laid_out(self, layout)
+        of_parts = self._of([part.laid_out(layout) for part in self.parts])
+        return of_parts if of_parts is not self else laid_out(self, layout)
+
+    def _of(self, parts: list[Any]) -> Self:
+        same = all(one is other for one, other in zip(parts, self.parts, strict=True))
+        return self if same else self.around(tuple(parts))  # type: ignore[return-value]  # Of its own kind.
 
     def plain(self) -> Law:
         """The one part that this law is the same as, or the law itself."""
@@ -228,16 +240,6 @@ def _first(problems: Iterable[str | None]) -> str | None:
 def is_law(value: object) -> bool:
     """Whether a value can stand as a law in a spec."""
     return isinstance(value, (Noise, ActivationLaw)) and not isinstance(value, type)
-
-
-def law_repr(law: Any) -> str:
-    """``Gaussian(std=0.1)``: the options that differ from their defaults, as one would write them."""
-    options = (
-        f"{option.name}={getattr(law, option.name)!r}"
-        for option in fields(law)
-        if option.default is MISSING or getattr(law, option.name) != option.default
-    )
-    return f"{type(law).__name__}({', '.join(options)})"
 
 
 def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor]) -> Tensor:
