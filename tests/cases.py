@@ -17,6 +17,7 @@ from weightnoise import (
     Custom,
     DropConnect,
     Gaussian,
+    LearnedClip,
     LearnedGaussian,
     LogNormal,
     Noise,
@@ -235,6 +236,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "temperature_exact": Temperature(0.0, gradient="exact"),
     "clip": Clip(1.0),
     "clip_bounds_straight": Clip(low=-0.2, high=0.3, gradient="straight-through"),
+    "clip_learned": LearnedClip(1.0),
     "protect": Protect(Gaussian(0.2, relative_to="absmax"), 0.25),
     "protect_exact": Protect(DropConnect(0.3), 0.25, scale=0.5),
     "learned": LearnedGaussian(0.1),
@@ -263,11 +265,16 @@ STILL = {
     "temperature",
     "temperature_exact",
     "clip",
+    "clip_learned",
     "clip_bounds_straight",
 }
 # Those of them that make the same of two equal weights.
 FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "bit_flip_rare_frozen"}
-LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
+LEARNED = {
+    name
+    for name in LAWS
+    if name.startswith(("learned", "variational", "parametric", "chain_learned", "clip_learned"))
+}
 # Laws whose noisy weight does not have the clean weight as its mean.
 BIASED = {name for name in STILL if not name.startswith("bit_flip")} | {
     "bit_flip",

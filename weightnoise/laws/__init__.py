@@ -11,7 +11,7 @@ from weightnoise.laws._bits import BitFlip
 from weightnoise.laws._correlated import Correlated
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import StuckAt
-from weightnoise.laws._fixed import Clip, Temperature
+from weightnoise.laws._fixed import Clip, LearnedClip, Temperature
 from weightnoise.laws._law import ActivationLaw, Law, Noise, sample, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
 from weightnoise.laws._masks import DropConnect
@@ -34,6 +34,7 @@ __all__ = [
     "DropConnect",
     "Gaussian",
     "Law",
+    "LearnedClip",
     "LearnedGaussian",
     "LogNormal",
     "NEFTune",
