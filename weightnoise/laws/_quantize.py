@@ -135,8 +135,9 @@ class Quantize(Law):
         self._check_range()
         if self.stochastic and self._levels == 2 and not self.symmetric and self.low is None:
             raise OptionError(
-                f"Quantize({'bits=1' if self.bits else 'levels=2'}, stochastic=True) has the levels 0 and d, "
-                "so that weights of the other sign could not be right on average; use 2 bits, or stochastic=False."
+                f"Quantize({'bits=1' if self.bits else 'levels=2'}, stochastic=True) has the levels 0 and d "
+                "alone, so that weights of the other sign could not be right on average; use 2 bits, or "
+                "stochastic=False."
             )
         check_rate("Quantize", "subset", self.subset)
         check_count("Quantize", "block", self.block, 1)
