@@ -13,10 +13,12 @@ from torch.nn.utils import parametrizations
 from weightnoise import (
     BitFlip,
     Clip,
+    Correlated,
     Custom,
     DropConnect,
     Frozen,
     Gaussian,
+    LearnedClip,
     LearnedGaussian,
     LogNormal,
     Noise,
@@ -202,12 +204,19 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "uniform_rms_exact": Uniform(0.2, relative_to="rms", gradient="exact"),
     "log_normal": LogNormal(0.3),
     "log_normal_exact": LogNormal(0.3, gradient="exact"),
+    "correlated_rows": Correlated(LogNormal(0.3), shared=-1),
+    "correlated_smooth": Correlated(Gaussian(0.2, relative_to="absmax"), length=2.0),
+    "correlated_die": [
+        Correlated(Gaussian(0.2, relative_to="value"), shared="tensor", group="die", chip=2),
+        Gaussian(0.1),
+    ],
     "drop_connect": DropConnect(0.3),
     "drop_connect_blocks": DropConnect(0.3, block=2, rescale=False),
     "drop_connect_straight": DropConnect(0.3, gradient="straight-through"),
     "quantize": Quantize(4),
     "quantize_affine_per_channel": Quantize(3, symmetric=False, per=0),
-    "quantize_per_tile": Quantize(4, tile=(3, 3)),
+    "converter_range": Quantize(levels=6, low=-0.4, high=0.3),
+    "rounded_per_tile": Quantize(4, tile=(3, 3)),
     "quantize_stochastic": Quantize(3, stochastic=True),
     "quantize_subset": Quantize(3, subset=0.5, block=2),
     "quantization_noise": QuantizationNoise(3),
@@ -231,6 +240,7 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "clip_bounds_straight": Clip(low=-0.2, high=0.3, gradient="straight-through"),
     "frozen": Frozen(Gaussian(0.2), chip=3),
     "frozen_beside_fresh": [Frozen(DropConnect(0.3)), Gaussian(0.02)],
+    "clip_learned": LearnedClip(1.0),
     "protect": Protect(Gaussian(0.2, relative_to="absmax"), 0.25),
     "protect_exact": Protect(DropConnect(0.3), 0.25, scale=0.5),
     "learned": LearnedGaussian(0.1),
@@ -251,7 +261,8 @@ LAWS: dict[str, Noise | list[Noise]] = {
 STILL = {
     "quantize",
     "quantize_affine_per_channel",
-    "quantize_per_tile",
+    "rounded_per_tile",
+    "converter_range",
     "stuck_at",
     "stuck_at_straight",
     "bit_flip_frozen",
@@ -260,11 +271,16 @@ STILL = {
     "temperature",
     "temperature_exact",
     "clip",
+    "clip_learned",
     "clip_bounds_straight",
 }
 # Those of them that make the same of two equal weights.
 FIXED = STILL - {"stuck_at", "stuck_at_straight", "bit_flip_frozen", "bit_flip_rare_frozen", "frozen"}
-LEARNED = {name for name in LAWS if name.startswith(("learned", "variational", "parametric", "chain_learned"))}
+LEARNED = {
+    name
+    for name in LAWS
+    if name.startswith(("learned", "variational", "parametric", "chain_learned", "clip_learned"))
+}
 # Laws whose noisy weight does not have the clean weight as its mean.
 BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))} | {
     "bit_flip",
@@ -272,6 +288,7 @@ BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))}
     "bit_flip_frozen",
     "bit_flip_rare_frozen",
     "chain_learned",
+    "correlated_die",
     "chain_of_hardware",
     "custom",
     "custom_straight",
@@ -289,7 +306,7 @@ LINEAR = {
     if name.startswith(
         ("gaussian", "uniform", "quantization_noise", "learned", "variational", "parametric", "custom")
     )
-} | {"frozen", "protect", "state_dependent"}
+} | {"correlated_die", "correlated_smooth", "frozen", "protect", "state_dependent"}
 
 
 def kinds_of_noise(std: float) -> dict[str, Callable[[nn.Module], nn.Module]]:

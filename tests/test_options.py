@@ -104,7 +104,7 @@ def test_levels_of_any_kind(levels: Any) -> None:
 
 def test_a_strength_with_a_gradient_is_refused() -> None:
     with pytest.raises(wn.OptionError, match="must be a finite number"):
-        wn.Gaussian(nn.Parameter(torch.tensor(0.1)))  # type: ignore[arg-type]
+        wn.Gaussian(nn.Parameter(torch.tensor(0.1)))
 
 
 MODEL = nn.Linear(8, 8)
@@ -113,7 +113,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: wn.Gaussian(-1), r"Gaussian\(std=...\) must be a finite number >= 0, got -1"),
     (lambda: wn.Gaussian(True), "must be a finite number"),
     (lambda: wn.Gaussian(np.bool_(True)), "must be a finite number"),  # type: ignore[arg-type]
-    (lambda: wn.Gaussian(torch.ones(2)), "must be a finite number"),  # type: ignore[arg-type]
+    (lambda: wn.Gaussian(-torch.ones(2)), "must be a finite number"),
     (lambda: wn.Gaussian(0.1, per="row"), "per"),  # type: ignore[arg-type]
     (lambda: wn.Quantize(0), "whole number from 1 to 16"),
     (lambda: wn.DropConnect(1.0), "must be in"),

@@ -23,6 +23,7 @@ from weightnoise import laws
 from weightnoise._errors import SpecError
 from weightnoise._select.choose import Spec
 from weightnoise.laws import ActivationLaw, Chain, Noise
+from weightnoise.laws._given import Given
 from weightnoise.laws._law import is_law
 
 _CLASS = "class:"
@@ -95,7 +96,12 @@ def _to_config(value: Any) -> Any:
         return {"type": _name_of(type(value)), **options}
     if callable(value) and not is_law(value):
         return {"function": _name_of(value)}
-    raise SpecError(f"{value!r} ({type(value).__name__}) cannot be written as plain data.")
+    if isinstance(value, Given) and value.file is not None:
+        return value.file
+    hint = ""
+    if isinstance(value, Given):
+        hint = " Save the tensors with torch.save and give the name of the file in their place."
+    raise SpecError(f"{value!r} ({type(value).__name__}) cannot be written as plain data.{hint}")
 
 
 def _differs(law: Any, option: Any) -> bool:

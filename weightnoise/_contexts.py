@@ -166,10 +166,12 @@ def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
 
 def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads = "held") -> Overrides:
     """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
-    require_noise(every_noise(model))
+    found = require_noise(every_noise(model))
     fresh = reads == "fresh"
     if fresh and seed is None:
         seed = int(_random.key())  # Readings are counted, and take nothing from torch's generator.
+    grouped = any(noise.handed.says("draw_of") for noise in found)
+    die = (int(_random.key()) if seed is None else seed) if grouped else None
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
@@ -180,7 +182,7 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None and weight.is_meta and seed is None and key not in draws:
             own_seed = int(_random.key())  # It is drawn once the weight has numbers.
-        held = draws.setdefault(key, HeldDraw(own_seed, sign, reads=0 if fresh else None))
+        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=0 if fresh else None))
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         if weight is not None:
             held.make(noise.handed, weight)

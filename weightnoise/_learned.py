@@ -31,7 +31,8 @@ def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
     learned = {
         id(parameter)
         for _, _, noise in noises(model)
-        for parameter in (noise._parameters[name] for name in noise.strength_names)
+        for parameter in (noise._parameters.get(name) for name in noise.strength_names)
+        if parameter is not None
     }
     named = unwrap(model).named_parameters(remove_duplicate=False)
     return {name: parameter for name, parameter in named if id(parameter) in learned}

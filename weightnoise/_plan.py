@@ -160,6 +160,7 @@ def effective_std(law: Law, weight: Tensor) -> float | None:
     """Root mean square of ``noisy - weight``: the law's own, or of seeded draws; None where there is no data."""
     if weight.is_meta or weight.numel() == 0:
         return None
+    law = law.independent()
     with torch.no_grad():
         deviation = law.deviation(weight, law.strengths(weight))
     if deviation is not None:

@@ -68,7 +68,7 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     steps = _weights(model)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
-            add_draw(noise, weight, _random.derive_seed(seed, name), sign, amount)
+            add_draw(noise, weight, _random.derive_seed(seed, name), sign, amount, seed)
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:

@@ -228,13 +228,12 @@ def _noise(
     memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
-    candidate = placement.candidate
-    row, layout, dim = placement.padding_row, candidate.layout, placement.batch_dim
-    noise = WeightNoise(placement.law, candidate.name, when, frames, row, estimator, memory, layout, dim)
-    initial = noise.handed.strengths(candidate.tensor)
-    own = {name: nn.Parameter(value) for name, value in initial.items()}
-    shared, ties = learned.setdefault((id(candidate.source), repr(placement.law)), (own, Ties()))
-    noise.set_up(candidate.tensor, shared, ties if placement.tied_with else None)
+    one, dim = placement.candidate, placement.batch_dim
+    row, names = placement.padding_row, (*one.names, *placement.tied_with)
+    noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, one.layout, dim, names)
+    own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(one.tensor).items()}
+    shared, ties = learned.setdefault((id(one.source), repr(placement.law)), (own, Ties()))
+    noise.set_up(one.tensor, shared, ties if placement.tied_with else None)
     return noise
 
 

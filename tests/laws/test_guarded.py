@@ -268,7 +268,7 @@ def test_activation_laws_that_look_at_the_module(size: int, where: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_subclass_of_a_law_is_asked_whatever_the_size(size: int) -> None:
     class Doubled(wn.Gaussian):
-        def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:  # type: ignore[override]
             return weight * 2
 
     model = wn.add_weight_noise(nn.Linear(size, size), Doubled(0.1))

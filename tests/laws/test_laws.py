@@ -135,7 +135,7 @@ def test_a_chain_applies_in_order() -> None:
     [
         (lambda: wn.Gaussian(-1), r"Gaussian\(std=...\) must be a finite number >= 0, got -1"),
         (lambda: wn.Gaussian(float("inf")), "got inf"),
-        (lambda: wn.Gaussian("0.1"), "got '0.1'"),  # type: ignore[arg-type]
+        (lambda: wn.Gaussian("0.1"), "got '0.1'"),
         (lambda: wn.Gaussian(True), "got True"),
         (lambda: wn.Gaussian(0.1, relative_to="max"), "relative_to=...\\) must be one of None, 'absmax'"),  # type: ignore[arg-type]
         (lambda: wn.Gaussian(0.1, relative_to="std", per="channel"), "per=...\\) must be 'tensor' or a channel"),  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from weightnoise._select.patterns import Key
 
 
 def named(model: nn.Module, *keys: Key) -> list[str]:
-    return sorted(noise.name for noise in chosen_noises(model, keys))  # type: ignore[attr-defined]
+    return sorted(noise.name for noise in chosen_noises(model, keys))
 
 
 def mixed() -> nn.Module:

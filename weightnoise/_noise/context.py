@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class AnyNoise(Protocol):
     """Noise on a weight or on activations."""
 
+    name: str
     law: Noise
     handed: Law
     control: NoiseControl

@@ -49,6 +49,13 @@ class Seed(int):
     """63 bits for torch's generator."""
 
 
+def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
+    if isinstance(draw, tuple):
+        return tuple(moved(part, fn) for part in draw)
+    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
+
+
 def is_pending(chip_draw: Any) -> bool:
     """Whether the draw of a chip waits for a weight that has numbers."""
     return isinstance(chip_draw, str)
@@ -86,7 +93,7 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
     return noisy
 
 
-def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float) -> None:
+def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float, die: int) -> None:
     """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
 
     Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
@@ -101,18 +108,12 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         increment_version(weight)  # What C has written, autograd has not seen.
         rows.copy_(clean)
         return
-    draw = HeldDraw(seed, sign).draw(noise.handed, weight)
+    held = HeldDraw(seed, sign, die=die if noise.handed.says("draw_of") else None)
+    draw = held.draw(noise.handed, weight)
     if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
         weight.copy_(apply_draw(noise, weight, draw, factor * amount))
     else:
         weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
-
-
-def moved(draw: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A frozen draw on the device to which ``fn`` moves tensors; its dtype and its numbers stay."""
-    if isinstance(draw, tuple):
-        return tuple(moved(part, fn) for part in draw)
-    return draw.to(fn(draw.new_empty(0)).device) if isinstance(draw, Tensor) else draw
 
 
 def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
@@ -162,9 +163,9 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
+        die: the seed of what laws have in common with those of other parameters; None where they have nothing.
         turns: how often each row of a batch has got other numbers by the key; None for never.
-        reads: how often it was read, where a reading draws anew what does not belong to the chip; None where all
-            of it is held.
+        reads: how often it was read, where a reading draws anew what does not belong to the chip; else None.
     """
 
     seed: int | None
@@ -174,6 +175,7 @@ class HeldDraw:
     shape: torch.Size | None = None
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
+    die: int | None = None
     turns: Tensor | None = None
     reads: int | None = None
 
@@ -229,7 +231,7 @@ class HeldDraw:
     def _draw(self, law: Law, weight: Tensor) -> None:
         if self.reads is None or law.has_chip_part:
             with _apart(self.seed, weight):
-                noise = law.draw(weight)
+                noise = law.draw(weight) if self.die is None else law.draw_of(weight, self.die)
             self.noise, self.shape = noise, weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 

@@ -39,11 +39,13 @@ class Ties:
 class Learning(nn.Module):
     """A module whose Parameters are what a law has learned on the weight of another module.
 
+    Its buffers are the strengths that a law was given from outside.
+
     Attributes:
         owner: the module of the weight; no copy and no pickle has it.
         tensor_name: the attribute of the owner.
         handed: the law.
-        strength_names: the names of the Parameters.
+        strength_names: the names of the Parameters and buffers.
         built_for: the shape of the weight, where something is learned or frozen.
         ties: what the uses of a tied weight share; None where there is one use.
         emptied: whether the memory of the Parameters lost its numbers, and nothing has been loaded since.
@@ -57,12 +59,18 @@ class Learning(nn.Module):
     ties: Ties | None = None
     emptied: bool = False
 
-    def learn(self, strengths: Mapping[str, nn.Parameter], ties: Ties | None) -> None:
-        """Register what the law learns, and what other uses of the weight share."""
+    def learn(self, strengths: Mapping[str, nn.Parameter], ties: Ties | None, weight: Tensor) -> None:
+        """Register what the law learns on a weight and was given for it, and what other uses of it share."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
-        self.strength_names = tuple(strengths)
+        given = self.handed.given(weight)
+        for name, tensor in given.items():
+            self.register_buffer(name, tensor.detach().to(weight, copy=True))
+        self.strength_names = (*strengths, *given)
         self.ties = ties if strengths else None
+
+    def _strengths(self) -> list[Tensor]:
+        return [one for one in (*self._parameters.values(), *self._buffers.values()) if one is not None]
 
     def strengths(self) -> dict[str, Tensor]:
         """What the law has learned, by name."""
@@ -83,6 +91,8 @@ class Learning(nn.Module):
                     own.fill_(_the_one_of(value, f"{self.tensor_name}: {name}"))
                 else:
                     own.copy_(value)
+            for name, value in self.handed.given(weight).items():
+                self._buffers[name] = value.detach().to(weight, copy=True)
         self._note(before)
 
     def _weight(self) -> Tensor | None:
@@ -91,7 +101,7 @@ class Learning(nn.Module):
         weight = None if owner is None else owner._parameters.get(self.tensor_name)
         if weight is not None and not weight.is_meta and not is_dtensor(weight):
             return weight
-        like = [*self._parameters.values(), *([] if owner is None else owner._parameters.values())]
+        like = [*self._strengths(), *([] if owner is None else owner._parameters.values())]
         places = {one.device: one.dtype for one in like if one is not None and not one.is_meta}
         if not places or self.built_for is None:
             return None
@@ -102,10 +112,10 @@ class Learning(nn.Module):
         if self._follow():
             return self
         before = dict(self._parameters)
-        on_meta = any(one is not None and one.is_meta for one in before.values())
+        on_meta = any(one.is_meta for one in self._strengths())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._note(before)
-        still = any(one is not None and one.is_meta for one in self._parameters.values())
+        still = any(one.is_meta for one in self._strengths())
         if self.strength_names and not still and (on_meta or empties(fn)):
             self.emptied = True
             self.reset_parameters()
@@ -122,7 +132,7 @@ class Learning(nn.Module):
         return followed
 
     def _note(self, before: Mapping[str, nn.Parameter | None]) -> None:
-        for name in () if self.ties is None else self.strength_names:
+        for name in () if self.ties is None else before:
             old, new = before[name], self._parameters[name]
             if self.ties is not None and old is not new:
                 self.ties.replaced[name] = weakref.ref(old), weakref.ref(new)
@@ -130,7 +140,7 @@ class Learning(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         before = [value for value in destination.values() if isinstance(value, Tensor)] if self.ties else []
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self.strength_names if self.ties else ():
+        for name in list(self._parameters) if self.ties else ():
             if _stands_in(before, self._parameters[name]):
                 del destination[prefix + name]  # Once: formats without shared memory refuse it twice.
 
@@ -155,7 +165,7 @@ class Learning(nn.Module):
         )
         self._note(before)
         if len(missing) == len(self.strength_names) > 0:
-            first = self.emptied or any(one is not None and one.is_meta for one in before.values())
+            first = self.emptied or any(one.is_meta for one in self._strengths())
             if first:
                 self.reset_parameters()
             # One text for all of them, so that Python shows it once.

@@ -63,6 +63,7 @@ class WeightNoise(Learning):
         memory: Memory = "keep",
         layout: Layout | None = None,
         batch_dim: int = 0,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.owner: weakref.ref[nn.Module] | None = None
         super().__init__()
@@ -77,6 +78,7 @@ class WeightNoise(Learning):
         self.chip_draw: Any = None  # The draw of the law's chip.
         self.rests: bool
         self.layout = layout  # Of the parameter in its module.
+        self.names = names or (name,)  # Of all uses of the parameter.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
         self.lookout = Lookout()
@@ -103,17 +105,17 @@ class WeightNoise(Learning):
         self._law = law
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         # What is asked, and called with a weight.
-        self.handed = complete(law, f"parameter '{self.name}'").laid_out(self.layout)
+        self.handed = complete(law, f"parameter '{self.name}'").named(self.names).laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
-        self.learn(strengths, ties)
+        self.learn(strengths, ties, weight)
         self.attributes = tuple(name for name in vars(weight) if not name.startswith("_"))  # Dynamo has its own.
         self.lookout = Lookout(None if weight.is_meta else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
-        if strengths or self.chip_draw is not None:
+        if self.strength_names or self.chip_draw is not None:
             self.built_for = weight.shape
 
     def live(self) -> bool:

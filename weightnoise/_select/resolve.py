@@ -42,11 +42,12 @@ class Placement:
     @property
     def handed(self) -> FullLaw:
         """The law, kept from editing the tensor."""
-        return _handed(self.law, self.candidate)
+        return _handed(self.law, self.candidate, self.tied_with)
 
 
-def _handed(law: Noise, candidate: Candidate) -> FullLaw:
-    return complete(law, f"parameter '{candidate.name}'").laid_out(candidate.layout)
+def _handed(law: Noise, candidate: Candidate, tied_with: Sequence[str] = ()) -> FullLaw:
+    whole = complete(law, f"parameter '{candidate.name}'")
+    return whole.named((*candidate.names, *tied_with)).laid_out(candidate.layout)
 
 
 def resolve(
@@ -99,7 +100,7 @@ def _placement_problems(
     problems: list[WeightNoiseError] = []
     tied = _by_source(candidates)
     for candidate, law in chosen.items():
-        handed = _handed(law, candidate)
+        handed = _handed(law, candidate, _others(candidate, tied))
         if candidate.noise is not None:
             problems.append(
                 AlreadyNoisyError(
@@ -130,6 +131,7 @@ def _placement_problems(
 def _tied_problems(
     candidate: Candidate, law: Noise, uses: Sequence[Candidate], chosen: Mapping[Candidate, Noise]
 ) -> list[WeightNoiseError]:
+    names = [name for use in uses for name in use.names]
     problems: list[WeightNoiseError] = [
         TiedParameterError(
             f"{law!r} means other parts of '{candidate.name}' than of '{other.name}', which is tied to it and "
@@ -137,8 +139,8 @@ def _tied_problems(
         )
         for other in uses
         if candidate.layout != other.layout
-        and complete(law).problem(candidate.tensor)  # Else it says the same of any layout.
-        and _handed(law, candidate) != _handed(law, other)
+        and complete(law).named(names).problem(candidate.tensor)  # Else it says the same of any layout.
+        and _handed(law, candidate, names) != _handed(law, other, names)
     ]
     problems += [
         TiedParameterError(

@@ -9,9 +9,10 @@ from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._bits import BitFlip
 from weightnoise.laws._complete import sample
+from weightnoise.laws._correlated import Correlated
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import StuckAt
-from weightnoise.laws._fixed import Clip, Temperature
+from weightnoise.laws._fixed import Clip, LearnedClip, Temperature
 from weightnoise.laws._frozen import Frozen
 from weightnoise.laws._law import ActivationLaw, Law, Noise, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
@@ -29,12 +30,14 @@ __all__ = [
     "BitFlip",
     "Chain",
     "Clip",
+    "Correlated",
     "CurrentNoise",
     "Custom",
     "DropConnect",
     "Frozen",
     "Gaussian",
     "Law",
+    "LearnedClip",
     "LearnedGaussian",
     "LogNormal",
     "NEFTune",

@@ -14,7 +14,8 @@ from weightnoise._checks import check_choice, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_rate, draw_events, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, extremes, wide
 

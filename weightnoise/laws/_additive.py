@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise._checks import check_strength
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
-from weightnoise.laws._law import Law, law_repr
+from weightnoise.laws._given import Given, as_given
+from weightnoise.laws._law import Law
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import (
     Gradient,
@@ -32,7 +35,10 @@ class Gaussian(Law):
 
     Args:
         std: strength, in units of the weight, or of the scale it is relative to. 0.01 to 0.1 is
-            usual for absolute noise, 0.02 to 0.1 of absmax for analog hardware.
+            usual for absolute noise, 0.02 to 0.1 of absmax for analog hardware. Or one for each element: a tensor
+            of the shape of the parameter, a mapping from names of parameters to tensors, or the name of a file of
+            one of them, made by ``torch.save``. It is copied into the state of the model, as a buffer
+            ``parametrizations.weight.0.std`` beside the parameter ``weight``, and moved and cast with it.
         relative_to: ``None``, ``"absmax"``, ``"std"``, ``"rms"`` or ``"value"``.
         per: what has a scale of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
             layer, or the dimension of the channels.
@@ -58,7 +64,7 @@ class Gaussian(Law):
         using computational phase-change memory, 2020, arXiv 1906.03138.
     """
 
-    std: float
+    std: float | Tensor | Mapping[str, Tensor] | str
     _: KW_ONLY
     relative_to: RelativeTo = None
     per: Per = "tensor"
@@ -69,48 +75,97 @@ class Gaussian(Law):
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        check_strength("Gaussian", "std", self.std)
+        object.__setattr__(self, "std", as_given("Gaussian", "std", self.std))
+        if not isinstance(self.std, Given):
+            check_strength("Gaussian", "std", self.std)
         check_scale_options("Gaussian", self.relative_to, self.per, self.gradient, self.tile)
 
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers in the weight's shape."""
         return _random.normal(weight)
 
-    def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """``std`` where it is a tensor."""
+        return {"std": self.std.tensor()} if isinstance(self.std, Given) else {}
+
+    def named(self, names: Sequence[str]) -> Gaussian:
+        """The law for the parameter of these names."""
+        if not isinstance(self.std, Given):
+            return self
+        own: Any = self.std.of(names)
+        return replace(self, std=own)
+
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """``weight + factor * std * scale(weight) * noise``."""
         scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
-        return add_scaled(weight, noise, factor * self.std, scale)
+        std: Any = self.std
+        if isinstance(std, Given):
+            std, each = 1.0, self._each(weight, strengths)
+            scale = each if scale is None else each * scale
+        return add_scaled(weight, noise, factor * std, scale)
+
+    def _each(self, weight: Tensor, strengths: Mapping[str, Tensor] | None) -> Tensor:
+        """The strength of each element, from the state of the module, or the tensor itself."""
+        if strengths:
+            return strengths["std"]
+        given: Any = self.std
+        each: Tensor = given.tensor().to(weight)
+        return each
 
     @property
     def takes_keys(self) -> bool:  # type: ignore[override]
         """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
-        return constant and self.relative_to != "value" and self.regions in ("tensor", 0)
+        return (
+            constant
+            and not isinstance(self.std, Given)
+            and self.relative_to != "value"
+            and self.regions in ("tensor", 0)
+        )
 
     def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
         """`apply` to the normals that belong to a key, in one pass; into ``out``, which may be the weight."""
+        std: Any = self.std
         scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
-        return _engine.add_normal(weight, key, factor * self.std, scale, out)
+        return _engine.add_normal(weight, key, factor * std, scale, out)
 
     def apply_to_rows(
         self, weight: Tensor, rows: Tensor, index: Tensor, noise: Tensor | int, factor: float
     ) -> Tensor:
         """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``."""
+        std: Any = self.std
         scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
         if scale is not None and self.regions == 0:
             scale = scale[index]
         if isinstance(noise, Tensor):
-            return add_scaled(rows, noise[index], factor * self.std, scale)
-        return _engine.add_normal_rows(rows, index, noise, factor * self.std, scale)
+            return add_scaled(rows, noise[index], factor * std, scale)
+        return _engine.add_normal_rows(rows, index, noise, factor * std, scale)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
+        std: Any = self.std
+        if isinstance(std, Given):
+            each = self._each(weight, strengths)
+            return each if scale is None else each * scale
         return (
-            torch.full((), self.std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+            torch.full((), std, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
             if scale is None
-            else self.std * scale
+            else std * scale
         )
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why ``per`` or ``std`` does not fit ``weight``, or None."""
+        given = self.std.problem("std", weight) if isinstance(self.std, Given) else None
+        return given or super().problem(weight)
+
+    def module_problem(self, module: nn.Module, at: str) -> str | None:
+        """Why it does not fit the activations of a module, or None."""
+        if isinstance(self.std, Given):
+            return "a tensor as std has a fixed shape, and activations have none. Give a number"
+        return super().module_problem(module, at)
 
 
 @dataclass(frozen=True)

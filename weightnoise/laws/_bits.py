@@ -13,7 +13,8 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.autograd import Identity
 from weightnoise.laws._flipping import BITS, DTYPES, NAMES, flip, positions_of
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, rate_problem
 from weightnoise.laws._regions import Per, Tile
@@ -134,7 +135,7 @@ class BitFlip(Law):
         if self._single:
             clean = weight.detach()
             floats = self.code == "float"
-            step = None if floats else step_and_zero(precise(weight), self.bits, True, self.regions)[0]
+            step = None if floats else step_and_zero(precise(weight), 2**self.bits - 1, True, self.regions)[0]
             bits = 0 if floats else self.bits
             clamp = self.non_finite == "clamp"
             flipped = flip(clean, noise, factor, step, self.p, self.count, bits, self._chosen, clamp)
@@ -143,7 +144,7 @@ class BitFlip(Law):
             same: Tensor = Identity.apply(weight, flipped)  # type: ignore[no-untyped-call]
             return same
         clean = precise(weight)
-        step, _ = step_and_zero(clean, self.bits, True, self.regions)
+        step, _ = step_and_zero(clean, 2**self.bits - 1, True, self.regions)
         code = (clean / divisor(step)).round().to(torch.int32)
         stored = code & (2**self.bits - 1)
         for place, bit in enumerate(noise.unbind(0)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import WeightNoiseError
+from weightnoise._torch.layers import Layout
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._law import ActivationLaw, Law, Noise, is_law
 from weightnoise.laws._regions import Regions
@@ -39,6 +40,10 @@ def sample(law: Noise, weight: Tensor, factor: float = 1.0) -> Tensor:
 def has_user_law(law: Law) -> bool:
     """Whether a completed law is one of a user, or has one inside it."""
     return isinstance(law, Completed) or any(map(has_user_law, law.inside))
+
+
+def _has_group(law: Law) -> bool:
+    return getattr(law, "group", None) is not None or any(map(_has_group, law.inside))
 
 
 class Completed(Law):
@@ -76,6 +81,8 @@ class Completed(Law):
         for one in self.inside:
             if isinstance(one.regions, Regions):
                 return f"{one!r} inside another law does not get to know the layer. Give the dimension: per=0, say"
+        if self._own("draw") is not None and self._own("draw_of") is None and any(map(_has_group, self.inside)):
+            return "a group inside it would not be one die in a held draw. Put that law beside it, in a list"
         for one in () if self.parts else self.inside:
             learns = one.says("strengths") and self._own("strengths") is None
             if learns or (one.freezes and self.chip is None and self._own("freeze") is None):
@@ -83,6 +90,25 @@ class Completed(Law):
                 return f"it would forget what {one!r} in it {what}. Name the laws inside in an attribute parts"
         found: str | None = self._handed("problem", weight)
         return found
+
+    def laid_out(self, layout: Layout | None) -> Completed:
+        """Itself: what is inside is called by the law of the user, which does not know the layer."""
+        return self
+
+    def named(self, names: Sequence[str]) -> Completed:
+        """Itself, as for the layout."""
+        return self
+
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """None: what is inside has its tensors itself."""
+        return {}
+
+    def draw_of(self, weight: Tensor, die: int) -> Any:
+        """The draw that a context holds: by its own method, else by that of its parts, or its own draw."""
+        own = self._own("draw_of")
+        if own is None and self._own("draw") is not None:
+            return self.draw(weight)
+        return self._handed("draw_of", weight, die)
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, extremes, statistic

@@ -6,6 +6,7 @@ They have no random strength, so that a factor leaves them as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
-from weightnoise.laws._law import Law, law_repr, straight_through
-from weightnoise.laws._regions import Per, Tile
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
+from weightnoise.laws._regions import Per, Regions, Tile
 from weightnoise.laws._scale import Gradient, extremes, statistic, wide
 
 _ZERO_CELSIUS = 273.0  # In kelvin; rounded as in the source of `Temperature`.
@@ -103,6 +105,78 @@ class Clip(Law):
         """``k std(weight)``; infinite where all weights are equal: none of them sticks out."""
         lowest, highest = extremes(weight, self.regions)
         return torch.where(lowest < highest, (self.k or 0.0) * statistic(weight, "std", self.regions), math.inf)
+
+
+@dataclass(frozen=True)
+class LearnedClip(Law):
+    r"""Weights clipped at a learned bound: w cut to ``[-bound, bound]``.
+
+    ``bound`` is a Parameter with one element, or one for each channel, which begins at ``k std(w)``, or at max |w|
+    where all weights are equal. A weight inside the range has its gradient, and the bound none of it; one outside
+    gives it to the bound, with its sign. Only |bound| counts. Usually first in a list; a factor leaves it.
+
+    Args:
+        k: how many standard deviations of the weights the first bound is; positive.
+        per: what has a bound of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
+            layer, or the dimension of the channels.
+        scaled: multiply the gradient of a bound by ``1 / sqrt(n)`` for its n weights, so that under plain gradient
+            descent it moves as slowly as a weight (LSQ); it is then not the derivative of the loss.
+
+    Raises:
+        ValueError: for a ``k`` that is not positive, and an unknown ``per``.
+
+    Example:
+        >>> model = add_weight_noise(nn.Linear(3, 2), [LearnedClip(per="output"), Gaussian(0.1)])
+        >>> learned_strengths(model)["parametrizations.weight.0.bound_0"].shape
+        torch.Size([2, 1])
+
+    Source:
+        Choi et al., PACT: parameterized clipping activation for quantized neural networks, 2018, arXiv 1805.06085;
+        the scale of the gradient: Esser et al., Learned step size quantization, 2020, arXiv 1902.08153.
+    """
+
+    k: float = 2.5
+    _: KW_ONLY
+    per: Per = "tensor"
+    scaled: bool = False
+
+    __repr__ = law_repr
+
+    def __post_init__(self) -> None:
+        check_strength("LearnedClip", "k", self.k)
+        if self.k == 0:
+            raise OptionError("LearnedClip(k=0) would make every weight zero; k must be positive.")
+        check_per("LearnedClip", self.per)
+        check_choice("LearnedClip", "scaled", self.scaled, (True, False))
+
+    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
+        """``bound``, shaped to broadcast against the weight."""
+        weight = weight.detach()
+        limit = Clip(self.k, per=self.regions).limit(weight)
+        largest = statistic(weight, "absmax", self.regions)
+        bound = torch.where(limit.isfinite(), limit, torch.where(largest > 0, largest, 1.0))
+        return {"bound": bound.to(weight.dtype)}
+
+    def draw(self, weight: Tensor) -> None:
+        """Nothing is drawn."""
+
+    def apply(
+        self, weight: Tensor, noise: None, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The weight, cut to the range."""
+        bound = (strengths or self.strengths(weight))["bound"].abs()
+        if self.scaled:
+            slow = bound * math.sqrt(bound.numel() / max(weight.numel(), 1))
+            bound = slow + (bound - slow).detach()
+        # Not torch.clamp, which halves the gradient of a bound that a weight is at.
+        cut = torch.where(weight.abs() > bound, torch.copysign(bound, weight.detach()), weight)
+        return cut.to(weight.dtype)
+
+    def problem(self, weight: Tensor) -> str | None:
+        """Why a bound has no shape on ``weight``, or None."""
+        if isinstance(self.regions, Regions) and self.regions.layout is not None:
+            return f"per={self.regions!r} is no dimension of a layer of groups. Give a dimension"
+        return super().problem(weight)
 
 
 @dataclass(frozen=True)

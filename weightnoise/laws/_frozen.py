@@ -10,7 +10,8 @@ from torch import Tensor
 
 from weightnoise._errors import OptionError
 from weightnoise.laws._complete import complete
-from weightnoise.laws._law import Law, Noise, apply_law, is_law, law_repr
+from weightnoise.laws._law import Law, Noise, apply_law, is_law
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_chip
 
 

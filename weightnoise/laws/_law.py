@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
-from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem, with_plain_numbers
+from weightnoise.laws._options import with_plain_numbers
+from weightnoise.laws._protocols import ActivationLaw as ActivationLaw
+from weightnoise.laws._protocols import Noise as Noise
+from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # In typing from Python 3.11 on.
-
-
-@runtime_checkable
-class Noise(Protocol):
-    """A law of noise: anything with these two methods can stand in a spec.
-
-    ``repr(law)`` should tell laws apart. What a law may have besides is in `weightnoise.laws.Law`.
-    """
-
-    def draw(self, weight: Tensor) -> Any:
-        """Random numbers for ``weight``, from torch's generator, without a gradient.
-
-        Args:
-            weight: the clean weight; look at its shape, dtype and device.
-
-        Returns:
-            A tensor, or a tuple of them, that does not depend on the law's strength.
-        """
-
-    def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
-        """The noisy weight: differentiable in ``weight``, with its shape and dtype.
-
-        Args:
-            weight: the clean weight.
-            noise: what `draw` returned.
-            factor: multiplies the strength; negative for the mirrored draw. A float, or, in compiled code under a
-                `NoiseScheduler`, a 0-dim tensor, so that a step recompiles nothing: multiply by it, and where the
-                law must decide by it, use `torch.where` for a tensor.
-        """
-
-
-@runtime_checkable
-class ActivationLaw(Protocol):
-    """A law of activations that looks at the module and its input, call by call.
-
-    It may have ``module_problem(module, at) -> str | None``: why it does not fit a module.
-    """
-
-    def at(self, module: nn.Module, inputs: Tensor) -> Noise:
-        """The law for one call.
-
-        Args:
-            module: the module; its weights read clean.
-            inputs: the first input of the call.
-        """
 
 
 class Law:
@@ -102,6 +59,14 @@ class Law:
         """Random numbers for ``weight``: see `Noise`. Of a wrapper, those of its parts."""
         return _joined([part.draw(weight) for part in self.parts])
 
+    def draw_of(self, weight: Tensor, die: int) -> Any:
+        """The draw that a context holds; ``die`` is the seed of what several parameters have in common."""
+        return _joined([part.draw_of(weight, die) for part in self.parts]) if self.parts else self.draw(weight)
+
+    def independent(self) -> Law:
+        """A law that does the same to each weight alone, with numbers of its own for each."""
+        return self.around(tuple(part.independent() for part in self.parts)) if self.parts else self
+
     def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
         """The noisy weight: see `Noise`; a law that learns gets ``strengths`` as a fourth argument."""
         raise NotImplementedError(f"{self!r} has no method apply(weight, noise, factor).")
@@ -117,6 +82,16 @@ class Law:
             for place, part in enumerate(self.parts)
             for name, value in part.strengths(weight).items()
         }
+
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """Tensors from outside by name, for ``apply`` beside the strengths: they become buffers."""
+        return {
+            f"{n}{self._end(i)}": t for i, part in enumerate(self.parts) for n, t in part.given(weight).items()
+        }
+
+    def named(self, names: Sequence[str]) -> Self:
+        """The law for the parameter of these names."""
+        return self._of([part.named(names) for part in self.parts])
 
     def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Select the strengths that the part in ``place`` learns, under its own names."""
@@ -197,10 +172,12 @@ class Law:
 
     def laid_out(self, layout: Layout | None) -> Self:
         """The law for a tensor whose outputs and inputs lie so: see `per` and ``tile``."""
-        parts = tuple(part.laid_out(layout) for part in self.parts)
-        if any(one is not other for one, other in zip(parts, self.parts, strict=True)):
-            return self.around(parts)  # type: ignore[return-value]  # Of its own kind.
-        return laid_out(self, layout)
+        of_parts = self._of([part.laid_out(layout) for part in self.parts])
+        return of_parts if of_parts is not self else laid_out(self, layout)
+
+    def _of(self, parts: list[Any]) -> Self:
+        same = all(one is other for one, other in zip(parts, self.parts, strict=True))
+        return self if same else self.around(tuple(parts))  # type: ignore[return-value]  # Of its own kind.
 
     def plain(self) -> Law:
         """The one part that this law is the same as, or the law itself."""
@@ -235,16 +212,6 @@ def _first(problems: Iterable[str | None]) -> str | None:
 def is_law(value: object) -> bool:
     """Whether a value can stand as a law in a spec."""
     return isinstance(value, (Noise, ActivationLaw)) and not isinstance(value, type)
-
-
-def law_repr(law: Any) -> str:
-    """``Gaussian(std=0.1)``: the options that differ from their defaults, as one would write them."""
-    options = (
-        f"{option.name}={getattr(law, option.name)!r}"
-        for option in fields(law)
-        if option.default is MISSING or getattr(law, option.name) != option.default
-    )
-    return f"{type(law).__name__}({', '.join(options)})"
 
 
 def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: Mapping[str, Tensor]) -> Tensor:

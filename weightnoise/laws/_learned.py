@@ -19,7 +19,8 @@ from torch.nn.functional import softplus
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import Law, law_repr
+from weightnoise.laws._law import Law
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Regions
 from weightnoise.laws._scale import Gradient, scale_of, wide
 

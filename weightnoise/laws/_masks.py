@@ -8,7 +8,8 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count, check_strength
 from weightnoise._errors import OptionError
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._scale import Gradient
 

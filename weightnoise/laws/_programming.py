@@ -12,7 +12,8 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import check_chip
 from weightnoise.laws._regions import Per, Tile

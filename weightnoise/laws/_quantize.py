@@ -7,10 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from weightnoise._checks import check_choice, check_count, check_per
+from weightnoise._checks import check_choice, check_count, check_per, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, add_scaled, extremes, statistic, wide
@@ -28,19 +29,19 @@ def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
 
 
 def step_and_zero(
-    weight: Tensor, bits: int, symmetric: bool, per: Per, room: bool = False
+    weight: Tensor, levels: int, symmetric: bool, per: Per, room: bool = False
 ) -> tuple[Tensor, Tensor | float]:
-    """The step d between levels, and the code that stands for 0.
+    """The step d between levels, and the code that stands for 0; 1/2 where 0 lies in the middle of two.
 
-    Symmetric: ``d = max |w| / (2^(bits-1) - 1)``, code 0. Affine: d covers [min w, max w], widened
-    to hold 0, in ``2^bits - 1`` steps, and 0 has a code of its own. With ``room``, a range on both sides of 0
+    Symmetric: d covers [-max |w|, max |w|] in ``levels - 1`` steps. Affine: d covers [min w, max w], widened
+    to hold 0, in as many, and 0 has a code of its own. With ``room``, a range on both sides of 0
     takes one step less, so that each weight lies between two codes. Where all weights are 0, d is 0.
     """
     if symmetric:
-        return statistic(weight, "absmax", per) / (2 ** (bits - 1) - 1), 0.0
+        return statistic(weight, "absmax", per) / (0.5 * (levels - 1)), 0.0 if levels % 2 else 0.5
     low, high = extremes(wide(weight), per)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    top = 2**bits - 1
+    top = levels - 1
     if not room:
         step = (high - low) / top
         return step, torch.round(-low / divisor(step))
@@ -69,8 +70,12 @@ class Quantize(Law):
     have both signs: 0 has a level of its own, so that the ends of the range lie between levels, and the mean
     would be off by up to d/2 without one more beyond them.
 
-    The gradient at the rounded weight goes to the clean one unchanged. Every weight lies within the
-    range of the codes; for the saturated form, with no gradient outside a range, put a `Clip` first.
+    ``levels`` is any number of them in the place of ``2^bits - 1`` (symmetric) and ``2^bits`` (affine): symmetric,
+    an even one has levels at d/2, 3d/2 and so on, and none at 0. With ``low`` and ``high`` the levels go from one
+    to the other, whatever the weights are, and weights outside read the end: a converter of a fixed range.
+
+    The gradient at the rounded weight goes to the clean one unchanged. Without a range every weight lies within
+    that of the codes; for the saturated form, with no gradient outside a range, put a `Clip` first.
     A factor multiplies ``subset`` where that is below 1; otherwise the code is as it is. The
     mirrored draw rounds with -u, and picks from the other end.
 
@@ -80,7 +85,11 @@ class Quantize(Law):
         per: what has a step of its own: ``"tensor"``, ``"output"`` or ``"input"`` for each output or input of the
             layer, or the dimension of the channels.
         tile: rows and columns of the crossbars that the weight is cut into, as for `Gaussian`.
-        stochastic: round up or down at random.
+        levels: how many levels there are, 2 (symmetric: 3, or an even number) to 65,536, instead of ``bits``; 254
+            and 255 are those of common converters.
+        low: the lowest level, in units of the weight; with ``high``.
+        high: the highest level.
+        stochastic: round up or down at random; outside of a fixed range the end is read all the same.
         subset: the fraction of weights that are rounded, chosen anew in each forward (Quant-Noise);
             the others stay as they are. 0.1 in the source.
         block: choose runs of this many neighbouring weights of one output together. 8 in the source.
@@ -101,9 +110,12 @@ class Quantize(Law):
         Training with quantization noise for extreme model compression, 2020, arXiv 2004.07320.
     """
 
-    bits: int
+    bits: int | None = None
     _: KW_ONLY
     symmetric: bool = True
+    levels: int | None = None
+    low: float | None = None
+    high: float | None = None
     per: Per = "tensor"
     tile: Tile = None
     stochastic: bool = False
@@ -114,17 +126,49 @@ class Quantize(Law):
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        check_bits("Quantize", self.bits, self.symmetric, self.per)
+        if (self.bits is None) == (self.levels is None):
+            raise OptionError("Quantize takes bits, the length of a code, or levels, how many there are: one.")
+        if self.levels is not None:
+            check_count("Quantize", "levels", self.levels, 2, 2**_MOST_BITS)
+        check_bits("Quantize", 2 if self.bits is None else self.bits, self.symmetric, self.per)
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
-        if self.stochastic and self.bits == 1:
+        self._check_range()
+        if self.stochastic and self._levels == 2 and not self.symmetric and self.low is None:
             raise OptionError(
-                "Quantize(bits=1, stochastic=True) has the levels 0 and d alone, so that weights of the other "
-                "sign could not be right on average; use 2 bits, or stochastic=False."
+                f"Quantize({'bits=1' if self.bits else 'levels=2'}, stochastic=True) has the levels 0 and d "
+                "alone, so that weights of the other sign could not be right on average; use 2 bits, or "
+                "stochastic=False."
             )
         check_rate("Quantize", "subset", self.subset)
         check_count("Quantize", "block", self.block, 1)
         if self.block > 1 and self.subset == 1:
             raise OptionError("Quantize(block=...) has no meaning with subset=1: every weight is rounded.")
+
+    def _check_range(self) -> None:
+        if self.low is None and self.high is None:
+            return
+        if not (is_number(self.low) and is_number(self.high)) or self.low >= self.high:  # type: ignore[operator]
+            raise OptionError(
+                f"Quantize(low={self.low!r}, high={self.high!r}) must be two finite numbers, in this order."
+            )
+        if self.per != "tensor" or self.tile:
+            raise OptionError("Quantize(per=..., tile=...) has no meaning with a fixed range: drop low and high.")
+
+    @property
+    def _levels(self) -> int:
+        levels: int = 2 ** (self.bits or 0) - self.symmetric if self.levels is None else self.levels
+        return levels
+
+    def _grid(self, weight: Tensor) -> tuple[Tensor, Tensor | float, int, int]:
+        """The step, the code of 0, and the lowest and the highest code."""
+        levels = self._levels
+        if self.low is not None and self.high is not None:
+            step = (self.high - self.low) / (levels - 1)
+            size = torch.full((), step, dtype=weight.dtype, device=weight.device)
+            return size, -self.low / step, 0, levels - 1
+        of_weight = step_and_zero(weight, levels, self.symmetric, self.regions, self.stochastic)
+        top = levels // 2 if self.symmetric else levels - 1
+        return *of_weight, top - (levels - 1), top
 
     def draw(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Numbers for the rounding, uniform on [0, 1), and for the subset where there is one."""
@@ -137,11 +181,10 @@ class Quantize(Law):
             raise OptionError(problem)
         rounding, chosen = noise
         clean = precise(weight)
-        step, zero = step_and_zero(clean, self.bits, self.symmetric, self.regions, self.stochastic)
+        step, zero, bottom, top = self._grid(clean)
         code = clean / divisor(step) + zero
         code = code.round() if rounding is None else _rounded_at_random(code, rounding, factor)
-        top = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
-        code = code.clamp(-top if self.symmetric else 0, top)
+        code = code.clamp(bottom, top)
         rounded = (step * (code - zero)).to(weight.dtype)
         if chosen is not None:
             picked = spread_blocks(event_mask(chosen, self.subset, factor), weight, self.block)
@@ -202,7 +245,7 @@ class QuantizationNoise(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * d / 2 * noise``."""
         clean = weight if self.gradient == "exact" else weight.detach()
-        step, _ = step_and_zero(clean, self.bits, self.symmetric, self.regions)
+        step, _ = step_and_zero(clean, 2**self.bits - self.symmetric, self.symmetric, self.regions)
         return add_scaled(weight, noise, factor * 0.5, step)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from weightnoise._checks import check_count, plain_number
+from weightnoise._checks import check_count
 from weightnoise._errors import OptionError
 from weightnoise._torch.layers import Layout
 
@@ -176,21 +175,3 @@ def _cut(tensor: Tensor, dim: int, size: int) -> list[Tensor]:
         tensor.narrow(dim, start, count).reshape(*before, count // each, each, *after)
         for start, count, each in cut
     ]
-
-
-def with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A check of options that finds numbers of Python in the place of 0-dim tensors and NumPy numbers."""
-
-    @functools.wraps(check)
-    def post_init(self: Any) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            several = type(value) is tuple
-            object.__setattr__(
-                self, option.name, tuple(map(plain_number, value)) if several else plain_number(value)
-            )
-        check_tile(type(self).__name__, self.tile, self.per)
-        check(self)
-        object.__setattr__(self, "regions", regions_of(self))
-
-    return post_init

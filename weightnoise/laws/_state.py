@@ -12,7 +12,8 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
-from weightnoise.laws._law import Law, law_repr, straight_through
+from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, statistic, wide
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
-from weightnoise.laws._law import law_repr, straight_through
+from weightnoise.laws._law import straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per
 from weightnoise.laws._scale import wide
 
