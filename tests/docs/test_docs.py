@@ -27,6 +27,7 @@ NEEDS = {
     # aihwkit requires torchvision, and with it a torch for GPUs: it is in no extra (ecosystem/test_aihwkit.py).
     "simulators": ["aihwkit"],
     "huggingface": ["transformers", "accelerate"],
+    "vectorised-exploration": ["gymnasium", "torchrl"],
     "cluster": ["tensorboard", "omegaconf"],
 }  # By page.
 
