@@ -20,6 +20,7 @@ from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
+from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise
@@ -188,16 +189,14 @@ def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimato
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]] = {}
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]] = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
             before = module_noise(owner)
             frames = Frames() if before is None else before.frames
-            made = {
-                placement.candidate.tensor_name: _noise(placement, when, frames, learned, estimator, memory)
-                for placement in own
-            }
+            options = when, frames, learned, estimator, memory
+            made = {placement.candidate.tensor_name: _noise(placement, *options) for placement in own}
             attach(owner, made)
             done[owner] = made
     except BaseException:
@@ -223,16 +222,18 @@ def _noise(
     placement: Placement,
     when: When,
     frames: Frames,
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties]],
+    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]],
     estimator: Estimator,
     memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     one, dim = placement.candidate, placement.batch_dim
     row, names = placement.padding_row, (*one.names, *placement.tied_with)
-    noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, one.layout, dim, names)
+    use = id(one.source), repr(placement.law)
+    layout = learned[use][2] if use in learned else one.layout  # One, so that sums are rounded alike.
+    noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, layout, dim, names)
     own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(one.tensor).items()}
-    shared, ties = learned.setdefault((id(one.source), repr(placement.law)), (own, Ties()))
+    shared, ties, _ = learned.setdefault(use, (own, Ties(), layout))
     noise.set_up(one.tensor, shared, ties if placement.tied_with else None)
     return noise
 
