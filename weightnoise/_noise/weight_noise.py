@@ -153,7 +153,8 @@ class WeightNoise(Learning):
             version = 0 if compiling or weight.is_inference() else weight._version
             state = None if compiling else (version, torch.is_grad_enabled(), factor)
             noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
-            if noise is NOT_DRAWN:
+            # Tools that offload weights change them within the forward.
+            if noise is NOT_DRAWN or (of is not weight and weight.is_meta is not of.is_meta):
                 noise = self.draw(weight, effective, eager)
             elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
