@@ -92,7 +92,7 @@ def evaluations(case: Case) -> dict[str, Step]:
             metric(model)
 
     def ours() -> None:
-        wn.evaluate_robustness(model, metric, levels=[0.01], law=wn.Gaussian, draws=DRAWS, progress=False)
+        wn.evaluate_robustness(model, metric, levels=[1.0], law=LAWS["Gaussian"], draws=DRAWS, progress=False)
 
     return {"plain": plain, EVALUATION: ours}
 

@@ -118,7 +118,7 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
 
 def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
     """Give a noisy weight the attributes that code has hung on the Parameter."""
-    for name in names:
+    for name in names if type(noisy) is Tensor else ():
         if noisy is not weight and hasattr(weight, name):
             setattr(noisy, name, getattr(weight, name))
 

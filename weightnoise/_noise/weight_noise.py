@@ -172,7 +172,7 @@ class WeightNoise(Learning):
             known = weight.dtype is look.dtype and look.least <= abs(factor) <= look.most
             if not known or look.reads >= look.due:
                 look.at(self, weight, noisy, factor)
-            if weight.__dict__ and noisy is not weight:
+            if weight.__dict__ and type(noisy) is Tensor:  # Other classes keep their numbers there.
                 noisy.__dict__ = weight.__dict__
         return noisy
 
