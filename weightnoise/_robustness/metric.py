@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import NondeterministicMetricWarning, OptionError, OptionTypeError
+from weightnoise._random import draws as _random
 from weightnoise._torch.generator import seed_cpu
 from weightnoise._torch.modules import is_dtensor, unwrap
 
@@ -37,10 +39,13 @@ def own_numbers(model: nn.Module, seed: int) -> Iterator[None]:
 
     So draws may be measured in any order, in any process.
     """
-    # Without the lock of `_random.seeded`: a metric takes long, and other threads go on drawing.
+    # torch's generator is one for all threads: workers that are threads take turns. In the main thread without the
+    # lock of `_random.seeded`, since a metric takes long and other threads go on drawing.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     on_cpu = device.type in ("cpu", "meta")
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+    main = threading.current_thread() is threading.main_thread()
+    forked = torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type)
+    with nullcontext() if main else _random._SEEDING, forked:
         seed_cpu(seed)
         if not on_cpu:
             torch.get_device_module(device).manual_seed(seed)
