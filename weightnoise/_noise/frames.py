@@ -42,3 +42,8 @@ class Frames(threading.local):
 
     def __reduce__(self) -> tuple[type[Frames], tuple[()]]:
         return Frames, ()
+
+
+def was_offloaded(of: Tensor | None, weight: Tensor) -> bool:
+    """Whether a weight has lost or got its numbers within a forward: tools that offload weights do that."""
+    return of is not None and of is not weight and weight.is_meta is not of.is_meta

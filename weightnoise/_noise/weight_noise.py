@@ -23,7 +23,7 @@ from weightnoise._noise.draws import (
     is_pending,
     moved,
 )
-from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
 from weightnoise._noise.learning import Learning, Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.precision import Lookout
@@ -153,8 +153,7 @@ class WeightNoise(Learning):
             version = 0 if compiling or weight.is_inference() else weight._version
             state = None if compiling else (version, torch.is_grad_enabled(), factor)
             noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
-            # Tools that offload weights change them within the forward.
-            if noise is NOT_DRAWN or (of is not weight and weight.is_meta is not of.is_meta):
+            if noise is NOT_DRAWN or was_offloaded(of, weight):
                 noise = self.draw(weight, effective, eager)
             elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
