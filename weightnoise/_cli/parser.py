@@ -38,6 +38,18 @@ def make_parser() -> Parser:
     return parser
 
 
+def _command(commands: argparse._SubParsersAction[Parser], debug: Parser, name: str, text: str) -> Parser:
+    """A command with its texts in `_cli.help`, whose lines stay as they are."""
+    return commands.add_parser(
+        name,
+        parents=[debug],
+        help=text,
+        description=getattr(_help, name.upper()),
+        epilog=getattr(_help, f"{name.upper()}_EXAMPLES"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def _add_demo(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
     demo = commands.add_parser(
         "demo",
@@ -62,14 +74,7 @@ def _add_demo(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
 
 
 def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
-    plan = commands.add_parser(
-        "plan",
-        parents=[debug],
-        help="show what a spec would do to a model",
-        description=_help.PLAN,
-        epilog=_help.PLAN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    plan = _command(commands, debug, "plan", "show what a spec would do to a model")
     plan.add_argument("model", metavar="MODULE:FACTORY", help="the model, or a function that makes it")
     plan.add_argument("--spec", required=True, help="laws, or a .json file of them")
     _add_allow(plan)
@@ -83,14 +88,7 @@ def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
 
 
 def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
-    sweep = commands.add_parser(
-        "sweep",
-        parents=[debug],
-        help="measure a model under noise that grows",
-        description=_help.SWEEP,
-        epilog=_help.SWEEP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    sweep = _command(commands, debug, "sweep", "measure a model under noise that grows")
     _add_subject(sweep)
     add = sweep.add_argument
     add(
@@ -110,14 +108,7 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
 
 
 def _add_tolerance(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
-    tolerance = commands.add_parser(
-        "tolerance",
-        parents=[debug],
-        help="find the largest noise at which a model reaches a target",
-        description=_help.TOLERANCE,
-        epilog=_help.TOLERANCE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    tolerance = _command(commands, debug, "tolerance", "find the largest noise at which a model reaches a target")
     _add_subject(tolerance)
     add = tolerance.add_argument
     add("--at-least", type=_values.number, metavar="X", help="the target of a metric that is good when high; or")
@@ -139,14 +130,7 @@ def _add_tolerance(commands: argparse._SubParsersAction[Parser], debug: Parser) 
 
 
 def _add_merge(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
-    merge = commands.add_parser(
-        "merge",
-        parents=[debug],
-        help="put the reports of shards, or of several seeds, together",
-        description=_help.MERGE,
-        epilog=_help.MERGE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    merge = _command(commands, debug, "merge", "put the reports of shards, or of several seeds, together")
     merge.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what sweeps have written")
     merge.add_argument("--out", type=Path, metavar="WHOLE.json", help="write the whole here")
 
