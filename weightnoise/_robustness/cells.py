@@ -6,7 +6,7 @@ besides a law stays as it is: on where and when it is on, at its own strength, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
             factor = 1.0 if function else float(value)
             whole = Cell(curve, place, spec, factor)
             with noisy(model, whole) as on:
-                lost |= dict.fromkeys(f"{name} at {level}" for name, one in on.items() if _is_lost(model, one))
+                lost |= dict.fromkeys(f"{name} at {level}" for name in _lost(model, on))
                 alone = len(on) == len(every_noise(model))
                 silent = not function and factor == 0 and alone and deterministic
                 parts: Sequence[str | None] = list(on) if plan.by_parameter else [None]
@@ -85,22 +85,22 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
     return cells
 
 
-def _is_lost(model: nn.Module, one: AnyNoise) -> bool:
+def _lost(model: nn.Module, on: Mapping[str, AnyNoise]) -> Iterator[str]:
+    """The names of the noises that round away on their weights."""
+    names = {noise: name for name, noise in on.items()}
     for _, owner, noise in noises(model):
-        if noise is one:
-            weight = owner._parameters.get(noise.tensor_name)
-            factor = abs(noise.control.factor)
-            return (
-                weight is not None
-                and fault(noise.handed, weight.detach(), factor, noise.strengths()) == "rounds away"
-            )
-    return False
+        weight = owner._parameters.get(noise.tensor_name) if noise in names else None
+        if weight is None:
+            continue
+        factor = abs(noise.control.factor)
+        if fault(noise.handed, weight.detach(), factor, noise.strengths()) == "rounds away":
+            yield names[noise]
 
 
 @contextmanager
 def noisy(model: nn.Module, cell: Cell) -> Iterator[dict[str, AnyNoise]]:
     """The model with the noise of a cell: all noise that its level is about, by name."""
-    before = every_noise(model)
+    before = set(every_noise(model))
     if cell.spec is None:
         on: dict[str, AnyNoise] = {name: noise for name, _, noise in noises(model)}
         on |= {f"{noise.at} of {name}": noise for name, _, noise in activation_noises(model)}
@@ -129,7 +129,7 @@ def _add(model: nn.Module, spec: Any) -> None:
         raise NoMatchError(*error.problems, "Curves by name are given as laws={name: law}.") from None
 
 
-def _owned(model: nn.Module, before: Sequence[AnyNoise]) -> dict[nn.Module, dict[str, Any]]:
+def _owned(model: nn.Module, before: Container[AnyNoise]) -> dict[nn.Module, dict[str, Any]]:
     """What has come on the model since, by module and tensor."""
     owned: dict[nn.Module, dict[str, Any]] = {}
     for _, owner, noise in noises(model):
