@@ -14,7 +14,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -143,16 +143,20 @@ def numbered(seed: int, which: int | Sequence[int], antithetic: bool) -> list[tu
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of ``device``, and put them back as they were."""
+def seeded(seed: int, device: torch.device, *, alone: bool = True) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of ``device``, and put them back as they were.
+
+    ``alone``: other threads that seed them wait meanwhile.
+    """
+    turn = _SEEDING if alone else nullcontext()
     if device.type in ("cpu", "meta"):
-        with _SEEDING, torch.random.fork_rng(devices=[]):
+        with turn, torch.random.fork_rng(devices=[]):
             seed_cpu(seed)
             yield
         return
     accelerator = torch.get_device_module(device)
     forked = torch.random.fork_rng(devices=[device], device_type=device.type)
-    with _SEEDING, forked, accelerator.device(device):
+    with turn, forked, accelerator.device(device):
         seed_cpu(seed)
         accelerator.manual_seed(seed)
         yield

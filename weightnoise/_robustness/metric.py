@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from weightnoise._errors import NondeterministicMetricWarning, OptionError, OptionTypeError
 from weightnoise._random import draws as _random
-from weightnoise._torch.generator import seed_cpu
 from weightnoise._torch.modules import is_dtensor, unwrap
 
 _HERE = str(Path(__file__).parents[1])
@@ -39,16 +38,11 @@ def own_numbers(model: nn.Module, seed: int) -> Iterator[None]:
 
     So draws may be measured in any order, in any process.
     """
-    # torch's generator is one for all threads: workers that are threads take turns. In the main thread without the
-    # lock of `_random.seeded`, since a metric takes long and other threads go on drawing.
+    # torch's generator is one for all threads: workers that are threads take turns. The main thread does without,
+    # since a metric takes long and other threads go on drawing.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    on_cpu = device.type in ("cpu", "meta")
-    main = threading.current_thread() is threading.main_thread()
-    forked = torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type)
-    with nullcontext() if main else _random._SEEDING, forked:
-        seed_cpu(seed)
-        if not on_cpu:
-            torch.get_device_module(device).manual_seed(seed)
+    worker = threading.current_thread() is not threading.main_thread()
+    with _random.seeded(seed, device, alone=worker):
         yield
 
 
