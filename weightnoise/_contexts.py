@@ -170,6 +170,7 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
     fresh = reads == "fresh"
     if fresh and seed is None:
         seed = int(_random.key())  # Readings are counted, and take nothing from torch's generator.
+    count = 0 if fresh else None
     grouped = any(noise.handed.says("draw_of") for noise in found)
     die = (int(_random.key()) if seed is None else seed) if grouped else None
     draws: dict[tuple[object, str], HeldDraw] = {}
@@ -182,7 +183,7 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None and weight.is_meta and seed is None and key not in draws:
             own_seed = int(_random.key())  # It is drawn once the weight has numbers.
-        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=0 if fresh else None))
+        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count))
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         if weight is not None:
             held.make(noise.handed, weight)
@@ -198,7 +199,7 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
         seed = int(_random.key())
     for name, _, activation in activations:
         own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
-        opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=0 if fresh else None))))
+        opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count))))
     return opened
 
 

@@ -127,8 +127,3 @@ IS_DTENSOR = (
     "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
     "or use fully_shard, whose weights are whole inside the forward."
 )
-
-PLAIN_CHECKPOINT = (
-    "The checkpoint holds no learned noise strengths, as one of the plain model: they keep the values they have. "
-    "weightnoise.learned_strengths(model) has their names."
-)

@@ -118,7 +118,7 @@ def add_weight_noise(
     lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
     for name, _, noise in noises(model) if lost else ():
-        noise.lookout.warned = name in lost
+        noise.lookout.warned |= name in lost
     return model
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from weightnoise._attach.containers import container_overrides
+from weightnoise._attach.find import module_noise
 from weightnoise._attach.forward import noisy_forward
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._attach.recurrent import recurrent_overrides
@@ -195,12 +196,11 @@ def _look_at_new(owner: nn.Module, name: str, param: nn.Parameter) -> None:
     if name.endswith("_orig") and owner._parameters.get(name[:-5]) is param:
         # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
         noisy_property(name[:-5]).__set__(owner, param)
-    holder: Any = owner._modules.get("parametrizations")
-    module_noise = None if holder is None else holder.__dict__.get("module_noise")
-    running = [] if module_noise is None else module_noise.frames.running
+    carried = module_noise(owner)
+    running = [] if carried is None else carried.frames.running
     kept = running[-1] if running else None
-    if module_noise is not None and kept and name in kept and param is not owner._parameters.get(name):
-        named = {noise.tensor_name: noise.name for noise in module_noise.noises}
+    if carried is not None and kept and name in kept and param is not owner._parameters.get(name):
+        named = {noise.tensor_name: noise.name for noise in carried.noises}
         raise UnsupportedParameterError(_REPLACES.format(name=named.get(name, name)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,10 +18,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 # One parameter in a running forward: its draw, the noisy weight made from it, and what else that was made
 # from: the clean weight, its version (inference tensors count none), whether gradients were enabled, and the
 # factor. A plain tuple: it is made at every forward.
-Memo: TypeAlias = tuple[Any, Tensor, Tensor, tuple[int, bool, float] | None]
-
 NOT_DRAWN = "not drawn"
-NOTHING: Any = (NOT_DRAWN, None, None, None)
+NOTHING: Any = (NOT_DRAWN, None, None, None)  # A memo before there is a draw.
 
 
 def opens_frame(function: FunctionT) -> FunctionT:

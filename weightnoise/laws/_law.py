@@ -127,8 +127,7 @@ class Law:
         """The draw of another forward on the same chip: what is frozen stays."""
         if not self.parts:
             return frozen
-        each = (frozen,) if len(self.parts) == 1 else frozen
-        return _joined([part.drawn(weight, own) for part, own in zip(self.parts, each, strict=True)])
+        return _joined([part.drawn(weight, own) for part, own in self._shared_out(frozen)])
 
     def reread(self, weight: Tensor, held: Any) -> Any:
         """The draw of another reading of the hardware that is held: what belongs to the chip stays."""
@@ -136,8 +135,7 @@ class Law:
             return self.redraw(weight, held)
         if not self.parts:
             return self.draw(weight)
-        each = [held] if len(self.parts) == 1 else held or [None] * len(self.parts)
-        return _joined([part.reread(weight, own) for part, own in zip(self.parts, each, strict=True)])
+        return _joined([part.reread(weight, own) for part, own in self._shared_out(held)])
 
     @property
     def has_chip_part(self) -> bool:
@@ -196,6 +194,10 @@ class Law:
     def freezes(self) -> bool:
         """Whether a chip freezes something of its draw."""
         return self.chip is not None or self.says("freeze") or any(one.freezes for one in self.inside)
+
+    def _shared_out(self, draw: Any) -> Iterable[tuple[Law, Any]]:
+        several = draw if draw is not None else [None] * len(self.parts)
+        return zip(self.parts, (draw,) if len(self.parts) == 1 else several, strict=True)
 
     def _end(self, place: int) -> str:
         return f"_{place}" if len(self.parts) > 1 else ""
