@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import weightnoise as wn
-from weightnoise._random.draws import derive_seed
+from weightnoise._random.seeds import derive_seed
 
 WIDTHS = [8, 64]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

@@ -19,7 +19,7 @@ from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError
 from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
 from weightnoise._noise.draws import HeldDraw
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._select.candidates import clean_tensor
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, read
     check_choice("hold_noise", "reads", reads, ("held", "fresh"))
 
     def open_overrides(resets: int) -> Overrides:
-        own = seed if seed is None or resets == 0 else _random.derive_seed(seed, f"reset {resets}")
+        own = seed if seed is None or resets == 0 else _seeds.derive_seed(seed, f"reset {resets}")
         return held_overrides(model, own, sign, reads)
 
     return HeldNoise(open_overrides)
@@ -169,20 +169,20 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
     found = require_noise(every_noise(model))
     fresh = reads == "fresh"
     if fresh and seed is None:
-        seed = int(_random.key())  # Readings are counted, and take nothing from torch's generator.
+        seed = int(_seeds.key())  # Readings are counted, and take nothing from torch's generator.
     count = 0 if fresh else None
     grouped = any(noise.handed.says("draw_of") for noise in found)
-    die = (int(_random.key()) if seed is None else seed) if grouped else None
+    die = (int(_seeds.key()) if seed is None else seed) if grouped else None
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
-        own_seed = None if seed is None else _random.derive_seed(seed, name)
+        own_seed = None if seed is None else _seeds.derive_seed(seed, name)
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None and weight.is_meta and seed is None and key not in draws:
-            own_seed = int(_random.key())  # It is drawn once the weight has numbers.
+            own_seed = int(_seeds.key())  # It is drawn once the weight has numbers.
         held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count))
         # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         if weight is not None:
@@ -196,9 +196,9 @@ def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads =
     if activations and seed is None:
         # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
         # where a checkpointed region would miss it when it is computed again.
-        seed = int(_random.key())
+        seed = int(_seeds.key())
     for name, _, activation in activations:
-        own_seed = _random.derive_seed(seed or 0, f"{activation.at} of {name}")
+        own_seed = _seeds.derive_seed(seed or 0, f"{activation.at} of {name}")
         opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count))))
     return opened
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightnoise._checks import check_choice
 from weightnoise._noise.weight_noise import Estimator
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._select.candidates import find_candidates
 from weightnoise._select.choose import Spec
 from weightnoise._select.resolve import Placement, resolve
@@ -166,6 +166,6 @@ def effective_std(law: Law, weight: Tensor) -> float | None:
     if deviation is not None:
         return deviation.double().square().mean().sqrt().item()
     draws = -(-_SAMPLES // weight.numel())
-    with _random.seeded(_SEED, weight.device), torch.no_grad():
+    with _seeds.seeded(_SEED, weight.device), torch.no_grad():
         squares = [(sample(law, weight).double() - weight.double()).square().mean() for _ in range(draws)]
     return torch.stack(squares).mean().sqrt().item()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weightnoise._checks import check_choice, check_count, check_seed
 from weightnoise._contexts import force_noise, hold_noise
 from weightnoise._errors import OptionError, OptionTypeError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._statistics import RunningMean, quantiles_over_draws
 from weightnoise._torch.modules import state_kept
 
@@ -129,7 +129,7 @@ def predict(
         raise OptionError(f"predict(antithetic=True) takes draws in pairs: draws=... must be even, got {draws}.")
     if not all(0 <= one <= 1 for one in quantiles):
         raise OptionError(f"predict(quantiles=...) must be numbers from 0 to 1, got {quantiles!r}.")
-    each = _random.numbered(seed, draws, antithetic)
+    each = _seeds.numbered(seed, draws, antithetic)
     size = 2 if antithetic else 1
     units = [each[start : start + size] for start in range(0, draws, size)]
     task = _Task(units, outputs, dim, tuple(quantiles), forward or _forward)

@@ -13,7 +13,7 @@ from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._noise.draws import add_draw
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor
 
 
@@ -68,7 +68,7 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     steps = _weights(model)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
-            add_draw(noise, weight, _random.derive_seed(seed, name), sign, amount, seed)
+            add_draw(noise, weight, _seeds.derive_seed(seed, name), sign, amount, seed)
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:

@@ -22,7 +22,8 @@ from tests.cases import NO_CONTEXTS, needs_torch, single_loss
 from tests.helpers import seen
 from tests.laws.test_identities import DRAWS, assert_mean
 from weightnoise._noise.weight_noise import Estimator
-from weightnoise._random import draws as _random
+from weightnoise._random import keyed as _keyed
+from weightnoise._random import seeds as _seeds
 from weightnoise.testing import assert_restores, check_gradients
 
 PER_EXAMPLE: list[Estimator] = ["flipout", "local"]
@@ -119,8 +120,8 @@ def test_flipout_equals_a_layer_for_each_example_with_signs_on_its_rows_and_colu
     where = x.ndim - 1 if isinstance(plain, nn.Linear) else where
     lead = [1 if dim else examples for dim in range(where)]
     after = [1] * (x.ndim - where - 1)
-    s = _random.keyed_signs(key, x, [*lead, inputs, *after], 0).reshape(examples, inputs)
-    r = _random.keyed_signs(key, x, [*lead, outputs, *after], 1).reshape(examples, outputs)
+    s = _keyed.signs(key, x, [*lead, inputs, *after], 0).reshape(examples, inputs)
+    r = _keyed.signs(key, x, [*lead, outputs, *after], 1).reshape(examples, outputs)
     for n in range(examples):
         # Output o sees the input channels of its group.
         mine = s[n].reshape(groups, -1).repeat_interleave(outputs // groups, dim=0)
@@ -142,7 +143,7 @@ def test_local_adds_the_root_of_the_variance_that_a_layer_of_variances_has(name:
     std = GAUSSIAN[law][1](plain.weight.detach())
     silent = {"weight": std.square(), **({} if plain.bias is None else {"bias": torch.zeros_like(plain.bias)})}
     variance = functional_call(plain, silent, (x.square(),))
-    assert_close(found, plain(x) + variance.sqrt() * _random.keyed_normal(key, found))
+    assert_close(found, plain(x) + variance.sqrt() * _keyed.normal(key, found))
 
 
 class Fixed:
@@ -415,10 +416,10 @@ def test_an_unseeded_hold_draws_on_entry_alone(estimator: Estimator) -> None:
 
 
 def test_numbers_of_a_key_are_normal_independent_and_fair() -> None:
-    key, like = torch.tensor(_random.derive_seed(3, "x")), torch.empty(1000, 1000)
-    normal = _random.keyed_normal(key, like).double()
-    signs = _random.keyed_signs(key, like, like.shape, 0).double()
-    other = _random.keyed_normal(key + 1, like).double()
+    key, like = torch.tensor(_seeds.derive_seed(3, "x")), torch.empty(1000, 1000)
+    normal = _keyed.normal(key, like).double()
+    signs = _keyed.signs(key, like, like.shape, 0).double()
+    other = _keyed.normal(key + 1, like).double()
     # Standard errors of the first moments of a normal, and of products of independent numbers, over sqrt(n).
     for value, error in [
         (normal.mean(), 1.0),
@@ -438,7 +439,7 @@ def test_numbers_of_a_key_are_normal_independent_and_fair() -> None:
     # Rows and columns too: sums over one have variance 1000.
     for dim in (0, 1):
         assert normal.sum(dim).square().mean().item() == pytest.approx(1000, abs=4 * 1000 * math.sqrt(2 / 1000))
-    assert torch.equal(_random.keyed_normal(key, torch.empty(3, 1000)).double(), normal[:3])
+    assert torch.equal(_keyed.normal(key, torch.empty(3, 1000)).double(), normal[:3])
 
 
 # What torch does around it.

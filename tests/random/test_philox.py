@@ -24,6 +24,7 @@ from tests.helpers import seen
 from tests.random import definition
 from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
+from weightnoise._random import seeds as _seeds
 from weightnoise.testing import check_gradients
 
 pytestmark = pytest.mark.skipif(_engine.engine() == "torch", reason="built without a C compiler, or switched off")
@@ -43,7 +44,7 @@ def numbers(key: int, count: int, *, kind: int = NORMAL, level: int = _engine._L
 
 
 def key(seed: int) -> Tensor:
-    return torch.tensor(_random.derive_seed(seed, "test"))
+    return torch.tensor(_seeds.derive_seed(seed, "test"))
 
 
 # The bits.

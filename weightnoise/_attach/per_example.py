@@ -18,6 +18,7 @@ from weightnoise._noise.draws import PER_EXAMPLE, HeldDraw, apply_draw
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
+from weightnoise._random import keyed as _keyed
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise.laws import Law
 from weightnoise.laws._scale import wide
@@ -74,7 +75,7 @@ def _add_flipout(
         shape = _per_channel(layer, like, noise.batch_dim)
         if held is None or key is None:
             return fresh(effective, noise, lambda: _random.signs(like, shape))
-        return _random.keyed_signs(key, like, shape, stream, _turns(held, layer, like, noise.batch_dim))
+        return _keyed.signs(key, like, shape, stream, _turns(held, layer, like, noise.batch_dim))
 
     added = layer_product(layer, inputs * signs(inputs, 0), moved)
     return output + added * (signs(added, 1) * mirrored)
@@ -103,7 +104,7 @@ def _add_local(
     if held is None or held.key is None:
         normal = fresh(effective, noise, lambda: _random.normal(output))
     else:
-        normal = _random.keyed_normal(held.key, output, _turns(held, layer, output, noise.batch_dim))
+        normal = _keyed.normal(held.key, output, _turns(held, layer, output, noise.batch_dim))
     return output + (std * normal * noise.factor(effective)).to(output.dtype)  # As autocast has it.
 
 
@@ -121,7 +122,7 @@ def _examples(layer: nn.Module, values: Tensor, batch_dim: int) -> int:
     return batch_dim if isinstance(layer, nn.Linear) and batch_dim < values.ndim - 1 else 0
 
 
-def _turns(held: HeldDraw, layer: nn.Module, values: Tensor, batch_dim: int) -> _random.Turns | None:
+def _turns(held: HeldDraw, layer: nn.Module, values: Tensor, batch_dim: int) -> _keyed.Turns | None:
     """The turns of the rows of a batch, where some have been reset."""
     if held.turns is None:
         return None
@@ -131,7 +132,7 @@ def _turns(held: HeldDraw, layer: nn.Module, values: Tensor, batch_dim: int) -> 
             "Some rows were reset in this hold, and a layer with estimator='flipout' or 'local' got an input "
             f"without a batch, of shape {tuple(values.shape)}. Give it rows, or call reset() without rows."
         )
-    return _random.Turns(held.turns, _examples(layer, values, batch_dim))
+    return _keyed.Turns(held.turns, _examples(layer, values, batch_dim))
 
 
 def _per_channel(layer: nn.Module, values: Tensor, batch_dim: int) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from weightnoise._errors import WeightNoiseError
-from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.modes import runs_eagerly
 from weightnoise._torch.writing import optimizer_steps
@@ -100,8 +100,8 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
     """
     factor = abs(noise.control.factor) * sign
     if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
-        with _random.seeded(seed, weight.device):
-            key = int(_random.key())
+        with _seeds.seeded(seed, weight.device):
+            key = int(_seeds.key())
         rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
         clean = rows.clone()
         noise.handed.apply_key(weight, key, factor * amount, out=weight)
@@ -126,7 +126,7 @@ def carry(names: Iterable[str], weight: Tensor, noisy: Tensor) -> None:
 def drawing_alone() -> AbstractContextManager[Any]:
     """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
     # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
-    return nullcontext() if torch.compiler.is_compiling() else _random._SEEDING
+    return nullcontext() if torch.compiler.is_compiling() else _seeds.SEEDING
 
 
 def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
@@ -183,8 +183,8 @@ class HeldDraw:
         """Make what the noise of the examples is a function of."""
         with drawing_alone():
             if self.key is None:
-                own = None if self.seed is None else _random.derive_seed(self.seed, "examples")
-                self.key = _random.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
+                own = None if self.seed is None else _seeds.derive_seed(self.seed, "examples")
+                self.key = _seeds.key() if own is None else torch.tensor(own, dtype=torch.int64, device="cpu")
 
     def turned(self, rows: Tensor) -> HeldDraw:
         """The same draw, with other numbers for some rows of a batch."""
@@ -242,7 +242,7 @@ class HeldDraw:
         with drawing_alone():
             number = self.reads
             self.reads = (number or 0) + 1
-        seed = _random.derive_seed(self.seed or 0, f"read {number}")
+        seed = _seeds.derive_seed(self.seed or 0, f"read {number}")
         if law.takes_keys and _engine.can_fuse(weight):
             return Key((seed,))
         with _apart(seed, weight):
@@ -252,7 +252,7 @@ class HeldDraw:
 @contextmanager
 def _apart(seed: int | None, weight: Tensor) -> Iterator[None]:
     """Drawing from a seed, or from torch's generator, without a gradient."""
-    own = nullcontext() if seed is None else _random.seeded(seed, weight.device)
+    own = nullcontext() if seed is None else _seeds.seeded(seed, weight.device)
     # A tensor that is made in inference mode could not be used with gradients later on.
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     normal = torch.inference_mode(False) if inference else nullcontext()

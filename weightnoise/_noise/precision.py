@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightnoise._errors import InfiniteNoiseWarning, NoiseRoundsAwayWarning
 from weightnoise._noise.recipe import tensors_in
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modes import has_numbers, is_captured, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
 from weightnoise.laws import Law
@@ -110,7 +110,7 @@ def fault(law: Law, weight: Tensor, factor: float, strengths: Mapping[str, Tenso
         name: (value[:rows] if value.shape[:1] == weight.shape[:1] else value).to(exact.dtype)
         for name, value in strengths.items()
     }
-    with _random.seeded(_SEED, weight.device), torch.no_grad():
+    with _seeds.seeded(_SEED, weight.device), torch.no_grad():
         noisy = apply_law(law, exact, law.draw(exact), factor, learned)
         # More than what was rounded on the way.
         moved = (noisy - exact).abs() > 8 * torch.finfo(exact.dtype).eps * exact.abs()

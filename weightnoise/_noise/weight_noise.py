@@ -30,8 +30,8 @@ from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
-from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
@@ -214,16 +214,16 @@ class WeightNoise(Learning):
     def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
             on_gpu = _engine._TRITON and _engine.by_triton(weight)
-            return Key((_random.key(weight.device) if on_gpu else int(_random.key()),))
+            return Key((_seeds.key(weight.device) if on_gpu else int(_seeds.key()),))
         if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
-            key = _random.key()
+            key = _seeds.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
         return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
-        with _random.seeded(seed, weight.device), torch.no_grad():
+        with _seeds.seeded(seed, weight.device), torch.no_grad():
             return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
 
     def can_fuse(self, weight: Tensor) -> bool:

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
+from weightnoise._random import seeds as _seeds
 
 _SHUFFLED = 2**16  # Up to so many places, all of them are put in an order.
 _BATCH = 4096
@@ -28,12 +28,12 @@ def event_places(key: int, size: int, base: float, rate: float) -> Tensor:
             each doubles it.
         rate: the probability.
     """
-    found = _layer(_random.derive_seed(key, "0"), size, base, rate / base if base else 0.0)
+    found = _layer(_seeds.derive_seed(key, "0"), size, base, rate / base if base else 0.0)
     low, layer = base, 0
     while low < rate:
         high, layer = min(2 * low, 1.0), layer + 1
         share = (rate - low) / (high - low)
-        more = _layer(_random.derive_seed(key, str(layer)), size, (high - low) / (1 - low), share)
+        more = _layer(_seeds.derive_seed(key, str(layer)), size, (high - low) / (1 - low), share)
         found = torch.cat((found, more[~torch.isin(more, found)]))
         low = high
     return found
@@ -47,7 +47,7 @@ def first_places(key: int, size: int, count: int) -> Tensor:
     batch = 0
     while len(found) < count:
         for _ in range(max(1, (count - len(found)) // _BATCH)):
-            new = (_uniform(_random.derive_seed(key, str(batch)), _BATCH) * size).long().clamp(max=size - 1)
+            new = (_uniform(_seeds.derive_seed(key, str(batch)), _BATCH) * size).long().clamp(max=size - 1)
             drawn, batch = torch.cat((drawn, new)), batch + 1
         values, order = torch.sort(drawn, stable=True)
         first = torch.ones_like(values, dtype=torch.bool)
@@ -66,7 +66,7 @@ def _layer(key: int, size: int, rate: float, share: float) -> Tensor:
         found = _gaps(key, size, rate)
     if share >= 1:
         return found
-    return found[_uniform(_random.derive_seed(key, "kept"), len(found)) < share]
+    return found[_uniform(_seeds.derive_seed(key, "kept"), len(found)) < share]
 
 
 def _gaps(key: int, size: int, rate: float) -> Tensor:
@@ -74,7 +74,7 @@ def _gaps(key: int, size: int, rate: float) -> Tensor:
     while last < size:
         expected = (size - last) * rate
         count = int(expected + 6 * math.sqrt(expected)) + 16
-        uniform = _uniform(key if block == 0 else _random.derive_seed(key, f"block {block}"), count)
+        uniform = _uniform(key if block == 0 else _seeds.derive_seed(key, f"block {block}"), count)
         gaps = torch.rsub(uniform, 1.0).log_().mul_(scale).floor_().add_(1.0)
         ends = gaps.cumsum_(0).add_(last)
         parts.append(ends)
@@ -89,5 +89,5 @@ def _uniform(key: int, count: int) -> Tensor:
         high, low = _engine._filled(key, (2, count), True).double()
         uniform: Tensor = high.add_(low, alpha=2.0**-24)
         return uniform
-    with _random.seeded(key, torch.device("cpu")):
+    with _seeds.seeded(key, torch.device("cpu")):
         return torch.rand(count, dtype=torch.float64, device="cpu")

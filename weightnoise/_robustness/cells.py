@@ -21,7 +21,7 @@ from weightnoise._errors import NoiseRoundsAwayWarning, NoMatchError, NotVectori
 from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
 from weightnoise._noise.precision import fault
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._robustness.metric import entries, measure, own_numbers, warn
 from weightnoise._robustness.plan import Plan, is_function
 from weightnoise._robustness.recalibration import recalibrated
@@ -140,13 +140,13 @@ def _owned(model: nn.Module, before: Container[AnyNoise]) -> dict[nn.Module, dic
 
 def measure_once(model: nn.Module, plan: Plan, name: str) -> Found:
     """What the metric finds in a model whose noise is as it is; ``name`` tells its own random numbers apart."""
-    with own_numbers(model, _random.derive_seed(plan.seed, name)), recalibrated(model, plan.recalibrate):
+    with own_numbers(model, _seeds.derive_seed(plan.seed, name)), recalibrated(model, plan.recalibrate):
         return measure(model, plan.metric)
 
 
 def measured(model: nn.Module, plan: Plan, cell: Cell, numbers: Sequence[int]) -> Iterator[Found]:
     """What the metric finds in some draws of a cell, whose noise is on the model."""
-    draws = _random.numbered(plan.seed, numbers, plan.antithetic)
+    draws = _seeds.numbered(plan.seed, numbers, plan.antithetic)
     done = 0
     if plan.vectorize and not cell.silent:
         try:

@@ -19,7 +19,7 @@ from weightnoise._checks import check_count, check_seed
 from weightnoise._contexts import hold_noise, no_noise, only_noise
 from weightnoise._errors import OptionError
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._robustness.cells import Cell, noisy
 from weightnoise._robustness.layer_table import LayerNoise, LayerReport
 from weightnoise._robustness.metric import forward_of
@@ -85,7 +85,7 @@ def layer_report(
     if law is None:
         check_noisy(model)
     call = forward or forward_of
-    seeds = [one for one, _ in _random.numbered(seed, draws, False)]
+    seeds = [one for one, _ in _seeds.numbered(seed, draws, False)]
     with torch.no_grad(), state_kept(model), noisy(model, Cell("", 0, law, 1.0)) as on:
         model.eval()
         mine = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._errors import NondeterministicMetricWarning, OptionError, OptionTypeError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor, unwrap
 
 _HERE = str(Path(__file__).parents[1])
@@ -42,7 +42,7 @@ def own_numbers(model: nn.Module, seed: int) -> Iterator[None]:
     # since a metric takes long and other threads go on drawing.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     worker = threading.current_thread() is not threading.main_thread()
-    with _random.seeded(seed, device, alone=worker):
+    with _seeds.seeded(seed, device, alone=worker):
         yield
 
 

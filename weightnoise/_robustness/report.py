@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from weightnoise._errors import OptionError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._robustness import merging as _merging
 from weightnoise._robustness import page as _page
 from weightnoise._robustness import tables as _tables
@@ -96,7 +96,7 @@ class RobustnessReport(Measurements):
         if isinstance(draw, bool) or not isinstance(draw, int) or not 0 <= draw < len(self.chips):
             raise OptionError(f"seed_of(draw=...) must be from 0 to {len(self.chips) - 1}, got {draw!r}.")
         seed, number = self.chips[draw]
-        return _random.numbered(seed, range(number, number + 1), self.antithetic)[0]
+        return _seeds.numbered(seed, range(number, number + 1), self.antithetic)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts; None where nothing was measured, NaN and infinity as text."""

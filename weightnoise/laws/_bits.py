@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_count
 from weightnoise._errors import OptionError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.autograd import Identity
 from weightnoise.laws._flipping import BITS, DTYPES, NAMES, flip, positions_of
 from weightnoise.laws._law import Law, straight_through
@@ -125,7 +125,7 @@ class BitFlip(Law):
         """A key for the flips with the number of the dtype; or numbers in the weight's shape, for each bit."""
         if self._single:
             dtype = torch.full((), DTYPES.index(weight.dtype), dtype=torch.int64, device="cpu")
-            return torch.stack((_random.key(), dtype))
+            return torch.stack((_seeds.key(), dtype))
         return draw_events(weight, (self.bits, *weight.shape), self.p or 0.0)
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from weightnoise._checks import check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._complete import complete
 from weightnoise.laws._law import Law, Noise, apply_law
@@ -125,7 +126,7 @@ class Correlated(Law):
         """The draw that belongs to a group and to the seed of a specimen."""
         if self.group is None:
             return self.draw(weight)
-        with _random.seeded(_random.derive_seed(die, f"group {self.group}"), weight.device):
+        with _seeds.seeded(_seeds.derive_seed(die, f"group {self.group}"), weight.device):
             return self.draw(weight)
 
     def freeze(self, weight: Tensor, name: str) -> Any:

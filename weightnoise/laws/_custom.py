@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice
 from weightnoise._errors import OptionError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._scale import Gradient
@@ -54,11 +54,11 @@ class Custom(Law):
 
     def draw(self, weight: Tensor) -> Tensor:
         """The key that the function's random numbers are seeded with."""
-        return _random.key()
+        return _seeds.key()
 
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight + factor * (fn(weight) - weight)``."""
-        with _random.seeded(int(noise), weight.device):
+        with _seeds.seeded(int(noise), weight.device):
             changed = self.fn(weight)
         if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (weight.shape, weight.dtype):
             got = (tuple(changed.shape), changed.dtype) if isinstance(changed, Tensor) else type(changed)

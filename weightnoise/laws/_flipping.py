@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._errors import OptionError
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._random.places import event_places, first_places
 from weightnoise._torch.modes import in_transform, number_of, sees_operations
 
@@ -80,7 +80,7 @@ def _flip(
     key, kind = draw.tolist()
     times = number_of(factor)
     if times < 0:
-        key, times = _random.derive_seed(key, "mirror"), -times
+        key, times = _seeds.derive_seed(key, "mirror"), -times
     bit_of = positions_of(DTYPES[kind], bits, chosen)
     size = weight.numel() * len(bit_of)
     if count < 0:

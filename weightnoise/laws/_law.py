@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._options import with_plain_numbers
 from weightnoise.laws._protocols import ActivationLaw as ActivationLaw
@@ -115,7 +115,7 @@ class Law:
         It depends on the chip's number and on the name alone, and leaves torch's random state as it was.
         """
         if self.chip is not None:
-            with _random.seeded(_random.derive_seed(self.chip, name), weight.device), torch.no_grad():
+            with _seeds.seeded(_seeds.derive_seed(self.chip, name), weight.device), torch.no_grad():
                 return self.draw(weight)
         several = len(self.parts) > 1
         frozen = [

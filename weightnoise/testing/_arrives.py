@@ -12,7 +12,7 @@ from weightnoise._attach.find import noises
 from weightnoise._contexts import force_noise, no_noise, only_noise, require_noise
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._select.candidates import clean_tensor
 
 _DRAWS = 4  # Of one, a unit without slope may show nothing.
@@ -44,7 +44,7 @@ def assert_noise_arrives(
     """
 
     def run(seed: int) -> list[Tensor]:
-        with _random.seeded(seed, torch.device("cpu")), torch.no_grad():
+        with _seeds.seeded(seed, torch.device("cpu")), torch.no_grad():
             output = (model if call is None else call)(*inputs, **named_inputs)
         return [tensor.detach().clone() for tensor in tensors_in(output)]
 
@@ -73,7 +73,7 @@ def _matters(
     before = parameter.detach().clone()
     try:
         for seed in range(_DRAWS):
-            with _random.seeded(seed, before.device), torch.no_grad():
+            with _seeds.seeded(seed, before.device), torch.no_grad():
                 parameter.copy_(noise.sample(before))
             if _differ(clean, run(0)):
                 return True

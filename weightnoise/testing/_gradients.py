@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightnoise._attach.find import noises
 from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._weights import has_weight_noise
 from weightnoise.laws import Chain, Law
 from weightnoise.laws._law import apply_law
@@ -117,7 +117,7 @@ def check_gradients(
 
     def value(of: nn.Module) -> Tensor:
         held = hold_noise(of, seed=seed) if has_weight_noise(of) else nullcontext()
-        with _random.seeded(seed, device), held:
+        with _seeds.seeded(seed, device), held:
             return loss(of, *doubles)
 
     value(noisy).backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from weightnoise._contexts import hold_noise
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise._weights import add_weight_noise
 from weightnoise.laws import Noise, sample
 from weightnoise.laws._complete import complete
@@ -49,10 +49,10 @@ def check_law(
         Exact rescaling as a test of noise: the transformations of optax (DeepMind, 2020).
     """
     if weight is None:
-        with _random.seeded(seed, torch.device("cpu")):
+        with _seeds.seeded(seed, torch.device("cpu")):
             weight = torch.randn(6, 8, dtype=torch.float64, device="cpu")
     weight = weight.detach().double()
-    with _random.seeded(seed, weight.device):
+    with _seeds.seeded(seed, weight.device):
         for dtype in _DTYPES:
             _check_shape(law, weight.to(dtype))
         _check_draw(law, weight)
@@ -63,7 +63,7 @@ def check_law(
     else:
         _check_biased(law, weight, seed)
     _check_on_a_model(law, weight, seed)
-    with _random.seeded(seed, weight.device):
+    with _seeds.seeded(seed, weight.device):
         _check_tensor_factor(law, weight)
 
 

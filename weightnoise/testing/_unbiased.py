@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from weightnoise._random import draws as _random
+from weightnoise._random import seeds as _seeds
 from weightnoise.laws import Noise, sample
 
 
@@ -31,7 +31,7 @@ def assert_unbiased(law: Noise, weight: Tensor, *, draws: int = 2000, seed: int 
         >>> assert_unbiased(Chain((Gaussian(0.1), DropConnect(0.5))), torch.randn(20, 10))
     """
     weight = weight.detach().double()
-    with _random.seeded(seed, weight.device), torch.no_grad():
+    with _seeds.seeded(seed, weight.device), torch.no_grad():
         moved = torch.stack([sample(law, weight) - weight for _ in range(draws)])
     largest = _scores(moved).max().item()
     overall = _scores(moved.flatten(1).mean(dim=1)).item()
