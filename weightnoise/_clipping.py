@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
-from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, UnsupportedParameterError
+from weightnoise._holds import require_noise
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Clip

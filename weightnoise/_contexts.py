@@ -8,22 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import chain
-from typing import Literal, TypeAlias, TypeVar
 
 from torch import nn
 
-from weightnoise._attach.find import every_noise, noises
-from weightnoise._attach.hook import activation_noises
-from weightnoise._checks import check_choice, check_sign, plain_number
-from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError
-from weightnoise._noise.context import AnyNoise, HeldNoise, NoiseContext, Overrides
+from weightnoise._attach.find import every_noise
+from weightnoise._checks import check_choice, check_count, check_sign, is_number, plain_number
+from weightnoise._errors import OptionError, OptionTypeError
+from weightnoise._holds import Reads, held_overrides, require_noise, weight_of
+from weightnoise._noise.context import AnyNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
-from weightnoise._noise.draws import HeldDraw
+from weightnoise._noise.holding import HeldNoise
 from weightnoise._random import seeds as _seeds
-from weightnoise._select.candidates import clean_tensor
-
-T = TypeVar("T")
-Reads: TypeAlias = Literal["held", "fresh"]
 
 
 def no_noise(*models: nn.Module) -> NoiseContext:
@@ -96,7 +91,15 @@ def scale_noise(model: nn.Module, factor: float) -> NoiseContext:
     return NoiseContext(lambda: _on_each(require_noise(every_noise(model)), Override(scale=float(factor))))
 
 
-def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, reads: Reads = "held") -> HeldNoise:
+def hold_noise(
+    model: nn.Module,
+    *,
+    seed: int | None = None,
+    sign: int = 1,
+    reads: Reads = "held",
+    every: int | None = None,
+    rho: float | tuple[float, ...] = 0.0,
+) -> HeldNoise:
     """Use one draw for everything inside: forwards, reads, and all uses of a tied parameter.
 
     A read outside of every forward, which is clean elsewhere, is the held noisy weight: to look at a draw, or to
@@ -119,15 +122,23 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, read
             what a law of yours declares by ``of_chip``; everything else is a reading's. With a seed, reading k
             of a parameter depends on the seed, the name and k; compiled code takes its readings from torch's
             generator. Activation checkpoints and the estimators flipout and local are refused.
+        every: after how many forwards of ``model`` time goes on by a step, as ``held.advance()`` makes it: what
+            belongs to a reading is drawn anew then, or moves on by ``rho``, and the chip stays. Forwards of its
+            parts by themselves are not counted, nor those of copies, nor what a checkpoint computes again. None
+            for no time but that of ``advance``. Nothing is taken from torch's generator later than on entry.
+        rho: the correlation of the noise of two steps in succession, from 0 to less than 1. Several are for the
+            sum of AR(1) processes, which for ``(0.9, 0.99, 0.999)`` has nearly a 1/f spectrum over two decades.
+            For laws that draw normal numbers, with ``estimator="shared"``.
 
     Returns:
         A context manager, also usable as a decorator. Each entry makes its own draw (the same one
         for the same seed); the innermost of several wins. ``with hold_noise(model) as held:`` can
-        draw anew inside with ``held.reset()``, as at the start of an episode. Entering it raises
-        `NotNoisyError` for a model without noise.
+        draw anew inside with ``held.reset()``, as at the start of an episode, and let time pass with
+        ``held.advance(steps)``. Entering it raises `NotNoisyError` for a model without noise.
 
     Raises:
-        ValueError: for a seed that is no whole number, a sign that is neither 1 nor -1, and unknown reads.
+        ValueError: for a seed that is no whole number, a sign that is neither 1 nor -1, unknown reads, and times
+            that do not fit them.
 
     Example:
         >>> model = add_weight_noise(nn.Linear(3, 2), 0.1)
@@ -141,12 +152,29 @@ def hold_noise(model: nn.Module, *, seed: int | None = None, sign: int = 1, read
         raise OptionError(f"hold_noise(seed=...) must be a whole number or None, got {seed!r}.")
     check_sign("hold_noise", sign)
     check_choice("hold_noise", "reads", reads, ("held", "fresh"))
+    every = every if every is None else check_count("hold_noise", "every", every, 1)
+    rhos = _autocorrelations(every, rho, reads)
 
     def open_overrides(resets: int) -> Overrides:
         own = seed if seed is None or resets == 0 else _seeds.derive_seed(seed, f"reset {resets}")
-        return held_overrides(model, own, sign, reads)
+        if own is None and (every is not None or rhos):
+            own = int(_seeds.key())  # A forward that moves time on may be in a checkpoint.
+        return held_overrides(model, own, sign, reads, rhos)
 
-    return HeldNoise(open_overrides)
+    return HeldNoise(open_overrides, weight_of, None if every is None else (model, every))
+
+
+def _autocorrelations(every: int | None, rho: object, reads: Reads) -> tuple[float, ...]:
+    """The autocorrelations; () where what comes a step later is independent."""
+    rhos = tuple(map(plain_number, rho)) if isinstance(rho, (tuple, list)) else (plain_number(rho),)
+    if not rhos or not all(is_number(one) and 0 <= one < 1 for one in rhos):
+        raise OptionError(f"hold_noise(rho=...) must be a number from 0 to less than 1, or several, got {rho!r}.")
+    if reads == "fresh" and (every is not None or any(rhos)):
+        raise OptionError(
+            "hold_noise(reads='fresh') draws anew in each forward of a layer, and knows no every and no rho. Use "
+            "reads='held', and every=1 for a reading in each forward of the model."
+        )
+    return rhos if any(rhos) else ()
 
 
 def _check_modules(call: str, models: Iterable[object], how: str) -> None:
@@ -164,60 +192,7 @@ def _on_each(found: Iterable[AnyNoise], override: Override) -> Overrides:
     return [(noise, override) for noise in found]
 
 
-def held_overrides(model: nn.Module, seed: int | None, sign: int, reads: Reads = "held") -> Overrides:
-    """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
-    found = require_noise(every_noise(model))
-    fresh = reads == "fresh"
-    if fresh and seed is None:
-        seed = int(_seeds.key())  # Readings are counted, and take nothing from torch's generator.
-    count = 0 if fresh else None
-    grouped = any(noise.handed.says("draw_of") for noise in found)
-    die = (int(_seeds.key()) if seed is None else seed) if grouped else None
-    draws: dict[tuple[object, str], HeldDraw] = {}
-    opened: Overrides = []
-    for name, owner, noise in noises(model):
-        parameter = owner._parameters.get(noise.tensor_name)
-        # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
-        key = (name if parameter is None else id(parameter), repr(noise.law))
-        own_seed = None if seed is None else _seeds.derive_seed(seed, name)
-        weight = clean_tensor(owner, noise.tensor_name)
-        if weight is not None and weight.is_meta and seed is None and key not in draws:
-            own_seed = int(_seeds.key())  # It is drawn once the weight has numbers.
-        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count))
-        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
-        if weight is not None:
-            held.make(noise.handed, weight)
-        if fresh and noise.estimator != "shared":
-            raise OptionError(_FRESH_READS.format(name=noise.name, estimator=noise.estimator))
-        if noise.estimator != "shared":
-            held.make_key()
-        opened.append((noise, Override(held=held)))
-    activations = list(activation_noises(model))
-    if activations and seed is None:
-        # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
-        # where a checkpointed region would miss it when it is computed again.
-        seed = int(_seeds.key())
-    for name, _, activation in activations:
-        own_seed = _seeds.derive_seed(seed or 0, f"{activation.at} of {name}")
-        opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count))))
-    return opened
-
-
-_FRESH_READS = (
-    "hold_noise(reads='fresh') holds a chip and reads it anew in each forward; parameter '{name}' has "
-    "estimator={estimator!r}, whose noise is on the output of the layer. Add its noise with estimator='shared'."
-)
-
-
 def only_noise(model: nn.Module, one: object) -> NoiseContext:
     """All noise of the model off inside, but for one."""
     off = Override(off=True)
     return NoiseContext(lambda: [(noise, off) for noise in every_noise(model) if noise is not one])
-
-
-def require_noise(found: Iterable[T]) -> list[T]:
-    """All that was found; an error where there is no noise."""
-    listed = list(found)
-    if not listed:
-        raise NotNoisyError("The model carries no noise. Call add_weight_noise(model, spec) first.")
-    return listed

@@ -83,6 +83,10 @@ class AbandonedContextWarning(UserWarning):
     """A generator was given up inside a context on noise, which was open for everybody until then."""
 
 
+class ForwardsNotCountedWarning(UserWarning):
+    """A hold that moves on with the forwards of a module was left, and there were none."""
+
+
 class CleanReadWarning(UserWarning):
     """A method of a module that is no forward reads a noisy parameter, and gets it clean."""
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from weightnoise._attach.find import every_noise
 from weightnoise._checks import check_strength
-from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, SpecError
+from weightnoise._holds import require_noise
 from weightnoise._noise.context import AnyNoise
 from weightnoise._select.noises import chosen_noises
 from weightnoise._select.patterns import Key

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
 from weightnoise._checks import check_seed, check_sign
-from weightnoise._contexts import require_noise
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
-from weightnoise._noise.draws import add_draw
+from weightnoise._holds import require_noise
+from weightnoise._noise.held import add_draw
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LAWS
-from weightnoise._noise import draws
+from weightnoise._noise import held as holding
 
 SIZES = (8, 64)
 OURS = [name for name in LAWS if not name.startswith("custom")]
@@ -27,13 +27,13 @@ def layer(size: int, law: Any, **options: Any) -> nn.Linear:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the parameters whose noisy weight is made, one for each time."""
     names: list[str] = []
-    apply = draws.apply_draw
+    apply = vars(holding)["apply_draw"]
 
     def counted(noise: Any, *args: Any) -> Tensor:
         names.append(noise.name)
         return apply(noise, *args)
 
-    monkeypatch.setattr(draws, "apply_draw", counted)
+    monkeypatch.setattr(holding, "apply_draw", counted)
     return names
 
 

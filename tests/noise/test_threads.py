@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import weightnoise as wn
 from tests.helpers import seen
 from weightnoise._noise.control import NoiseControl
-from weightnoise._noise.draws import HeldDraw
+from weightnoise._noise.held import HeldDraw
 
 SIZES = [8, 64]  # From 2048 numbers on the C engine draws.
 

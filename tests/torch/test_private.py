@@ -60,6 +60,7 @@ def test_a_compiled_module_still_names_the_one_inside() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_constant_is_marked_as_torch_does() -> None:
     assert torch.compiler.assume_constant_result(lambda: True)._dynamo_marked_constant  # type: ignore[attr-defined]
+    assert torch.compiler.disable(lambda: True)._torchdynamo_disable
 
 
 def test_what_they_say() -> None:

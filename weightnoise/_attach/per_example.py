@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.checkpoints import EffectiveControl, fresh
-from weightnoise._noise.draws import PER_EXAMPLE, HeldDraw, apply_draw
+from weightnoise._noise.draws import PER_EXAMPLE, apply_draw
 from weightnoise._noise.frames import opens_frame
+from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._random import draws as _random
 from weightnoise._random import keyed as _keyed

@@ -29,7 +29,7 @@ from weightnoise._torch.tracing import while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.control import NoiseControl, Override
-    from weightnoise._noise.draws import HeldDraw
+    from weightnoise._noise.held import HeldDraw
     from weightnoise.laws import Law
 
 T = TypeVar("T")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from weightnoise._errors import AbandonedContextWarning, OptionError, SpecError
+from weightnoise._errors import AbandonedContextWarning, SpecError
 from weightnoise._noise.control import NoiseControl, Override
 from weightnoise._noise.decorating import decorated
 from weightnoise.laws import Law, Noise
@@ -45,11 +45,13 @@ class Entry:
         overrides: for each noise, what the context says about it.
         thread: who entered.
         resets: how often a hold has drawn anew.
+        hook: what counts the forwards of a hold that moves on with them.
     """
 
     overrides: Overrides
     thread: int = 0
     resets: int = 0
+    hook: Any = None
 
 
 class NoiseContext:
@@ -91,7 +93,7 @@ class NoiseContext:
         entry.thread = _thread()
         try:
             self._entries.append(entry)
-            _open(entry.overrides)
+            lay(entry.overrides)
             return self
         except BaseException:  # An interrupt too, up to the last line.
             self._lift(entry)
@@ -101,7 +103,7 @@ class NoiseContext:
         """Take back what an entry has laid; it may be done twice."""
         if entry in self._entries:
             self._entries.remove(entry)
-        _close(entry.overrides)
+        lift(entry.overrides)
 
     def _latest(self) -> Entry:
         """The innermost entry of this thread; the innermost of all where another thread leaves for it."""
@@ -140,64 +142,12 @@ class _OfOneCall:
             raise
 
 
-class HeldNoise(NoiseContext):
-    """The context that `hold_noise` returns; inside, `reset` puts another draw in place."""
-
-    def __init__(self, open_overrides: Callable[[int], Overrides]) -> None:
-        super().__init__(lambda: open_overrides(0))
-        self._reopen = open_overrides
-
-    def reset(self, rows: Any = None) -> None:
-        """Draw anew and hold that: a new episode, another chip. With a seed, the next of a reproducible series.
-
-        Args:
-            rows: for ``estimator="flipout"`` and ``"local"``, where each example of a batch has noise of its own:
-                the rows whose noise is made anew, as a mask or as numbers, such as the environments whose episode
-                has ended. The others keep theirs. None for all of it.
-
-        Raises:
-            OptionError: for rows that are none, or where some noise of the model is one for all rows.
-        """
-        if not self._entries:
-            raise RuntimeError("reset() is for use inside `with hold_noise(model) as held:`.")
-        entry = self._latest()
-        if rows is None:
-            opened = self._reopen(entry.resets + 1)
-            entry.resets += 1
-        else:
-            opened = _turned(entry.overrides, rows)
-        before = entry.overrides
-        entry.overrides = [*before, *opened]  # So that leaving closes them all, whatever happens here.
-        _open(opened)
-        held = dict(before)
-        for noise, override in opened:
-            if noise in held:
-                noise.control.hand_on(held[noise], override)
-        _close(before)
-        entry.overrides = opened
-
-
-def _turned(overrides: Overrides, rows: Any) -> Overrides:
-    """The same overrides, whose held draws have other numbers for some rows."""
-    given = torch.as_tensor(rows, device="cpu")
-    numbers = given.nonzero().flatten() if given.dtype == torch.bool else given.to(torch.int64)
-    if given.ndim != 1 or (given.is_floating_point() and given.numel()) or (numbers < 0).any():
-        raise OptionError(f"reset(rows=...) takes a mask or the numbers of rows, got {rows!r}.")
-    shared = [repr(noise.name) for noise, override in overrides if getattr(override.held, "key", None) is None]
-    if shared:
-        raise OptionError(
-            "reset(rows=...) is for noise that differs from row to row, estimator='flipout' or 'local'. One "
-            f"for all rows is that of {', '.join(shared)}. Leave it clean, or call reset()."
-        )
-    turned = {id(override.held): override.held.turned(numbers) for _, override in overrides if override.held}
-    return [(noise, replace(override, held=turned[id(override.held)])) for noise, override in overrides]
-
-
 def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()  # Dynamo knows no threads.
 
 
-def _open(overrides: Overrides) -> None:
+def lay(overrides: Overrides) -> None:
+    """Let a context have its say on each noise; an error where the strength cannot be what it makes of it."""
     for noise, override in overrides:
         noise.control.add(override)
     problems = dict.fromkeys(noise.handed.factor_problem(noise.control.factor) for noise, _ in overrides)
@@ -205,7 +155,8 @@ def _open(overrides: Overrides) -> None:
         raise SpecError(*(f"{problem}." for problem in problems if problem))
 
 
-def _close(overrides: Overrides) -> None:
+def lift(overrides: Overrides) -> None:
+    """Take that back."""
     for noise, override in overrides:
         noise.control.discard(override)
 

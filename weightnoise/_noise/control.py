@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
-from weightnoise._noise.draws import HeldDraw
+from weightnoise._noise.held import HeldDraw
 
 When: TypeAlias = Literal["always", "training"]
 
@@ -130,11 +130,13 @@ class NoiseControl:
         for other in self._relatives():
             other._pull(override)
 
-    def hand_on(self, before: Override, after: Override) -> None:
-        """Let the copies that are in one context be in another one too."""
-        for other in self._relatives():
-            if any(override is before for override in other.overrides):
-                other.add(after)
+    def exchange(self, before: Override, after: Override) -> None:
+        """Let a context say something else, in its place among the others; on copies too."""
+        for control in (self, *self._relatives()):
+            with control._locked():
+                keep_for_compiled(control, control._now())
+                control.overrides = [after if other is before else other for other in control.overrides]
+                control._resolve()
 
     def _pull(self, override: Override) -> None:
         with self._locked():

@@ -18,12 +18,12 @@ from weightnoise._noise.draws import (
     Key,
     Seed,
     apply_draw,
-    can_rest,
     drawing_alone,
     is_pending,
     moved,
 )
 from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
+from weightnoise._noise.held import can_rest
 from weightnoise._noise.learning import Learning, Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.precision import Lookout

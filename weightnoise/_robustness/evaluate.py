@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from weightnoise._contexts import Reads
+from weightnoise._holds import Reads
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.metric import Metric
 from weightnoise._robustness.plan import LevelLaw, Levels, make_plan

@@ -13,8 +13,8 @@ from torch import nn
 from weightnoise._attach.find import noises
 from weightnoise._attach.hook import activation_noises
 from weightnoise._checks import check_choice, check_count, check_seed, check_strength, plain_number
-from weightnoise._contexts import Reads
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError, SpecError
+from weightnoise._holds import Reads
 from weightnoise._robustness.measurements import Level
 from weightnoise._robustness.metric import Metric
 from weightnoise._select.choose import Spec

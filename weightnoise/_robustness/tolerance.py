@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from weightnoise._checks import check_count, check_strength
-from weightnoise._contexts import Reads
 from weightnoise._errors import OptionError, WeightNoiseError
+from weightnoise._holds import Reads
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.collect import provenance
 from weightnoise._robustness.executors import run_on

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from weightnoise._attach.hook import ActivationNoise
-from weightnoise._contexts import held_overrides
+from weightnoise._holds import held_overrides
 from weightnoise._noise.context import NoiseContext
 from weightnoise._noise.control import Override
-from weightnoise._noise.draws import HeldDraw
+from weightnoise._noise.held import HeldDraw
 
 _ELEMENTS = 2**24  # Of all draws that are stacked at a time: 64 MiB in float32.
 

@@ -91,6 +91,11 @@ class _Scaled(Law):
     scale: Tensor | float
     normal: bool
 
+    @property
+    def normal_draw(self) -> bool:  # type: ignore[override]
+        """Whether they are normal."""
+        return self.normal
+
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers, or numbers uniform on [-1, 1]."""
         return _random.normal(weight) if self.normal else _random.symmetric_uniform(weight)

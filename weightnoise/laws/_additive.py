@@ -72,6 +72,7 @@ class Gaussian(Law):
     gradient: Gradient = "straight-through"
 
     sign_symmetric = True
+    normal_draw = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

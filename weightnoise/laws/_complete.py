@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import WeightNoiseError
+from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._custom import Custom
-from weightnoise.laws._law import ActivationLaw, Law, Noise, is_law
+from weightnoise.laws._law import NO_PATH, ActivationLaw, Law, Noise, is_law
 from weightnoise.laws._regions import Regions
 
 
@@ -60,6 +60,7 @@ class Completed(Law):
         self.sign_symmetric = getattr(law, "sign_symmetric", False)
         self.chip = getattr(law, "chip", None)
         self.of_chip = getattr(law, "of_chip", False)
+        self.normal_draw = getattr(law, "normal_draw", False)
         self.parts = tuple(map(complete, getattr(law, "parts", ())))
 
     @property
@@ -109,6 +110,12 @@ class Completed(Law):
         if own is None and self._own("draw") is not None:
             return self.draw(weight)
         return self._handed("draw_of", weight, die)
+
+    def moved_on(self, held: Any, fresh: Sequence[Any], join: Callable[[Tensor, list[Tensor]], Tensor]) -> Any:
+        """As of any law; one that draws itself says what its numbers are."""
+        if self._own("draw") is None or self.normal_draw or all(one is held for one in fresh):
+            return super().moved_on(held, fresh, join)
+        raise OptionError(NO_PATH.format(law=self))
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from weightnoise._errors import OptionError
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._options import with_plain_numbers
@@ -32,6 +33,7 @@ class Law:
         of_chip: whether the draw is the hardware's and not a reading's, for ``hold_noise(reads="fresh")``.
         parts: the laws that a wrapper is made of. What they learn, freeze, refuse and look at is then the
             wrapper's too. Its draw is that of its part, or the tuple of those of several.
+        normal_draw: whether all of the draw is standard normal numbers, for holds that move on in time.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
         bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
     """
@@ -47,6 +49,7 @@ class Law:
     chip: int | None = None
     of_chip: bool = False
     parts: tuple[Law, ...] = ()
+    normal_draw: bool = False
     takes_keys: bool = False
     bitwise: bool = False
     per: Any = "tensor"
@@ -137,6 +140,17 @@ class Law:
             return self.draw(weight)
         return _joined([part.reread(weight, own) for part, own in self._shared_out(held)])
 
+    def moved_on(self, held: Any, fresh: Sequence[Any], join: Callable[[Tensor, list[Tensor]], Tensor]) -> Any:
+        """The draw that ``join`` makes of a held one and others of the same chip, whose own stays."""
+        if all(one is held for one in fresh):
+            return held
+        if self.normal_draw:
+            return _leaf_by_leaf(held, fresh, join)
+        if not self.parts:
+            raise OptionError(NO_PATH.format(law=self))
+        of_each = zip(self._shared_out(held), *map(self._shared_out, fresh), strict=True)
+        return _joined([part.moved_on(own, [one for _, one in rest], join) for (part, own), *rest in of_each])
+
     @property
     def has_chip_part(self) -> bool:
         """Whether some of its draw belongs to the hardware, and not to a reading."""
@@ -209,6 +223,20 @@ def _joined(of_parts: list[Any]) -> Any:
 
 def _first(problems: Iterable[str | None]) -> str | None:
     return next((found for found in problems if found), None)
+
+
+def _leaf_by_leaf(held: Any, fresh: Sequence[Any], join: Callable[[Tensor, list[Tensor]], Tensor]) -> Any:
+    if all(one is held for one in fresh):
+        return held
+    if isinstance(held, tuple):
+        return tuple(_leaf_by_leaf(own, others, join) for own, *others in zip(held, *fresh, strict=True))
+    return join(held, list(fresh))
+
+
+NO_PATH = (
+    "{law!r} does not draw normal numbers, so that its draw cannot move a part of the way. Use rho=0 for noise "
+    "that is drawn anew, or a law such as Gaussian."
+)
 
 
 def is_law(value: object) -> bool:

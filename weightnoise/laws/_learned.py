@@ -65,6 +65,7 @@ class LearnedGaussian(Law):
         if self.init is not None:
             check_strength("LearnedGaussian", "init", self.init)
         check_choice("LearnedGaussian", "factorised", self.factorised, (True, False))
+        object.__setattr__(self, "normal_draw", not self.factorised)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """``std`` for each weight."""
@@ -105,6 +106,7 @@ class LearnedDeviation(Law):
     """Independent Gaussian noise on each weight, whose standard deviation has something learned in it."""
 
     sign_symmetric = True
+    normal_draw = True
 
     def draw(self, weight: Tensor) -> Tensor:
         """Standard normal numbers in the weight's shape."""

@@ -43,6 +43,7 @@ class LogNormal(Law):
     _: KW_ONLY
     gradient: Gradient = "straight-through"
 
+    normal_draw = True
     __repr__ = law_repr
 
     def __post_init__(self) -> None:

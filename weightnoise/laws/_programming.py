@@ -97,6 +97,7 @@ class ProgrammingNoise(Law):
 
     __repr__ = law_repr
     of_chip = True
+    normal_draw = True
 
     def __post_init__(self) -> None:
         options = ("g_max", "time", "t0", "t_read") + ("g_reference",) * (self.g_reference is not None)

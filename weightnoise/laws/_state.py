@@ -67,6 +67,7 @@ class StateDependentNoise(Law):
     gradient: Gradient = "straight-through"
 
     __repr__ = law_repr
+    normal_draw = True
 
     def __post_init__(self) -> None:
         name = "StateDependentNoise"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
-from weightnoise._contexts import force_noise, no_noise, only_noise, require_noise
+from weightnoise._contexts import force_noise, no_noise, only_noise
+from weightnoise._holds import require_noise
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds

@@ -1,0 +1,93 @@
+"""What a hold says about each noise of a model: the draw that it makes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from weightnoise._attach.find import every_noise, noises
+from weightnoise._attach.hook import activation_noises
+from weightnoise._errors import NotNoisyError, OptionError
+from weightnoise._noise.context import AnyNoise, Overrides
+from weightnoise._noise.control import Override
+from weightnoise._noise.held import HeldDraw
+from weightnoise._noise.paths import check_path
+from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._random import seeds as _seeds
+from weightnoise._select.candidates import clean_tensor
+
+T = TypeVar("T")
+Reads: TypeAlias = Literal["held", "fresh"]
+
+
+def weight_of(noise: AnyNoise) -> Tensor | None:
+    """The clean weight of a noise on weights."""
+    owner = noise.owner() if isinstance(noise, WeightNoise) and noise.owner is not None else None
+    return None if owner is None else clean_tensor(owner, noise.tensor_name)  # type: ignore[attr-defined]
+
+
+def held_overrides(
+    model: nn.Module, seed: int | None, sign: int, reads: Reads = "held", rho: tuple[float, ...] = ()
+) -> Overrides:
+    """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
+    found = require_noise(every_noise(model))
+    fresh = reads == "fresh"
+    if fresh and seed is None:
+        seed = int(_seeds.key())  # Readings are counted, and take nothing from torch's generator.
+    count = 0 if fresh else None
+    grouped = any(noise.handed.says("draw_of") for noise in found)
+    die = (int(_seeds.key()) if seed is None else seed) if grouped else None
+    draws: dict[tuple[object, str], HeldDraw] = {}
+    opened: Overrides = []
+    for name, owner, noise in noises(model):
+        parameter = owner._parameters.get(noise.tensor_name)
+        # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
+        key = (name if parameter is None else id(parameter), repr(noise.law))
+        own_seed = None if seed is None else _seeds.derive_seed(seed, name)
+        weight = clean_tensor(owner, noise.tensor_name)
+        if weight is not None and weight.is_meta and seed is None and key not in draws:
+            own_seed = int(_seeds.key())  # It is drawn once the weight has numbers.
+        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count, rho=rho))
+        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
+        if rho and weight is not None:
+            check_path(noise.handed, weight)
+        if weight is not None:
+            held.make(noise.handed, weight)
+        if (fresh or rho) and noise.estimator != "shared":
+            why = _RHO if rho else _FRESH_READS
+            raise OptionError(why.format(name=noise.name, estimator=noise.estimator))
+        if noise.estimator != "shared":
+            held.make_key()
+        opened.append((noise, Override(held=held)))
+    activations = list(activation_noises(model))
+    if activations and seed is None:
+        # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
+        # where a checkpointed region would miss it when it is computed again.
+        seed = int(_seeds.key())
+    for name, _, activation in activations:
+        own_seed = _seeds.derive_seed(seed or 0, f"{activation.at} of {name}")
+        opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count, rho=rho))))
+    return opened
+
+
+_FRESH_READS = (
+    "hold_noise(reads='fresh') holds a chip and reads it anew in each forward; parameter '{name}' has "
+    "estimator={estimator!r}, whose noise is on the output of the layer. Add its noise with estimator='shared'."
+)
+
+
+_RHO = (
+    "hold_noise(rho=...) moves a draw a part of the way at each step; parameter '{name}' has "
+    "estimator={estimator!r}, whose noise is another for each example. Add its noise with estimator='shared', or "
+    "use rho=0."
+)
+
+
+def require_noise(found: Iterable[T]) -> list[T]:
+    """All that was found; an error where there is no noise."""
+    listed = list(found)
+    if not listed:
+        raise NotNoisyError("The model carries no noise. Call add_weight_noise(model, spec) first.")
+    return listed
