@@ -135,6 +135,21 @@ def test_noise_on_is_an_error_for_onnx(export: Callable[[nn.Module], None]) -> N
         export(make().eval())
 
 
+@pytest.mark.filterwarnings("ignore:::torch.onnx", "ignore:You are using the legacy TorchScript-based ONNX export")
+@pytest.mark.parametrize("at", ["output", "input"])
+@pytest.mark.parametrize("export", [onnx_by_tracing, pytest.param(onnx, marks=needs_onnxscript)])
+def test_noise_on_activations_is_an_error_for_onnx(export: Callable[[nn.Module], None], at: Any) -> None:
+    model = wn.add_activation_noise(CASES["mlp"].model(), {"2": 0.2}, at=at).eval()
+    text, own = str(model), list(vars(model[2]))
+    for _ in range(2):
+        with pytest.raises(
+            wn.ExportError, match=r"^Activation noise is on for '2' .*with weightnoise\.no_noise\(model\)"
+        ):
+            export(model)
+    assert str(model) == text
+    assert list(vars(model[2])) == own
+
+
 @pytest.mark.parametrize("when", ["always", "training"])
 def test_the_text_of_a_model_is_no_export(when: Any) -> None:
     model = wn.add_weight_noise(nn.Sequential(nn.Linear(8, 8)), 0.1, when=when)

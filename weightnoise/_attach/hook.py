@@ -37,7 +37,7 @@ class ActivationNoise:
         effective = effective_control(self, module.training)
         if effective is None:
             return None
-        refuse_export("activation", self.name)
+        refuse_export("activation", self.name, module)
         if output:
             first = _first(args, kwargs)
             return self._replace(output[0], lambda value: self._noisy(value, effective, module, first))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import _symbolic_trace
 
 from weightnoise._errors import ExportError
@@ -14,9 +15,17 @@ from weightnoise._torch import legacy as _legacy
 from weightnoise._torch.legacy import run_by_dynamo
 
 
-def refuse_export(kind: str, name: str) -> None:
-    """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation"."""
+def refuse_export(kind: str, name: str, module: nn.Module | None = None) -> None:
+    """Raise `ExportError` while the model is exported or traced; ``kind`` is "weight" or "activation".
+
+    Args:
+        kind: the kind of noise.
+        name: of the parameter or module.
+        module: that which is called, where the text of the model says nothing of its noise.
+    """
     if is_traced():
+        if module is not None and _in_onnx():
+            _refuse_in_text(kind, name, module)
         _refuse(kind, name)
 
 
@@ -25,9 +34,29 @@ def refuse_onnx(name: str, live: bool) -> None:
 
     Whatever is raised later, it puts behind an error of its own that asks for a report to PyTorch.
     """
-    onnx: Any = sys.modules.get("torch.onnx")  # Not imported for the text of a model.
-    if live and onnx is not None and onnx.is_in_onnx_export():
+    if live and _in_onnx():
         _refuse("weight", name)
+
+
+def _in_onnx() -> bool:
+    onnx: Any = sys.modules.get("torch.onnx")  # Not imported for the question.
+    return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+def _refuse_in_text(kind: str, name: str, module: nn.Module) -> None:
+    """Raise from the text of a module, once: torch.onnx.export asks for that of the model after each failure."""
+    own = vars(module)
+    before = own.get("extra_repr")
+
+    def text() -> str:
+        own.pop("extra_repr", None)
+        if before is not None:
+            own["extra_repr"] = before
+        if _in_onnx():
+            _refuse(kind, name)
+        return module.extra_repr()
+
+    own["extra_repr"] = text
 
 
 @run_by_dynamo
