@@ -13,11 +13,11 @@ from typing import TextIO
 from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
 from weightnoise._cli.files import try_to_write, write_whole
-from weightnoise._cli.jobs import run_merge
 from weightnoise._cli.load import load_allowed, load_model
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, Progress, check_extras, say
 from weightnoise._cli.parser import make_parser
+from weightnoise._cli.report import run_report
 from weightnoise._cli.sweep import run_sweep, run_tolerance
 from weightnoise._errors import WeightNoiseError
 from weightnoise._plan import plan_weight_noise
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _run_plan,
         "sweep": run_sweep,
         "tolerance": run_tolerance,
-        "merge": run_merge,
+        "report": run_report,
+        "merge": run_report,
     }
     run = commands[options.command]
     try:

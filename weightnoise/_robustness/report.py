@@ -151,13 +151,15 @@ class RobustnessReport(Measurements):
     def __str__(self) -> str:
         return _tables.to_text(self)
 
-    def to_html(self, title: str = "Robustness") -> str:
+    def to_html(self, title: str = "Robustness", *, level: str = "noise level", log: bool = False) -> str:
         """One HTML page: the table with intervals, the figure (where matplotlib is), and where it comes from.
 
         Args:
-            title: of the page, and what to write at the vertical axis.
+            title: of the page, and what to write at the axis of the metric.
+            level: as for `plot`.
+            log: as for `plot`.
         """
-        return _page.to_html(self, title, lambda: self.plot(metric=title))
+        return _page.to_html(self, title, lambda: self.plot(metric=title, level=level, log=log))
 
     def plot(self, *, metric: str = "metric", level: str = "noise level", log: bool = False) -> Figure:
         """Mean over level with a band of one standard deviation for each curve; needs matplotlib.
