@@ -205,6 +205,10 @@ def test_plan_prints_the_plan(subject: Path, capsys: pytest.CaptureFixture[str])
     torch.manual_seed(0)
     model = sys.modules["subject"].make_network()
     assert capsys.readouterr().out == f"{wn.plan_weight_noise(model, spec)}\n"
+    assert run("plan", MODEL, "--spec", "0.2", "--at", "input") == 0
+    assert capsys.readouterr().out == f"{wn.plan_activation_noise(model, 0.2, at='input')}\n"
+    assert run("plan", MODEL, "--spec", "0.2", "--at", "input", "--min-ndim", "1") == 2
+    assert "--min-ndim is about weights" in capsys.readouterr().err
     assert run("plan", MODEL, "--spec", "0.1", "--min-ndim", "1") == 0
     assert "4 of 4 parameters noisy" in capsys.readouterr().out
 
@@ -562,7 +566,7 @@ def test_help_teaches_with_examples_that_parse(command: str, capsys: pytest.Capt
     assert left.value.code == 0
     text = capsys.readouterr().out
     examples = re.findall(r"^  weightnoise ((?:.*\\\n)*.*)", text, flags=re.MULTILINE)
-    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 3, "tolerance": 2, "report": 3, "merge": 3}[command]
+    assert len(examples) == {"demo": 0, "plan": 3, "sweep": 3, "tolerance": 2, "report": 3, "merge": 3}[command]
     for example in examples:
         options = _cli_parser.make_parser().parse_args(shlex.split(example.replace("\\\n", " ")))
         assert options.command in (command, "report", "merge")

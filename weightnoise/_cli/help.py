@@ -32,7 +32,8 @@ Exit codes: 0 success, 1 failure (also of your code), 2 wrong usage, 130 interru
 
 PLAN = f"""\
 Show what add_weight_noise would do to a model: which parameters get noise, of which law and which standard
-deviation in units of the weight, and which stay clean.
+deviation in units of the weight, and which stay clean. With --at, what add_activation_noise would do: which
+modules get noise on their outputs or inputs.
 
 {OBJECTS}
 
@@ -41,6 +42,7 @@ deviation in units of the weight, and which stay clean.
 PLAN_EXAMPLES = f"""\
 Examples:
   weightnoise plan model:make_model --spec 0.01
+  weightnoise plan model:make_model --spec '{{"class:torch.nn.ReLU": Gaussian(0.1)}}' --at output
   weightnoise plan torchvision.models:resnet18 --spec '{{"fc.*": None, "*": Gaussian(0.05, relative_to="absmax")}}'
 
 {EXITS}"""

@@ -81,10 +81,11 @@ def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
     plan.add_argument("model", metavar="MODULE:FACTORY", help="the model, or a function that makes it")
     plan.add_argument("--spec", required=True, help="laws, or a .json file of them")
     _add_allow(plan)
+    text = "plan noise on what modules put out or take in, and not on weights"
+    plan.add_argument("--at", choices=("output", "input"), help=text)
     plan.add_argument(
         "--min-ndim",
         type=_values.whole,
-        default=2,
         metavar="N",
         help="leave parameters with fewer dimensions clean, unless the spec names them (default: 2)",
     )
