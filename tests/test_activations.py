@@ -453,10 +453,12 @@ def test_export_with_noise_on_is_an_error() -> None:
 def test_specs_that_cannot_be_are_errors_and_change_nothing(spec: Any, kind: Any, text: str) -> None:
     model = plain()
     before = hooks(model)
-    with pytest.raises(kind) as caught:
-        wn.add_activation_noise(model, spec)
-    assert text in str(caught.value)
-    assert hooks(model) == before
+    calls: list[Callable[..., Any]] = [wn.add_activation_noise, wn.plan_activation_noise]
+    for call in calls:
+        with pytest.raises(kind) as caught:
+            call(model, spec)
+        assert text in str(caught.value)
+        assert hooks(model) == before
 
 
 def test_all_problems_come_at_once() -> None:

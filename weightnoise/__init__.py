@@ -1,5 +1,6 @@
 """Noise on the weights of any PyTorch model: add it, train, switch it, remove it, ship."""
 
+from weightnoise._activation_plan import ActivationNoisePlan, PlannedActivationNoise, plan_activation_noise
 from weightnoise._activations import add_activation_noise, noisy_activations, remove_activation_noise
 from weightnoise._clipping import clip_weights
 from weightnoise._config import spec_from_config, spec_to_config
@@ -78,6 +79,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AbandonedContextWarning",
     "ActivationLaw",
+    "ActivationNoisePlan",
     "AdaptiveNoise",
     "AlreadyNoisyError",
     "BitFlip",
@@ -111,6 +113,7 @@ __all__ = [
     "OptionError",
     "OptionTypeError",
     "ParametricNoise",
+    "PlannedActivationNoise",
     "PlannedNoise",
     "Prediction",
     "ProgrammingNoise",
@@ -152,6 +155,7 @@ __all__ = [
     "noisy_activations",
     "noisy_parameters",
     "perturb_loss",
+    "plan_activation_noise",
     "plan_weight_noise",
     "predict",
     "record_activations",

@@ -83,10 +83,19 @@ def add_activation_noise(
     Source:
         Bishop, Training with noise is equivalent to Tikhonov regularization, 1995.
     """
+    check_choice("add_activation_noise", "when", when, ("always", "training"))
+    for node, law in chosen_modules("add_activation_noise", model, spec, at).items():
+        register(node.module, ActivationNoise(law, node.names[0], at, when))
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # Compiled code does not look for hooks that were added later.
+    return model
+
+
+def chosen_modules(call: str, model: nn.Module, spec: ActivationSpec, at: At) -> dict[Node, Noise]:
+    """The law for each module that a spec covers; every problem is raised, and nothing is touched."""
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    check_choice("add_activation_noise", "at", at, ("output", "input"))
-    check_choice("add_activation_noise", "when", when, ("always", "training"))
+    check_choice(call, "at", at, ("output", "input"))
     problems: list[WeightNoiseError] = []
     nodes = walk(model)
     never = _never_called(nodes)
@@ -103,11 +112,14 @@ def add_activation_noise(
     if not chosen and not problems:
         problems.append(NoMatchError("The spec puts noise on no module. A law covers Linear and Conv modules."))
     raise_problems(problems)
-    for node, law in chosen.items():
-        register(node.module, ActivationNoise(law, node.names[0], at, when))
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # Compiled code does not look for hooks that were added later.
-    return model
+    return chosen
+
+
+def layers(model: nn.Module) -> list[Node]:
+    """The Linear and Conv modules that are called: those that a bare law covers."""
+    nodes = walk(model)
+    never = _never_called(nodes)
+    return [node for node in nodes if _is_meant(node, None) and node.module not in never]
 
 
 def remove_activation_noise(model: ModuleT, *, at: At | None = None) -> ModuleT:

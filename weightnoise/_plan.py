@@ -77,13 +77,11 @@ class NoisePlan:
         if any(row.batch_dim is not None for row in self.rows):
             head = (*head, "batch dim")
             body = [(*line, str(row.batch_dim)) for line, row in zip(body, self.rows, strict=True)]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = table(head, body)
         total = len(self.rows) + len(self.clean)
-        lines.append(f"{len(self.rows)} of {total} parameters noisy; clean: {_few(self.clean) or 'none'}")
+        lines.append(f"{len(self.rows)} of {total} parameters noisy; clean: {few(self.clean) or 'none'}")
         if self.scales:
-            lines.append(f"clean as scales, shifts or tokens (name them to cover them): {_few(self.scales)}")
+            lines.append(f"clean as scales, shifts or tokens (name them to cover them): {few(self.scales)}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -138,7 +136,15 @@ def plan_weight_noise(
     return NoisePlan(tuple(rows), tuple(one.name for one in clean), tuple(scales), _notes(placements))
 
 
-def _few(names: Sequence[str]) -> str:
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, its columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body)]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of the names, in a sentence."""
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
@@ -151,7 +157,7 @@ def _notes(placements: Sequence[Placement]) -> tuple[str, ...]:
             if note := layout_note(law, placement.candidate.layout):
                 found.setdefault(note, []).append(placement.candidate.name)
     return tuple(
-        f"{note} of {_few(tuple(dict.fromkeys(names)))}: stored with the inputs first"
+        f"{note} of {few(tuple(dict.fromkeys(names)))}: stored with the inputs first"
         for note, names in found.items()
     )
 

@@ -205,6 +205,10 @@ def test_plan_prints_the_plan(subject: Path, capsys: pytest.CaptureFixture[str])
     torch.manual_seed(0)
     model = sys.modules["subject"].make_network()
     assert capsys.readouterr().out == f"{wn.plan_weight_noise(model, spec)}\n"
+    assert run("plan", MODEL, "--spec", "0.2", "--at", "input") == 0
+    assert capsys.readouterr().out == f"{wn.plan_activation_noise(model, 0.2, at='input')}\n"
+    assert run("plan", MODEL, "--spec", "0.2", "--at", "input", "--min-ndim", "1") == 2
+    assert "--min-ndim is about weights" in capsys.readouterr().err
     assert run("plan", MODEL, "--spec", "0.1", "--min-ndim", "1") == 0
     assert "4 of 4 parameters noisy" in capsys.readouterr().out
 
@@ -353,7 +357,7 @@ def test_it_goes_on_after_a_signal(number: signal.Signals, subject: Path) -> Non
     ("change", "differing"),
     [
         (["--levels", "0.1"], "levels"),
-        (["--draws", "5", "--seed", "1"], "weights, draws, seed"),  # The seed makes the model.
+        (["--draws", "3", "--seed", "1"], "weights, seed, draws"),  # The seed makes the model.
         (["--law", "Uniform(1.0)"], "laws"),
         (["--metric", "subject:random"], "metric, code of the metric"),
         (["--antithetic"], "antithetic"),
@@ -502,11 +506,25 @@ def test_a_warning_is_one_line(subject: Path, capsys: pytest.CaptureFixture[str]
         (
             ["--levels", "0,x"],
             2,
-            "error: argument --levels: must be a number, not 'x' (see weightnoise sweep --help)",
+            "--levels multiply the strength of a law and must be numbers of at least 0, not 'x'; for other values "
+            "of an option of the law, name it: --vary OPTION",
         ),
-        (["--levels", "-1"], 2, "error: argument --levels: must be numbers of at least 0, not '-1'"),
-        (["--levels", "nan"], 2, "error: argument --levels: must be a number, not 'nan'"),
-        (["--levels", ","], 2, "error: argument --levels: must be numbers of at least 0, not ','"),
+        (["--levels", "-1"], 2, "must be numbers of at least 0, not -1; "),
+        (["--levels", "one=-1"], 2, "must be numbers of at least 0, not -1; "),
+        (["--levels", "nan"], 2, "error: argument --levels: must be finite numbers or names, not 'nan'"),
+        (
+            ["--levels", "1=Infinity"],
+            2,
+            "error: argument --levels: must be finite numbers or names, not 'Infinity'",
+        ),
+        (["--levels", "=2"], 2, "error: argument --levels: must be finite numbers or names, not '=2'"),
+        (["--levels", ","], 2, "error: argument --levels: must be numbers or names, not ','"),
+        (["--vary", "time"], 2, "--vary time: Gaussian(std=1.0) has no such option, but 'gradient', 'per', "),
+        (["--law", "2", "--vary", "p"], 2, "--vary p: Gaussian(std=1.0) has no such option, but 'gradient', "),
+        (["--log-axis"], 2, "--log-axis is about a figure: give --plot too"),
+        (["--axis", "dose"], 2, "--axis is about a figure: give --plot too"),
+        (["--levels", "1", "--plot", "plot.png", "--log-axis"], 2, "--log-axis needs two levels or more"),
+        (["--levels", "a=1,b=2", "--plot", "plot.png", "--log-axis"], 2, "and numbers without names"),
         (["--draws", "0"], 2, "error: argument --draws: must be a whole number of at least 1, not '0'"),
         (["--plot", "plot.txt"], 2, "error: argument --plot: must end in .png, .pdf or .svg, not 'plot.txt'"),
         (["--law", "Gaussian(std=1.0)"], 2, "--law Gaussian(std=1.0) is given twice"),
@@ -541,17 +559,17 @@ def test_a_plot_without_matplotlib(
     assert capsys.readouterr().err == f"weightnoise: {expected}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "plan", "sweep", "tolerance", "merge"])
+@pytest.mark.parametrize("command", ["demo", "plan", "sweep", "tolerance", "report", "merge"])
 def test_help_teaches_with_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     examples = re.findall(r"^  weightnoise ((?:.*\\\n)*.*)", text, flags=re.MULTILINE)
-    assert len(examples) == {"demo": 0, "plan": 2, "sweep": 2, "tolerance": 2, "merge": 1}[command]
+    assert len(examples) == {"demo": 0, "plan": 3, "sweep": 3, "tolerance": 2, "report": 3, "merge": 3}[command]
     for example in examples:
         options = _cli_parser.make_parser().parse_args(shlex.split(example.replace("\\\n", " ")))
-        assert options.command == command
+        assert options.command in (command, "report", "merge")
         for spec in [options.spec] if command == "plan" else getattr(options, "laws", []):
             assert read_spec(spec) is not None
     if examples:

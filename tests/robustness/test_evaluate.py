@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import CASES
-from weightnoise._robustness.progress import progress_bar
+from weightnoise._robustness.progress import clock, progress_bar
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 LEVELS = [0.0, 0.1, 0.3]
@@ -189,26 +191,82 @@ def test_the_fingerprint_is_that_of_the_weights() -> None:
 
 
 def test_plots() -> None:
-    figure = run(law=None, laws={"a": LAW, "b": wn.Uniform(1.0)}, threshold=0.0).plot(metric="sum")
+    figure = run(law=None, laws={"a": LAW, "b": wn.Uniform(1.0)}, threshold=0.0).plot(metric="sum", level="dose")
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "threshold"]
-    assert axes.get_ylabel() == "sum"
-    bars = run(by_parameter=True, levels=[0.3]).plot().axes[0]
-    assert len(bars.patches) == 2
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["without noise", "a", "b", "threshold"]
+    assert (axes.get_ylabel(), axes.get_xlabel(), axes.get_xscale()) == ("sum", "dose", "linear")
 
 
-def test_progress_is_shown_when_it_takes_long(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bars_have_the_line_of_the_clean_model() -> None:
+    report = run(by_parameter=True, levels=[0.3])
+    axes: Any = report.plot().axes[0]
+    assert len(axes.patches) == 2
+    (clean,) = set(report.clean.values())
+    assert clean == metric(plain())
+    assert set(report.clean) == set(report.curves)
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_label() == "without noise"] == [
+        [clean, clean]
+    ]
+    diverged = dataclasses.replace(report, clean=dict.fromkeys(report.curves, math.nan))
+    assert "without noise" not in [line.get_label() for line in diverged.plot().axes[0].lines]
+
+
+def test_a_logarithmic_axis_keeps_the_zero() -> None:
+    law: Any = lambda time: wn.ProgrammingNoise(time=time)  # noqa: E731
+    with_zero = run(law=law, levels=[0, 25, 86400], draws=2)
+    axes = with_zero.plot(log=True).axes[0]
+    assert axes.get_xscale() == "symlog"
+    place = axes.transData.transform([(time, 0.0) for time in (0, 25, 250, 86400)])[:, 0]
+    assert place[0] < place[1] < place[2] < place[3]  # Each has a place of its own.
+    assert place[2] - place[1] > 0.1 * (place[3] - place[0])  # One decade of three and a half.
+    without = dataclasses.replace(with_zero, levels=(1.0, 25.0, 86400.0))
+    assert without.plot(log=True).axes[0].get_xscale() == "log"
+    for wrong in ((1.0, "day", "week"), ("a", "b", "c")):
+        with pytest.raises(wn.OptionError, match=r"plot\(log=True\) needs two levels or more, and numbers"):
+            dataclasses.replace(with_zero, levels=wrong).plot(log=True)
+    with pytest.raises(wn.OptionError, match="needs two levels or more"):
+        run(levels=[0.3]).plot(log=True)
+
+
+def test_the_line_of_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("weightnoise._robustness.progress._QUIET", -1.0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    times = iter([0.0, 60.0, 3000.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
     with progress_bar(True) as tick:
+        tick.expect(7)
         tick("level 0.1")
-    assert "\rlevel 0.1" in capsys.readouterr().err
+        tick.expect(-3)
+        tick("level 0.2")
+    said = capsys.readouterr().err
+    assert said.startswith("\rlevel 0.1 (1 of 7, 6:00 left)\rlevel 0.2 (2 of 4, 50:00 left)")
+    times = iter([0.0, 1.0])
+    with progress_bar(True) as tick:
+        tick("level 0.1")  # The end of a search is not known.
+    assert capsys.readouterr().err.startswith("\rlevel 0.1 (1)")
     with progress_bar(False) as tick:
         tick("level 0.1")
     assert capsys.readouterr().err == ""
+    assert clock(2 * 3600 + 3 * 60 + 4.4) == "2:03:04"
+
+
+def test_tqdm_gets_the_total_and_no_colon(monkeypatch: pytest.MonkeyPatch) -> None:
+    tqdm = pytest.importorskip("tqdm", reason="tqdm is optional")
+    bars: list[Any] = []
+
+    class Bar(tqdm.tqdm):  # type: ignore[misc, name-defined]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    run(levels=[0.0, 0.1, 0.3], draws=4, progress=True)
+    assert bars[0].total == bars[0].n == 1 + 4 + 4
+    assert bars[0].desc == "Gaussian(std=1.0) at 0.3, draw 4 of 4 "
+    run(levels=[0.1], draws=50, until_sem=1e9, progress=True)  # Draws that are spared are no longer expected.
+    assert bars[1].total == bars[1].n == 20
 
 
 def test_values_are_independent_of_the_order_of_the_levels() -> None:

@@ -9,7 +9,7 @@ Noise on the weights of any PyTorch model.
   weightnoise plan        which parameters of a model of yours a spec would put noise on, and how much
   weightnoise sweep       how a model of yours holds up as the noise grows: a table, a report, a figure
   weightnoise tolerance   how much noise it can take: the largest level at which it reaches a target
-  weightnoise merge       the reports of many jobs as one
+  weightnoise report      a report that was written: shown, converted, drawn; those of many jobs as one
 
 Each has a page of its own: weightnoise sweep --help"""
 
@@ -32,7 +32,8 @@ Exit codes: 0 success, 1 failure (also of your code), 2 wrong usage, 130 interru
 
 PLAN = f"""\
 Show what add_weight_noise would do to a model: which parameters get noise, of which law and which standard
-deviation in units of the weight, and which stay clean.
+deviation in units of the weight, and which stay clean. With --at, what add_activation_noise would do: which
+modules get noise on their outputs or inputs.
 
 {OBJECTS}
 
@@ -41,6 +42,7 @@ deviation in units of the weight, and which stay clean.
 PLAN_EXAMPLES = f"""\
 Examples:
   weightnoise plan model:make_model --spec 0.01
+  weightnoise plan model:make_model --spec '{{"class:torch.nn.ReLU": Gaussian(0.1)}}' --at output
   weightnoise plan torchvision.models:resnet18 --spec '{{"fc.*": None, "*": Gaussian(0.05, relative_to="absmax")}}'
 
 {EXITS}"""
@@ -52,7 +54,10 @@ pairs. Prints mean and standard error.
 
 A level multiplies the strength of the law: with Gaussian(1.0, relative_to="absmax") the levels are standard
 deviations as fractions of the largest weight of each layer; with ProgrammingNoise() they are multiples of the
-noise of the device; with StuckAt(zero=1.0) they are shares of the weights.
+noise of the device; with StuckAt(zero=1.0) they are shares of the weights. With --vary OPTION a level is the value
+of that option, in each law that has it: --vary time --law 'ProgrammingNoise()' --levels 0,25,hour=3600. Instead of
+a law, --law takes MODULE:FUNCTION, a function from a level to a law. The levels of both are any numbers, names, or
+names with their values.
 
 {OBJECTS}
 
@@ -72,7 +77,8 @@ model in eval mode, and evaluates it on data of its choice:
 A sweep with --out keeps what it has measured in that file, about once a second. Interrupted, it goes on from
 there when the same command is given again, and ends with the same numbers to the last bit. Other options,
 another model (its weights are compared), a changed metric (its code is), and another version of torch or
-weightnoise are refused, and named. Whether what the metric calls and its data are the same is not checked."""
+weightnoise are refused, and named. Whether what the metric calls and its data are the same is not checked. More
+--draws or another --threshold go on from what the file holds. Two sweeps that run at once have a file each."""
 
 SWEEP_EXAMPLES = f"""\
 Examples:
@@ -80,6 +86,8 @@ Examples:
       --law 'Gaussian(1.0, relative_to="absmax")' --law 'StuckAt(zero=1.0)' --out report.json --plot plot.png
   weightnoise sweep model:make_model --metric model:accuracy --levels 0.1 \\
       --law 'Gaussian(1.0, relative_to="absmax")' --by-parameter --plot sensitivity.png
+  weightnoise sweep model:make_model --metric model:accuracy --vary time --levels 0,25,3600,86400 \\
+      --law 'ProgrammingNoise()' --plot drift.png --log-axis --axis 'seconds after programming'
 
 In Python: weightnoise.RobustnessReport.from_json(open("report.json").read()).
 
@@ -105,12 +113,16 @@ Examples:
 
 {EXITS}"""
 
-MERGE = """\
-Put reports of sweeps together: those of the shards of one sweep, or of other seeds. A draw that is in two of them
-counts once. Reports of another metric, law, model, level or version are refused, with what differs."""
+REPORT = """\
+Show a report that a sweep has written, and write it as JSON, CSV (a line for each draw), markdown or one HTML
+page, by the ending of --out. Several reports are put together: those of the shards of one sweep, or of other
+seeds. A draw that is in two of them counts once. Reports of another metric, law, model, level or version are
+refused, with what differs. Nothing of yours is run. `weightnoise merge` is the same command."""
 
-MERGE_EXAMPLES = f"""\
+REPORT_EXAMPLES = f"""\
 Examples:
+  weightnoise report report.json --threshold 0.9
+  weightnoise report report.json --out report.html --log-axis --axis 'seconds after programming'
   weightnoise merge report-1.json report-2.json --out report.json
 
 {EXITS}"""

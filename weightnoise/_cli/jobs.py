@@ -1,22 +1,15 @@
-"""The commands over several processes and machines: worker processes, shards, and reports put together."""
+"""The commands over several processes and machines: worker processes, and shards."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from weightnoise._cli.files import locked, read_text, try_to_write, write_whole
 from weightnoise._cli.load import load_metric, load_model
-from weightnoise._cli.output import CommandError, say
-from weightnoise._errors import WeightNoiseError
-from weightnoise._robustness.merging import config, differing
-from weightnoise._robustness.report import RobustnessReport
+from weightnoise._cli.output import CommandError
 
 
 @contextmanager
@@ -48,43 +41,3 @@ def of_shard(draws: int, shard: tuple[int, int] | None, antithetic: bool) -> int
     if start == stop:
         raise CommandError(f"--shard {place}/{count} has none of the {draws} draws: give fewer shards")
     return range(start, stop)
-
-
-def run_merge(options: argparse.Namespace) -> None:
-    """Run the command ``weightnoise merge``."""
-    if options.out is not None:
-        try_to_write(options.out)
-    parts = {path: _read(path) for path in options.reports}
-    (first, (mine, _)), *others = parts.items()
-    for path, (report, _) in others:
-        if differences := differing(config(mine), config(report)):
-            raise CommandError(f"{first} and {path} do not belong together: {', '.join(differences)}", code=1)
-    try:
-        merged = mine.merge(*(report for _, (report, _) in others))
-    except WeightNoiseError as error:
-        raise CommandError(f"{' '.join(map(str, options.reports))}: {error}", code=1) from None
-    print(merged)
-    shards = [tuple(sweep["shard"]) for _, sweep in parts.values() if sweep.get("shard")]
-    missing = [
-        f"{place}/{count}"
-        for count in {of for _, of in shards}
-        for place in range(1, count + 1)
-        if (place, count) not in shards
-    ]
-    if missing:
-        say(f"shards that are missing: {', '.join(missing)}")
-    if options.out is not None:
-        with locked(options.out):
-            write_whole(options.out, json.dumps(merged.to_dict(), indent=1))
-        print(f"Report: {options.out}")
-
-
-def _read(path: Path) -> tuple[RobustnessReport, dict[str, Any]]:
-    """A report, and the settings of the sweep that has written it."""
-    try:
-        content = json.loads(read_text(path))
-        if isinstance(content, dict) and "measured" in content:
-            raise CommandError(f"{path} is not finished: give its command again, and merge then", code=1)
-        return RobustnessReport.from_dict(content), content.get("sweep", {})
-    except (RecursionError, ValueError) as error:
-        raise CommandError(f"{path} holds no report: {error}", code=1) from None

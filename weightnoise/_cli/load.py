@@ -55,10 +55,28 @@ def load_metric(reference: str) -> Callable[[Any], Any]:
     Raises:
         CommandError: if there is no such thing, or if it cannot be called.
     """
+    return _function(reference, "the model")
+
+
+def load_function(reference: str) -> Callable[[Any], Any]:
+    """The function from a level to a law that ``MODULE:NAME`` names.
+
+    Raises:
+        CommandError: if there is no such thing, or if it cannot be called.
+    """
+    return _function(reference, "the level")
+
+
+def _function(reference: str, of: str) -> Callable[[Any], Any]:
     found = _load(reference)
     if not callable(found):
-        raise CommandError(f"{reference} is {_shown(found)}; a function of the model is needed")
+        raise CommandError(f"{reference} is {_shown(found)}; a function of {of} is needed")
     return found  # type: ignore[no-any-return]
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text has the form ``MODULE:NAME``."""
+    return _REFERENCE.fullmatch(text) is not None
 
 
 def code_of(metric: Any) -> str:
@@ -83,7 +101,7 @@ def load_allowed(references: Iterable[str]) -> list[Any]:
 
 
 def _load(reference: str) -> Any:
-    if not _REFERENCE.fullmatch(reference):
+    if not is_reference(reference):
         raise CommandError(f"{reference!r} is not of the form MODULE:NAME, such as model:make_model.")
     module_name, _, path = reference.partition(":")
     here = str(Path.cwd())

@@ -8,16 +8,17 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from weightnoise._activation_plan import plan_activation_noise
 from weightnoise._cli import demo as _demo
 from weightnoise._cli import demo_output as _cli_demo
 from weightnoise._cli.files import try_to_write, write_whole
-from weightnoise._cli.jobs import run_merge
 from weightnoise._cli.load import load_allowed, load_model
 from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, Progress, check_extras, say
 from weightnoise._cli.parser import make_parser
+from weightnoise._cli.report import run_report
 from weightnoise._cli.sweep import run_sweep, run_tolerance
 from weightnoise._errors import WeightNoiseError
 from weightnoise._plan import plan_weight_noise
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _run_plan,
         "sweep": run_sweep,
         "tolerance": run_tolerance,
-        "merge": run_merge,
+        "report": run_report,
+        "merge": run_report,
     }
     run = commands[options.command]
     try:
@@ -93,8 +95,13 @@ def _show_warning(
 
 def _run_plan(options: argparse.Namespace) -> None:
     model = load_model(options.model)  # First: a spec may name what its module defines.
-    spec = read_spec(options.spec, load_allowed(options.allow))
-    print(plan_weight_noise(model, spec, min_ndim=options.min_ndim))
+    spec: Any = read_spec(options.spec, load_allowed(options.allow))
+    if options.at is not None:
+        if options.min_ndim is not None:
+            raise CommandError("--min-ndim is about weights, and --at about what modules put out or take in")
+        print(plan_activation_noise(model, spec, at=options.at))
+    else:
+        print(plan_weight_noise(model, spec, min_ndim=2 if options.min_ndim is None else options.min_ndim))
 
 
 def _run_demo(options: argparse.Namespace) -> None:

@@ -34,14 +34,17 @@ def make_parser() -> Parser:
     _add_plan(commands, debug)
     _add_sweep(commands, debug)
     _add_tolerance(commands, debug)
-    _add_merge(commands, debug)
+    _add_report(commands, debug)
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[Parser], debug: Parser, name: str, text: str) -> Parser:
+def _command(
+    commands: argparse._SubParsersAction[Parser], debug: Parser, name: str, text: str, *aliases: str
+) -> Parser:
     """A command with its texts in `_cli.help`, whose lines stay as they are."""
     return commands.add_parser(
         name,
+        aliases=aliases,
         parents=[debug],
         help=text,
         description=getattr(_help, name.upper()),
@@ -78,10 +81,11 @@ def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
     plan.add_argument("model", metavar="MODULE:FACTORY", help="the model, or a function that makes it")
     plan.add_argument("--spec", required=True, help="laws, or a .json file of them")
     _add_allow(plan)
+    text = "plan noise on what modules put out or take in, and not on weights"
+    plan.add_argument("--at", choices=("output", "input"), help=text)
     plan.add_argument(
         "--min-ndim",
         type=_values.whole,
-        default=2,
         metavar="N",
         help="leave parameters with fewer dimensions clean, unless the spec names them (default: 2)",
     )
@@ -97,12 +101,12 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
         nargs="+",
         type=_values.levels,
         metavar="LEVEL",
-        help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2",
+        help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2; with --vary values: 25,3600 or start=25,hour=3600",
     )
     add("--until-sem", type=_values.until, metavar="X", help="go on at this standard error: 0.01 or 2%%")
     add("--shard", type=_values.shard, metavar="K/N", help="measure the k-th of n parts of the draws; see merge")
     add("--by-parameter", action="store_true", help="noise on one parameter at a time: which is most sensitive?")
-    add("--threshold", type=_values.number, metavar="X", help="what the metric must reach: print yield and worst")
+    _add_threshold(sweep)
     add("--lower-is-better", action="store_true", help="the metric is a loss or an error")
     _add_out(sweep)
 
@@ -129,10 +133,18 @@ def _add_tolerance(commands: argparse._SubParsersAction[Parser], debug: Parser) 
     _add_out(tolerance)
 
 
-def _add_merge(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
-    merge = _command(commands, debug, "merge", "put the reports of shards, or of several seeds, together")
-    merge.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what sweeps have written")
-    merge.add_argument("--out", type=Path, metavar="WHOLE.json", help="write the whole here")
+def _add_report(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
+    report = _command(commands, debug, "report", "show a report, convert it, put several together", "merge")
+    report.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="what sweeps have written")
+    _add_threshold(report)
+    text = "write it here (.json, .csv, .md or .html)"
+    report.add_argument("--out", type=_values.table, metavar="OUT", help=text)
+    _add_plot(report)
+
+
+def _add_threshold(command: Parser) -> None:
+    text = "what the metric must reach: print yield and worst"
+    command.add_argument("--threshold", type=_values.number, metavar="X", help=text)
 
 
 def _add_subject(command: Parser) -> None:
@@ -146,6 +158,11 @@ def _add_subject(command: Parser) -> None:
         dest="laws",
         metavar="LAW",
         help="repeat it to compare; without it the noise that the model has",
+    )
+    add(
+        "--vary",
+        metavar="OPTION",
+        help="the option of the law that levels are, such as time; without it they multiply the strength",
     )
     _add_allow(command)
     add("--draws", type=_values.count, default=20, metavar="N", help="draws at each level (default: 20)")
@@ -165,8 +182,15 @@ def _add_out(command: Parser) -> None:
     add = command.add_argument
     add("--out", type=Path, metavar="REPORT.json", help="keep the report here, and go on from it when interrupted")
     add("--fresh", action="store_true", help="start over, whatever --out holds")
+    _add_plot(command)
+
+
+def _add_plot(command: Parser) -> None:
+    """Options of the figure."""
     text = "draw the report (.png, .pdf or .svg; needs matplotlib)"
-    add("--plot", type=_values.figure, metavar="PLOT.png", help=text)
+    command.add_argument("--plot", type=_values.figure, metavar="PLOT.png", help=text)
+    command.add_argument("--axis", metavar="TEXT", help="what to write at the axis of the levels of the figure")
+    command.add_argument("--log-axis", action="store_true", help="make that axis logarithmic")
 
 
 def _add_allow(command: Parser) -> None:

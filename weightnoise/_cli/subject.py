@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from weightnoise._activations import noisy_activations
 from weightnoise._cli.files import locked, try_to_write
 from weightnoise._cli.journal import Journal
 from weightnoise._cli.load import code_of, load_allowed, load_metric, load_model
-from weightnoise._cli.notation import read_spec
 from weightnoise._cli.output import CommandError, say
+from weightnoise._cli.vary import read_laws
 from weightnoise._random.philox import engine
 from weightnoise._robustness.metric import Metric, fingerprint
-from weightnoise._robustness.plan import law_name
+from weightnoise._robustness.plan import is_function, law_name
 from weightnoise._weights import noisy_parameters
 
 
@@ -43,7 +43,7 @@ class Subject:
 def load_subject(options: argparse.Namespace) -> Subject:
     """Load what the options name."""
     model, metric = load_model(options.model, seed=options.seed), load_metric(options.metric)
-    laws = _read_laws(options.laws or [], load_allowed(options.allow))
+    laws = read_laws(options.laws or [], load_allowed(options.allow), options.vary)
     for path in filter(None, (options.out, options.plot)):
         try_to_write(path)
     noise = [*noisy_parameters(model).items(), *noisy_activations(model).items()]
@@ -54,6 +54,8 @@ def load_subject(options: argparse.Namespace) -> Subject:
         "metric": options.metric,
         "code of the metric": code_of(metric),
         "laws": list(laws),
+        "vary": options.vary,
+        "code of the laws": [code_of(law) for law in laws.values() if is_function(law) and options.vary is None],
         "noise on the model": [f"{name}: {law_name(law)}" for name, law in noise],
         "weights": fingerprint(model),
         "torch": torch.__version__,
@@ -63,23 +65,17 @@ def load_subject(options: argparse.Namespace) -> Subject:
     return Subject(model, metric, laws, about)
 
 
-def _read_laws(texts: Sequence[str], allowed: Sequence[Any]) -> dict[str, Any]:
-    laws: dict[str, Any] = {}
-    for text in texts:
-        law = read_spec(text, allowed)
-        if law_name(law) in laws:
-            raise CommandError(f"--law {law_name(law)} is given twice")
-        laws[law_name(law)] = law
-    return laws
-
-
 @contextmanager
-def journal(path: Path | None, about: Mapping[str, Any], fresh: bool) -> Iterator[Journal]:
+def journal(
+    path: Path | None, about: Mapping[str, Any], fresh: bool, asked: Mapping[str, Any] | None = None
+) -> Iterator[Journal]:
     """What was measured so far, in a file that no other process writes."""
     with nullcontext() if path is None else locked(path):
-        kept = Journal(path, about, fresh=fresh)
+        kept = Journal(path, about, fresh=fresh, asked=asked)
         if kept.content is not None:
             say(f"{path} is complete; --fresh measures again")
+        elif kept.extends:
+            say(f"going on from what is in {path}")
         elif kept.measured:
             say(f"going on after {len(kept.measured)} evaluations")
         yield kept

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from weightnoise._cli.files import write_whole
 from weightnoise._cli.jobs import executor, of_shard
-from weightnoise._cli.output import CommandError, check_extras
+from weightnoise._cli.output import CommandError
+from weightnoise._cli.report import check_plot, show
 from weightnoise._cli.subject import journal, load_subject
+from weightnoise._cli.vary import check_levels
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.plan import make_plan
 from weightnoise._robustness.report import RobustnessReport
@@ -20,8 +19,7 @@ from weightnoise._robustness.tolerance import make_goal, make_limits, run_search
 
 def run_sweep(options: argparse.Namespace) -> None:
     """Run the command."""
-    if options.plot is not None:
-        check_extras("--plot", "matplotlib")
+    check_plot(options)
     subject = load_subject(options)
     settings: dict[str, Any] = {
         "seed": options.seed,
@@ -31,10 +29,16 @@ def run_sweep(options: argparse.Namespace) -> None:
         "reads": options.reads,
     }
     levels = list(chain.from_iterable(options.levels))
+    check_levels(levels, subject.laws)
+    if options.log_axis and (len(levels) == 1 or any(isinstance(level, (str, tuple)) for level in levels)):
+        raise CommandError("--log-axis needs two levels or more, and numbers without names")
     draws = of_shard(options.draws, options.shard, options.antithetic)
     goal = {"threshold": options.threshold, "higher_is_better": not options.lower_is_better}
-    about = {**subject.about, "levels": levels, "draws": options.draws, "shard": options.shard, **settings, **goal}
-    with journal(options.out, about, options.fresh) as kept:
+    about = {**subject.about, "levels": levels, "shard": options.shard, **settings}
+    asked: dict[str, Any] = {"draws": options.draws, **goal}
+    if options.shard is not None:
+        about["draws"] = asked.pop("draws")  # Which draws it measures depends on how many there are.
+    with journal(options.out, about, options.fresh, asked) as kept:
         if kept.content is None:
             plan = make_plan(
                 subject.metric, levels, None, subject.laws or None, draws, **settings, vectorize=False
@@ -44,13 +48,12 @@ def run_sweep(options: argparse.Namespace) -> None:
             kept.finish(report.to_dict())
         else:
             report = RobustnessReport.from_dict(kept.content)
-    show(report, str(report), options.metric, options.out, options.plot)
+    show(report, str(report), options.metric, options, options.vary)
 
 
 def run_tolerance(options: argparse.Namespace) -> None:
     """Run the command."""
-    if options.plot is not None:
-        check_extras("--plot", "matplotlib")
+    check_plot(options)
     subject = load_subject(options)
     if len(subject.laws) > 1:
         raise CommandError("a tolerance is that of one law: give --law once")
@@ -74,17 +77,4 @@ def run_tolerance(options: argparse.Namespace) -> None:
             report, said = found.report, str(found)
         else:
             report, said = RobustnessReport.from_dict(kept.content), str(kept.content.get("tolerance"))
-    show(report, f"{report}\n{said}", options.metric, options.out, options.plot)
-
-
-def show(report: RobustnessReport, text: str, metric: str, out: Path | None, plot: Path | None) -> None:
-    """Print a report, and say where it is; draw it."""
-    print(text)
-    if out is not None:
-        print(f"Report: {out}")
-    if plot is not None:
-        figure = report.plot(metric=metric.partition(":")[2])
-        file = io.BytesIO()
-        figure.savefig(file, dpi=150, format=plot.suffix[1:].lower())
-        write_whole(plot, file.getvalue())
-        print(f"Plot: {plot}")
+    show(report, f"{report}\n{said}", options.metric, options, options.vary)

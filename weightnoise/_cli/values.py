@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 
 def whole(text: str, least: int = 0) -> int:
@@ -53,12 +55,28 @@ def strength(text: str) -> float:
     return found
 
 
-def levels(text: str) -> list[float]:
-    """Numbers with commas or spaces between them."""
-    levels = [number(part) for part in text.replace(",", " ").split()]
-    if not levels or min(levels) < 0:
-        raise argparse.ArgumentTypeError(f"must be numbers of at least 0, not {text!r}")
+def levels(text: str) -> list[Any]:
+    """Numbers, names, or names with their values, such as ``hour=3600``, with commas or spaces between them."""
+    levels = []
+    for part in text.replace(",", " ").split():
+        name, equals, value = part.rpartition("=")
+        levels.append((name, _level(value)) if equals and name else _level(part))
+    if not levels:
+        raise argparse.ArgumentTypeError(f"must be numbers or names, not {text!r}")
     return levels
+
+
+def _level(text: str) -> float | str:
+    """A whole number as one, since some options take no other; what is no number is a name."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if math.isfinite(found):
+        return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else found
+    if not re.fullmatch(r"[^\W\d][\w.+-]*", text) or text.lower() in ("nan", "inf", "infinity"):
+        raise argparse.ArgumentTypeError(f"must be finite numbers or names, not {text!r}")
+    return text
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -71,7 +89,16 @@ def shard(text: str) -> tuple[int, int]:
 
 def figure(text: str) -> Path:
     """The name of a figure."""
+    return _ending(text, ".png", ".pdf", ".svg")
+
+
+def table(text: str) -> Path:
+    """The name of a report, in one of the forms that it is written in."""
+    return _ending(text, ".json", ".csv", ".md", ".html")
+
+
+def _ending(text: str, *endings: str) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise argparse.ArgumentTypeError(f"must end in .png, .pdf or .svg, not {text!r}")
+    if path.suffix.lower() not in endings:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(endings[:-1])} or {endings[-1]}, not {text!r}")
     return path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,7 +18,9 @@ from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.metric import fingerprint
 from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
-from weightnoise._robustness.running import Store, evaluation
+from weightnoise._robustness.running import Store, asked, evaluation, rows_of
+
+_NOTE = "What was measured before is the attribute `report` of this exception, a RobustnessReport."
 
 
 def run_plan(
@@ -31,16 +34,69 @@ def run_plan(
     executor: Any = None,
 ) -> RobustnessReport:
     """The report of a plan."""
-    with evaluation(model, plan, progress, store, run_on(executor, model)) as run:
-        cells = find_cells(model, plan, run.deterministic)
+    kept, cells = Store() if store is None else store, list[Cell]()
+
+    def report(found: Mapping[Cell, Mapping[int, Found]]) -> RobustnessReport:
+        return report_of(model, plan, found, kept, threshold, higher_is_better)
+
+    with (
+        reported(lambda: report({cell: rows_of(kept, plan, cell) for cell in cells})),
+        evaluation(model, plan, progress, kept, run_on(executor, model)) as run,
+    ):
+        cells += find_cells(model, plan, run.deterministic)
+        missing = [number for cell in cells for number in asked(plan, cell) if kept.get(cell.key, number) is None]
+        run.tick.expect(len(missing))
         found = run(plan, cells)
-    levels = tuple(level for level, _ in plan.levels)
+    return report(found)
+
+
+@contextmanager
+def reported(so_far: Callable[[], RobustnessReport]) -> Iterator[None]:
+    """Give an exception what was measured before it, as its attribute ``report``."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # The error matters more than what can be told beside it.
+            report = so_far()
+            if report.curves:
+                vars(error)["report"] = report
+                if _NOTE not in getattr(error, "__notes__", ()):
+                    getattr(error, "add_note", len)(_NOTE)  # From Python 3.11 on.
+        raise
+
+
+def report_of(
+    model: nn.Module,
+    plan: Plan,
+    found: Mapping[Cell, Mapping[int, Found]],
+    store: Store,
+    threshold: float | None,
+    higher_is_better: bool,
+) -> RobustnessReport:
+    """What was found in the cells of a plan, as a report."""
     curves, masks = _curves(plan, found)
-    chips = tuple((plan.seed, number) for number in plan.numbers)
-    made_by = provenance(model, plan, cells)
+    clean = store.get("clean", 0) or {}
     return RobustnessReport(
-        levels, curves, plan.seed, threshold, higher_is_better, made_by, plan.antithetic, masks, chips
+        levels=tuple(level for level, _ in plan.levels),
+        curves=curves,
+        seed=plan.seed,
+        threshold=threshold,
+        higher_is_better=higher_is_better,
+        made_by=provenance(model, plan, list(found)),
+        antithetic=plan.antithetic,
+        measured=masks,
+        chips=tuple((plan.seed, number) for number in plan.numbers),
+        clean={
+            label: value
+            for cell in found
+            for entry, value in clean.items()
+            if (label := _label(cell, entry)) in curves
+        },
     )
+
+
+def _label(cell: Cell, entry: str) -> str:
+    return " / ".join(filter(None, (cell.part or cell.curve, entry)))
 
 
 def _curves(plan: Plan, found: Mapping[Cell, Mapping[int, Found]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -51,7 +107,7 @@ def _curves(plan: Plan, found: Mapping[Cell, Mapping[int, Found]]) -> tuple[dict
     for cell, rows in found.items():
         for number, one in rows.items():
             for entry, value in one.items():
-                label = " / ".join(filter(None, (cell.part or cell.curve, entry)))
+                label = _label(cell, entry)
                 if label not in curves:
                     curves[label] = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
                     masks[label] = torch.zeros(shape, dtype=torch.bool, device="cpu")

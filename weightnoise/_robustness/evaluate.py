@@ -90,6 +90,8 @@ def evaluate_robustness(
         ValueError: for levels, draws or options that cannot be.
         WeightNoiseError: what `add_weight_noise` and `hold_noise` raise; `SpecError` for ``by_parameter`` with
             several laws, and for noise with an estimator, which is that of no chip (see `share_noise`).
+        Exception: what the metric raises, and KeyboardInterrupt. It has the report of what was measured before it
+            as its attribute ``report``, once a draw was measured.
 
     Warns:
         NotVectorizedWarning: if ``vectorize`` is not possible, with the reason, and draws are evaluated one

@@ -18,7 +18,7 @@ from weightnoise._errors import OptionError, OptionTypeError, WeightNoiseError, 
 from weightnoise._robustness.cells import Cell, Found
 from weightnoise._robustness.metric import warn
 from weightnoise._robustness.plan import Plan
-from weightnoise._robustness.running import Make, Rows, Run, is_enough, log_cell, whole
+from weightnoise._robustness.running import Make, Rows, Run, asked, is_enough, log_cell, whole
 from weightnoise._robustness.workers import Package, Task, chunks, cores, pack, ready, work
 
 _DEATHS = 3  # Of workers, before it is given up.
@@ -160,7 +160,7 @@ class RemoteRun(Run):
         waiting: deque[Piece] = deque()
         pool = self._pool(plan)
         for cell in cells:
-            progress[cell] = _Progress(plan.numbers[:1] if cell.silent else plan.numbers)
+            progress[cell] = _Progress(asked(plan, cell))
             for number in progress[cell].asked:
                 known = self.store.get(cell.key, number)
                 if known is not None:
@@ -200,13 +200,17 @@ class _Work:
                     self.away.clear()
                     self.pool.renew(error, lost)
         finally:
-            for future in self.away:
-                future.cancel()
+            for future, (cell, numbers) in self.away.items():
+                if not future.cancel() and future.done() and future.exception() is None:
+                    for number, found in zip(numbers, future.result() or (), strict=False):
+                        self.whole.store.put(cell.key, number, found)
 
     def _turn(self) -> None:
         while self.waiting and len(self.away) < 2 * self.pool.workers:
             piece = self.waiting.popleft()
-            if not self.progress[piece[0]].enough:
+            if self.progress[piece[0]].enough:
+                self.whole.tick.expect(-len(piece[1]))
+            else:
                 self._submit(piece, with_model=self.pool.to_send > 0)
         if not self.away:
             return
@@ -224,7 +228,7 @@ class _Work:
         for number, found in zip(numbers, answer, strict=True):
             self.whole.store.put(cell.key, number, found)
             self.progress[cell].add(self.plan, number, found)
-            count = f"{len(self.progress[cell].found)} of {len(self.plan.numbers)}"
+            count = f"{len(self.progress[cell].found)} of {len(self.progress[cell].asked)}"
             self.whole.tick(f"{cell.curve} at {self.plan.levels[cell.place][0]}, draw {count}")
         if self.progress[cell].complete and not was_complete:
             log_cell(self.plan, cell, whole(self.plan, cell, self.progress[cell].rows))

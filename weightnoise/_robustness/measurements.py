@@ -33,6 +33,7 @@ class Measurements:
     antithetic: bool = False
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     chips: Sequence[tuple[int, int]] = ()
+    clean: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         draws = max((values.shape[-1] for values in self.curves.values()), default=0)
@@ -50,7 +51,8 @@ class Measurements:
 
     def __getitem__(self, name: str) -> Self:
         """The report of one curve."""
-        return replace(self, curves={name: self.curves[name]}, measured={name: self.measured[name]})
+        clean = {name: self.clean[name]} if name in self.clean else {}
+        return replace(self, curves={name: self.curves[name]}, measured={name: self.measured[name]}, clean=clean)
 
     @property
     def values(self) -> Tensor:

@@ -55,6 +55,7 @@ def merged(reports: Sequence[ReportT]) -> ReportT:
         measured={name: mask for name, (_, mask) in pairs.items()},
         chips=tuple(chips),
         made_by=made_by,
+        clean={name: value for report in reversed(reports) for name, value in report.clean.items()},
     )
 
 
@@ -92,6 +93,7 @@ def differences(first: ReportT, second: ReportT) -> ReportT:
         torch.tensor([report.chips.index(chip) for chip in chips], dtype=torch.int64, device="cpu")
         for report in (first, second)
     )
+    known = name in first.clean and other in second.clean
     label = f"{name} - {other}" if name != other else f"{name}: first - second"
     return replace(
         first,
@@ -99,6 +101,7 @@ def differences(first: ReportT, second: ReportT) -> ReportT:
         measured={label: first.measured[name][:, here] & second.measured[other][:, there]},
         chips=tuple(chips),
         threshold=None,
+        clean={label: first.clean[name] - second.clean[other]} if known else {},
         made_by={
             key: value if second.made_by.get(key) == value else f"{value} - {second.made_by.get(key)}"
             for key, value in first.made_by.items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
+from weightnoise._errors import OptionError
 from weightnoise._robustness.tables import level_name
 
 RobustnessReport: TypeAlias = Any  # It imports this file for its `plot`.
@@ -16,21 +18,46 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX"
 
 
-def plot_report(report: RobustnessReport, metric: str) -> Figure:
+def plot_report(report: RobustnessReport, metric: str, level: str = "noise level", log: bool = False) -> Figure:
     """Bands over the levels; bars where there is a single level, as in a sensitivity."""
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    bars = len(report.levels) == 1
+    if log and (bars or _named(report)):
+        raise OptionError("plot(log=True) needs two levels or more, and numbers: leave log=True out.")
+    size = (7, max(4.4, 1.2 + 0.3 * len(report.curves))) if bars else (7, 4.4)
+    figure = Figure(figsize=size, layout="constrained")
     axes: Any = figure.subplots()
-    if len(report.levels) == 1:
-        _bars(axes, report, metric)
+    clean = dict.fromkeys(filter(math.isfinite, report.clean.values()))
+    for place, value in enumerate(clean):
+        line = axes.axvline if bars else axes.axhline
+        line(value, color="#444444", linestyle=":", label=None if place else "without noise")
+    if bars:
+        _bars(axes, report, metric, level)
+        if clean:
+            axes.legend(frameon=False)
     else:
         draw_bands(axes, report, metric)
+        axes.set(xlabel=level)
+    if log:
+        _logarithmic(axes, report.levels)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
+def _named(report: RobustnessReport) -> bool:
+    return any(isinstance(level, str) for level in report.levels)
+
+
+def _logarithmic(axes: Any, levels: Sequence[float]) -> None:
+    """A logarithmic axis, with a linear part where there is a 0, or a number below it."""
+    if min(levels) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=min((abs(level) for level in levels if level), default=1.0))
+
+
 def draw_bands(axes: Any, report: RobustnessReport, metric: str, colors: Sequence[str] = _COLORS) -> None:
     """Mean over the levels in a band of one standard deviation, for each curve."""
-    named = any(isinstance(level, str) for level in report.levels)
+    named = _named(report)
     x = range(len(report.levels)) if named else report.levels
     for place, name in enumerate(report.curves):
         part, color = report[name], colors[place % len(colors)]
@@ -47,13 +74,13 @@ def draw_bands(axes: Any, report: RobustnessReport, metric: str, colors: Sequenc
     axes.legend(frameon=False)
 
 
-def _bars(axes: Any, report: RobustnessReport, metric: str) -> None:
+def _bars(axes: Any, report: RobustnessReport, metric: str, level: str) -> None:
     parts = {name: report[name] for name in report.curves}
     order = sorted(parts, key=lambda name: parts[name].mean.item(), reverse=report.higher_is_better)
     means = [parts[name].mean.item() for name in order]
     axes.barh(order, means, xerr=[parts[name].sem.nan_to_num(0.0).item() for name in order], color=_COLORS[0])
     axes.set(xlabel=f"{metric} (mean ± standard error over draws)")
-    axes.set_title(f"noise level {level_name(report.levels[0])}, most sensitive at the top", fontsize="medium")
+    axes.set_title(f"{level} {level_name(report.levels[0])}, most sensitive at the top", fontsize="medium")
 
 
 def plot_layers(report: Any) -> Figure:

@@ -36,6 +36,7 @@ class RobustnessReport(Measurements):
         antithetic: whether draws come in mirrored pairs, one beside the other.
         measured: from the name of a curve to what was measured, of the same shape; by default all of it.
         chips: the seed and the number of each draw; by default those of ``seed`` from 0 on.
+        clean: from the name of a curve to the metric without noise; empty where that is not known.
 
     Example:
         >>> report = RobustnessReport((0.0, 0.1), {"Gaussian": torch.tensor([[9.0, 9.0], [7.0, 8.0]])})
@@ -150,20 +151,30 @@ class RobustnessReport(Measurements):
     def __str__(self) -> str:
         return _tables.to_text(self)
 
-    def to_html(self, title: str = "Robustness") -> str:
+    def to_html(self, title: str = "Robustness", *, level: str = "noise level", log: bool = False) -> str:
         """One HTML page: the table with intervals, the figure (where matplotlib is), and where it comes from.
 
         Args:
-            title: of the page, and what to write at the vertical axis.
+            title: of the page, and what to write at the axis of the metric.
+            level: as for `plot`.
+            log: as for `plot`.
         """
-        return _page.to_html(self, title, lambda: self.plot(metric=title))
+        return _page.to_html(self, title, lambda: self.plot(metric=title, level=level, log=log))
 
-    def plot(self, *, metric: str = "metric") -> Figure:
+    def plot(self, *, metric: str = "metric", level: str = "noise level", log: bool = False) -> Figure:
         """Mean over level with a band of one standard deviation for each curve; needs matplotlib.
 
+        A single level, as of ``by_parameter=True``, is drawn as bars, the most sensitive at the top. A dotted
+        line is the metric without noise.
+
         Args:
-            metric: what to write at the vertical axis.
+            metric: what to write at the axis of the metric.
+            level: what to write at the axis of the levels.
+            log: whether that axis is logarithmic, as for times; it is linear below the smallest level above 0.
+
+        Raises:
+            OptionError: for ``log`` with a single level, or with names for levels.
         """
         from weightnoise._robustness.plots import plot_report
 
-        return plot_report(self, metric)
+        return plot_report(self, metric, level, log)

@@ -14,7 +14,7 @@ from weightnoise._contexts import no_noise
 from weightnoise._robustness.cells import Cell, Found, measure_once, measured, noisy
 from weightnoise._robustness.metric import check_deterministic
 from weightnoise._robustness.plan import Plan, check_noisy, check_shared
-from weightnoise._robustness.progress import progress_bar
+from weightnoise._robustness.progress import Ticker, progress_bar
 from weightnoise._robustness.recalibration import check_recalibration
 from weightnoise._robustness.sample import Sample
 from weightnoise._torch.modules import state_kept
@@ -23,14 +23,18 @@ Rows = dict[int, Found]
 
 
 class Store:
-    """What has been measured, by cell and draw; this one forgets."""
+    """What has been measured, by cell and draw."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, Found] = {}
 
     def get(self, key: str, number: int) -> Found | None:
         """What was found in a draw of a cell."""
-        return None
+        return self.measured.get(f"{key} #{number}")
 
     def put(self, key: str, number: int, found: Found) -> None:
         """Keep what was found."""
+        self.measured[f"{key} #{number}"] = dict(found)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Run:
 
     model: nn.Module
     store: Store
-    tick: Callable[[str], None]
+    tick: Ticker
     deterministic: bool
 
     def __call__(self, plan: Plan, cells: Sequence[Cell]) -> dict[Cell, Rows]:
@@ -60,20 +64,30 @@ class Run:
 
     def _of(self, plan: Plan, cell: Cell) -> Rows:
         """What is found in each draw of a cell, until it is known precisely enough."""
-        asked = plan.numbers[:1] if cell.silent else plan.numbers
-        known = {number: self.store.get(cell.key, number) for number in asked}
+        known = {number: self.store.get(cell.key, number) for number in asked(plan, cell)}
         new = measured(self.model, plan, cell, [number for number, found in known.items() if found is None])
         rows: Rows = {}
-        for number in asked:
-            found = known[number]
+        for number, found in known.items():
             if found is None:
                 found = next(new)
                 self.store.put(cell.key, number, found)
+                self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows) + 1} of {len(known)}")
             rows[number] = found
-            self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows)} of {len(plan.numbers)}")
             if is_enough(plan, rows):
+                self.tick.expect(-sum(one is None for place, one in known.items() if place > number))
                 break
         return whole(plan, cell, rows)
+
+
+def asked(plan: Plan, cell: Cell) -> Sequence[int]:
+    """The draws to measure: where they are all the same, one."""
+    return plan.numbers[:1] if cell.silent else plan.numbers
+
+
+def rows_of(store: Store, plan: Plan, cell: Cell) -> Rows:
+    """What is known of a cell."""
+    rows = {number: found for number in asked(plan, cell) if (found := store.get(cell.key, number)) is not None}
+    return whole(plan, cell, rows) if rows else rows
 
 
 def whole(plan: Plan, cell: Cell, rows: Rows) -> Rows:
@@ -94,15 +108,15 @@ def log_cell(plan: Plan, cell: Cell, rows: Mapping[int, Found]) -> None:
             plan.log(f"robustness/{name}/standard error", sample.sem, cell.place)
 
 
-Make = Callable[[nn.Module, Store, Callable[[str], None], bool], Run]
+Make = Callable[[nn.Module, Store, Ticker, bool], Run]
 
 
 @contextmanager
-def evaluation(
-    model: nn.Module, plan: Plan, progress: bool, store: Store | None, make: Make = Run
-) -> Iterator[Run]:
-    """Evaluate a model inside, by a run that ``make`` makes: it comes back as it was."""
-    store = Store() if store is None else store
+def evaluation(model: nn.Module, plan: Plan, progress: bool, store: Store, make: Make = Run) -> Iterator[Run]:
+    """Evaluate a model inside, by a run that ``make`` makes: it comes back as it was.
+
+    An exception has what was measured before it in its attribute ``report``, by `reported`.
+    """
     check_shared(model)
     check_recalibration(model, plan.recalibrate)
     if None in plan.laws.values():

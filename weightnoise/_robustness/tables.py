@@ -46,6 +46,7 @@ def to_dict(report: Measurements) -> dict[str, Any]:
         "higher_is_better": report.higher_is_better,
         "antithetic": report.antithetic,
         "chips": runs,
+        "clean": {name: _written(value) for name, value in report.clean.items()},
         "made_by": dict(report.made_by),
     }
 
@@ -69,6 +70,7 @@ def fields_of(content: Mapping[str, Any]) -> dict[str, Any]:
         levels = tuple(level if isinstance(level, str) else float(level) for level in content["levels"])
         found = {**options, "levels": levels, "curves": curves, "measured": measured, "chips": chips}
         found["antithetic"] = content.get("antithetic", False)
+        found["clean"] = {name: _read(value) for name, value in content.get("clean", {}).items()}
         Measurements(**found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -169,7 +171,11 @@ def to_text(report: Measurements) -> str:
     yields = (
         "" if report.threshold is None else f"; yield: the share of draws that reach {report.threshold:g}, 95 %"
     )
-    caption = f"mean ± standard error over draws{yields}; seed {seeds or report.seed}{made and ', ' + made}"
+    clean = {value for value in report.clean.values() if not math.isnan(value)}
+    without = f"; without noise {clean.pop():.4g}" if len(clean) == 1 else ""
+    caption = (
+        f"mean ± standard error over draws{without}{yields}; seed {seeds or report.seed}{made and ', ' + made}"
+    )
     return "\n".join([to_markdown(report, show), *notes(report), caption])
 
 

@@ -7,21 +7,20 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from weightnoise._checks import check_count, check_strength
 from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._holds import Reads
 from weightnoise._robustness.cells import Cell, Found, find_cells
-from weightnoise._robustness.collect import provenance
+from weightnoise._robustness.collect import report_of, reported
 from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.goal import DOUBLINGS, Goal, Tolerance, search
 from weightnoise._robustness.intervals import check_confidence
 from weightnoise._robustness.metric import Metric
 from weightnoise._robustness.plan import LevelLaw, Plan, law_name, make_plan
 from weightnoise._robustness.report import RobustnessReport
-from weightnoise._robustness.running import Store, evaluation, sample_of
+from weightnoise._robustness.running import Store, evaluation, rows_of, sample_of
 from weightnoise._robustness.sample import Sample
 
 
@@ -77,6 +76,7 @@ def find_level(
     Raises:
         ValueError: for options that cannot be.
         WeightNoiseError: what `evaluate_robustness` raises.
+        Exception: what the metric raises, with the attribute ``report``, as from `evaluate_robustness`.
 
     Example:
         >>> error = lambda model: (model(torch.ones(4)) - 1).square().item()
@@ -142,12 +142,22 @@ def run_search(
     """Search for the largest level of the one law of a plan."""
     (curve, law), *_ = plan.laws.items()
     cells: dict[float, Sequence[Cell]] = {}
-    rows: dict[float, Mapping[int, Found]] = {}
+    kept = Store() if store is None else store
 
     def at(level: float) -> Plan:
         return replace(plan, laws={f"{curve} at {level!r}": law}, levels=((level, level),))
 
-    with evaluation(model, plan, progress, store, run_on(executor, model)) as run:
+    def report() -> RobustnessReport:
+        name = law_name(law) if curve != "noise" else curve
+        rows = {level: rows_of(kept, plan, of[0]) for level, of in sorted(cells.items())}
+        levels = [level for level, found in rows.items() if found]
+        found = {
+            replace(cells[level][0], curve=name, place=place): rows[level] for place, level in enumerate(levels)
+        }
+        whole = replace(plan, levels=tuple((level, level) for level in levels))
+        return report_of(model, whole, found, kept, goal.target, goal.higher_is_better)
+
+    with reported(report), evaluation(model, plan, progress, kept, run_on(executor, model)) as run:
 
         def allowed(level: float) -> bool:
             try:
@@ -160,12 +170,11 @@ def run_search(
 
         def sample_at(level: float) -> Sample:
             allowed(level)
-            (rows[level],) = run(at(level), cells[level]).values()
-            return _sample(plan, rows[level], goal)
+            (rows,) = run(at(level), cells[level]).values()
+            return _sample(plan, rows, goal)
 
         level, interval, verdict, _ = search(sample_at, goal, confidence=confidence, allowed=allowed, **limits)
-    report = _report(model, plan, law_name(law) if curve != "noise" else curve, rows, cells, goal)
-    return Tolerance(level, interval, verdict, goal, confidence, report)
+    return Tolerance(level, interval, verdict, goal, confidence, report())
 
 
 def _sample(plan: Plan, rows: Mapping[int, Found], goal: Goal) -> Sample:
@@ -177,24 +186,3 @@ def _sample(plan: Plan, rows: Mapping[int, Found], goal: Goal) -> Sample:
             "lambda model: metric(model)[name]."
         )
     return replace(sample_of(plan, rows, ""), higher_is_better=goal.higher_is_better)
-
-
-def _report(
-    model: nn.Module,
-    plan: Plan,
-    curve: str,
-    rows: Mapping[float, Mapping[int, Found]],
-    cells: Mapping[float, Sequence[Cell]],
-    goal: Goal,
-) -> RobustnessReport:
-    levels = sorted(rows)
-    values = torch.tensor(
-        [[rows[level][number][""] for number in plan.numbers] for level in levels],
-        dtype=torch.float64,
-        device="cpu",
-    )
-    measured = replace(plan, levels=tuple((level, level) for level in levels))
-    made_by = provenance(model, measured, [cell for level in levels for cell in cells[level]])
-    return RobustnessReport(
-        tuple(levels), {curve: values}, plan.seed, goal.target, goal.higher_is_better, made_by, plan.antithetic
-    )
