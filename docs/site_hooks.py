@@ -1,8 +1,9 @@
-"""What the site does to its pages: the version, pages that are files of the repository, formulas as MathML."""
+"""What the site does to its pages: the version, files and notebooks of the repository, formulas as MathML."""
 
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,31 @@ def included(text: str) -> str:
     return re.sub(r"\]\(([^)\s]+)\)", _link, text)
 
 
+def _output(output: dict[str, Any], alt: str) -> str:
+    if output["output_type"] == "stream":
+        return f"```text\n{''.join(output['text']).rstrip()}\n```"
+    return f"![{alt}](data:image/png;base64,{output['data']['image/png']})"
+
+
+def notebook(text: str) -> str:
+    """A notebook as a page: its cells, what they printed and the figures that they drew."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [_output(output, cell["metadata"].get("alt", "")) for output in cell.get("outputs", [])]
+    return "\n\n".join(parts)
+
+
+def _included(found: re.Match[str]) -> str:
+    path = ROOT / found[1]
+    text = path.read_text(encoding="utf-8")
+    return notebook(text) if path.suffix == ".ipynb" else included(text)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put files of the repository where a page asks for them."""
-    return INCLUDED.sub(lambda found: included((ROOT / found[1]).read_text(encoding="utf-8")), markdown)
+    return INCLUDED.sub(_included, markdown)
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ TRAINING = {  # Guides, for more than a moment.
     "exploration.md",
     "hardware-aware.md",
     "huggingface.md",
+    "posteriors.md",
     "sparsity.md",
     "strength.md",
     "variational.md",
@@ -29,6 +30,7 @@ NEEDS = {
     "huggingface": ["transformers", "accelerate"],
     "vectorised-exploration": ["gymnasium", "torchrl"],
     "cluster": ["tensorboard", "omegaconf"],
+    "posteriors": ["ivon"],
 }  # By page.
 
 
