@@ -27,7 +27,7 @@ from weightnoise._torch.autograd import CleanRow
 from weightnoise._torch.modes import runs_eagerly
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Law, Noise
-from weightnoise.laws._law import apply_law
+from weightnoise.laws._law import apply_law, is_nothing
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -160,7 +160,7 @@ class HeldDraw:
         sign: -1 for the mirrored draw.
         noise: the draw, once it is there.
         drawn: whether it is.
-        shape: of what it was drawn for, which may be replaced by another.
+        shape: of what it was drawn for, which may be replaced by another; None where no number was drawn.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
         die: the seed of what laws have in common with those of other parameters; None where they have nothing.
@@ -232,7 +232,7 @@ class HeldDraw:
         if self.reads is None or law.has_chip_part:
             with _apart(self.seed, weight):
                 noise = law.draw(weight) if self.die is None else law.draw_of(weight, self.die)
-            self.noise, self.shape = noise, weight.shape
+            self.noise, self.shape = noise, None if is_nothing(noise) else weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 
     def _reading(self, law: Law, weight: Tensor) -> Any:
