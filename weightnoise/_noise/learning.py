@@ -102,7 +102,8 @@ class Learning(nn.Module):
         if weight is not None and not weight.is_meta and not is_dtensor(weight):
             return weight
         like = [*self._strengths(), *([] if owner is None else owner._parameters.values())]
-        places = {one.device: one.dtype for one in like if one is not None and not one.is_meta}
+        there = (one for one in like if one is not None and not one.is_meta and one.is_floating_point())
+        places = {one.device: one.dtype for one in there}
         if not places or self.built_for is None:
             return None
         device, dtype = next(iter(places.items()))

@@ -199,8 +199,8 @@ class Converter(Law):
             found = self.k * statistic(value, "std", self.regions)
         else:
             found = statistic(value, "absmax", self.regions)
-        found = torch.where(found > 0, found, found.amax())
-        return torch.where(found > 0, found, 1.0)
+        found = torch.where(found == 0, found.amax(), found)
+        return torch.where(found == 0, 1.0, found)
 
     def at(self, module: nn.Module, inputs: Tensor) -> Law:
         """The law for one call: itself, or in units of the layer's largest product."""
