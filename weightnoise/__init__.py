@@ -33,6 +33,7 @@ from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
 from weightnoise._prediction import Prediction, predict
 from weightnoise._random.philox import engine
+from weightnoise._ranges import calibrate_ranges
 from weightnoise._recording import record_activations
 from weightnoise._robustness.evaluate import evaluate_robustness
 from weightnoise._robustness.goal import Tolerance
@@ -49,6 +50,7 @@ from weightnoise.laws import (
     BitFlip,
     Chain,
     Clip,
+    Converter,
     Correlated,
     CurrentNoise,
     Custom,
@@ -60,6 +62,7 @@ from weightnoise.laws import (
     LogNormal,
     NEFTune,
     Noise,
+    OutputNoise,
     ParametricNoise,
     ProgrammingNoise,
     Protect,
@@ -86,6 +89,7 @@ __all__ = [
     "Chain",
     "CleanReadWarning",
     "Clip",
+    "Converter",
     "Correlated",
     "CurrentNoise",
     "Custom",
@@ -112,6 +116,7 @@ __all__ = [
     "NotVectorizedWarning",
     "OptionError",
     "OptionTypeError",
+    "OutputNoise",
     "ParametricNoise",
     "PlannedActivationNoise",
     "PlannedNoise",
@@ -138,6 +143,7 @@ __all__ = [
     "WorkerLostWarning",
     "add_activation_noise",
     "add_weight_noise",
+    "calibrate_ranges",
     "clip_weights",
     "cosine_ramp",
     "engine",

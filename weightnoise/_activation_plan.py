@@ -84,8 +84,8 @@ def plan_activation_noise(model: nn.Module, spec: ActivationSpec, *, at: At = "o
     """
     chosen = chosen_modules("plan_activation_noise", model, spec, at)
     rows = (
-        PlannedActivationNoise(node.names[0], _class_of(node.module), law, node.names[1:])
-        for node, law in chosen.items()
+        PlannedActivationNoise(node.names[0], _class_of(node.module), noise.law, node.names[1:])
+        for node, noise in chosen.items()
     )
     noisy = {node.module for node in chosen}
     clean = (node.names[0] for node in layers(model) if node.module not in noisy)

@@ -9,6 +9,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from weightnoise._attach.activation_state import ActivationState, learned_shapes, learning_problem
 from weightnoise._attach.hook import (
     ActivationNoise,
     At,
@@ -28,11 +29,11 @@ from weightnoise._errors import (
     raise_problems,
 )
 from weightnoise._noise.control import When
+from weightnoise._noise.learning import Ties
 from weightnoise._select.choose import Law, choose
 from weightnoise._select.patterns import Key, label, listed
-from weightnoise._torch.modules import Node, walk
+from weightnoise._torch.modules import Node, distributed_wrapper, walk
 from weightnoise.laws import Noise
-from weightnoise.laws._complete import complete
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ActivationSpec: TypeAlias = Law | Mapping[Key, Law | None] | Callable[[str, nn.Module], Law | None]
@@ -84,15 +85,20 @@ def add_activation_noise(
         Bishop, Training with noise is equivalent to Tikhonov regularization, 1995.
     """
     check_choice("add_activation_noise", "when", when, ("always", "training"))
-    for node, law in chosen_modules("add_activation_noise", model, spec, at).items():
-        register(node.module, ActivationNoise(law, node.names[0], at, when))
+    noises = chosen_modules("add_activation_noise", model, spec, at, when)
+    shared: dict[str, tuple[nn.Parameter, Ties]] = {}
+    states = {node: _state(model, node.module, noise, shared) for node, noise in noises.items()}
+    for node, noise in noises.items():
+        register(node.module, noise, states[node])
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # Compiled code does not look for hooks that were added later.
     return model
 
 
-def chosen_modules(call: str, model: nn.Module, spec: ActivationSpec, at: At) -> dict[Node, Noise]:
-    """The law for each module that a spec covers; every problem is raised, and nothing is touched."""
+def chosen_modules(
+    call: str, model: nn.Module, spec: ActivationSpec, at: At, when: When = "always"
+) -> dict[Node, ActivationNoise]:
+    """The noise for each module that a spec covers; every problem is raised, and nothing is touched."""
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     check_choice(call, "at", at, ("output", "input"))
@@ -108,11 +114,12 @@ def chosen_modules(call: str, model: nn.Module, spec: ActivationSpec, at: At) ->
         covers=lambda node, key: _is_meant(node, key) and node.module not in never,
         uncovered=_no_layer,
     )
-    problems += _problems(never, chosen, at)
+    noises = {node: ActivationNoise(law, node.names[0], at, when, node.module) for node, law in chosen.items()}
+    problems += _problems(never, noises, distributed_wrapper(model))
     if not chosen and not problems:
         problems.append(NoMatchError("The spec puts noise on no module. A law covers Linear and Conv modules."))
     raise_problems(problems)
-    return chosen
+    return noises
 
 
 def layers(model: nn.Module) -> list[Node]:
@@ -178,34 +185,50 @@ def _no_layer(key: Key, won: Sequence[Node]) -> NoMatchError:
     )
 
 
-def _problems(never: Container[nn.Module], chosen: Mapping[Node, Noise], at: At) -> list[WeightNoiseError]:
+def _problems(
+    never: Container[nn.Module], noises: Mapping[Node, ActivationNoise], wrapper: str | None
+) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
-    for node, law in chosen.items():
-        name, module = node.names[0], node.module
-        if any(noise.at == at for noise in own_activation_noises(module)):
+    for node, noise in noises.items():
+        name, module, law, at = noise.name, node.module, noise.law, noise.at
+        if any(other.at == at for other in own_activation_noises(module)):
             problems.append(
                 AlreadyNoisyError(
                     f"The {at} of module '{name}' already has noise. Call remove_activation_noise(model) first."
                 )
             )
-        elif reason := _unsupported(module, law, at, module in never):
+        elif reason := _unsupported(module, noise, module in never, wrapper):
             problems.append(UnsupportedActivationError(f"{law!r} on the {at} of module '{name}': {reason}."))
     return problems
 
 
-def _unsupported(module: nn.Module, law: Noise, at: At, never_called: bool) -> str | None:
+def _unsupported(module: nn.Module, noise: ActivationNoise, never_called: bool, wrapper: str | None) -> str | None:
+    handed, at = noise.handed, noise.at
     if isinstance(module, torch.jit.ScriptModule):
         return "a ScriptModule takes no hooks"
     if never_called:
         return "nn.MultiheadAttention never calls it. Put the noise on the attention itself"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and at == "input":
         return "it takes in whole numbers. Use at='output'"
-    handed = complete(law)
-    if handed.says("strengths"):
-        return "it learns a strength for each weight, and activations have no fixed shape"
     if handed.freezes:
         return "what a chip freezes has a fixed shape, and activations have none. Use chip=None"
-    return handed.module_problem(module, at)
+    if reason := handed.module_problem(module, at) or learning_problem(handed, module, at):
+        return reason
+    if wrapper and learned_shapes(handed, module, at):
+        return f"{wrapper} has listed the Parameters that it synchronises. Add it before the model is wrapped"
+    return None
+
+
+def _state(
+    model: nn.Module, module: nn.Module, noise: ActivationNoise, shared: dict[str, tuple[nn.Parameter, Ties]]
+) -> ActivationState | None:
+    """What the law learns and measures on the activations of one module; None for most laws."""
+    if not (noise.handed.says("strengths") or noise.handed.says("given")):
+        return None
+    state = ActivationState(noise.law, noise.handed, module, noise.at)
+    floating = (one for part in (module, model) for one in part.parameters() if one.is_floating_point())
+    state.set_up(next(floating, torch.zeros(())), shared)
+    return state if state.strength_names else None
 
 
 def _never_called(nodes: Sequence[Node]) -> set[nn.Module]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from weightnoise._attach.activation_state import state_of
 from weightnoise._attach.find import noises
+from weightnoise._attach.hook import activation_noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
+from weightnoise._noise.learning import Learning
 from weightnoise._torch.modules import unwrap
 
 
@@ -28,9 +31,11 @@ def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(learned_strengths(model))
         ['parametrizations.weight.0.rho']
     """
+    learning: list[Learning] = [noise for _, _, noise in noises(model)]
+    learning += [state_of(module, noise.at) for _, module, noise in activation_noises(model) if noise.learns]
     learned = {
         id(parameter)
-        for _, _, noise in noises(model)
+        for noise in learning
         for parameter in (noise._parameters.get(name) for name in noise.strength_names)
         if parameter is not None
     }

@@ -178,3 +178,36 @@ def check_names_do_not_know_of_the_wrapper() -> None:
     assert list(model.module.state_dict()) == list(make().state_dict())
     assert list(wn.noisy_parameters(model)) == [f"module.{place}.weight" for place in (0, 2, 4)]
     assert list(wn.noisy_parameters(model.module)) == [f"{place}.weight" for place in (0, 2, 4)]
+
+
+def check_ranges_are_set_by_the_batches_of_all_ranks() -> None:
+    for law in (wn.Converter(8, range="max", learned=True, batches=2), wn.Converter(8, k=2.0, batches=2)):
+        model = DistributedDataParallel(wn.add_activation_noise(make(), {"0": law}, at="input"))
+        for moved in (0.0, 3.0, 90.0):  # The third sets nothing any more.
+            model(own() + moved).square().mean().backward()
+        each = [[law.measured(batch(rank) + moved) for rank in range(RANKS)] for moved in (0.0, 3.0)]
+        stacked = torch.tensor(each)
+        expected = stacked.max() if law.range == "max" else stacked.mean()
+        found = model.module.state_dict()["0.activation_noise.input.range"]
+        assert_all_close([found], [expected.reshape(1)])
+        assert_ranks_agree([found, *gradients(model)])
+
+
+def check_calibration_is_that_of_all_ranks() -> None:
+    for method in ("max", "quantile"):
+        law = wn.Converter(8, range=method, learned=True, quantile=0.7)  # type: ignore[arg-type]
+        model = wn.add_activation_noise(make(), {"0": law}, at="input")
+        with pytest.raises(wn.UnsupportedActivationError, match="from the batches of this process alone"):
+            model(own())
+        # Ranks with another number of batches: each batch counts the same.
+        count = dist.get_rank() + 1
+        found = wn.calibrate_ranges(model, [own()] * count)["0.activation_noise.input.range"]
+        each = torch.tensor([law.measured(batch(0)), law.measured(batch(1)), law.measured(batch(1))])
+        assert_all_close([found], [(each.max() if method == "max" else each.mean()).reshape(1)])
+        assert_ranks_agree([found])
+        model(own())
+        alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+        assert_ranks_differ(*wn.calibrate_ranges(model, [own()], group=alone).values())
+        wrapped = DistributedDataParallel(model)
+        with pytest.raises(wn.UnsupportedActivationError, match="Add it before the model is wrapped"):
+            wn.add_activation_noise(wrapped, law)

@@ -340,3 +340,23 @@ def check_reads_between_forwards_are_the_clean_shards() -> None:
     step(model, EQUAL)
     assert model[0].weight is dict(model.named_parameters())["0.weight"]
     assert isinstance(model[0].weight, DTensor)
+
+
+def check_ranges_that_were_calibrated_are_sharded_and_averaged() -> None:
+    law = wn.Converter(8, learned=True, k=1.2, per="input")
+    model = wn.add_activation_noise(make(), law, at="input")
+    wn.calibrate_ranges(model, [own()])
+    alone = copy.deepcopy(model)
+    loss = loss_of(alone, batch(0)) + loss_of(alone, batch(1))
+    (loss / 2).backward()
+    shard(model)
+    loss_of(model, own()).backward()
+    assert all(isinstance(range_, DTensor) for range_ in wn.learned_strengths(model).values())
+    assert all(bool(range_.grad.abs().sum() > 0) for range_ in wn.learned_strengths(alone).values())
+    assert_all_close(gradients(model), gradients(alone))
+
+
+def check_ranges_that_are_not_set_are_refused() -> None:
+    model = shard(wn.add_activation_noise(make(), wn.Converter(8, learned=True), at="input"))
+    with pytest.raises(wn.UnsupportedActivationError, match="from the batches of this process alone"):
+        model(own())

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from weightnoise._attach.activation_state import ActivationState, put_state, state_of, take_state
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
 from weightnoise._noise.checkpoints import EffectiveControl, effective_control, fresh, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
+from weightnoise._torch.layers import Layout, channels_of
 from weightnoise._torch.modules import walk
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import complete
+from weightnoise.laws._converter import converters
+from weightnoise.laws._law import apply_law
 
 At: TypeAlias = Literal["output", "input"]
 
@@ -24,12 +30,17 @@ At: TypeAlias = Literal["output", "input"]
 class ActivationNoise:
     """A law on what one module takes in or puts out: a forward hook, or pre-hook, of the module."""
 
-    def __init__(self, law: Noise, name: str, at: At, when: When) -> None:
+    def __init__(self, law: Noise, name: str, at: At, when: When, module: nn.Module) -> None:
         self.law = law
         self.name = name
         self.at = at
-        self.handed = complete(law, self._place())  # What is asked, and called with tensors.
+        channels = channels_of(module, at)
+        dim = None if channels is None else channels[0]
+        layout = Layout(dim, None) if at == "output" else Layout(None, dim)
+        self.handed = complete(law, self._place()).laid_out(layout)  # What is asked, and called with tensors.
         self.looks = self.handed.says("at")
+        self.converter = next(iter(converters(self.handed)), None)
+        self.learns = False  # Whether the module has a state for it.
         self.control = NoiseControl(when)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
@@ -56,13 +67,42 @@ class ActivationNoise:
                 f"Noise on {self._place()} needs floating-point numbers and got {value.dtype}. Put the noise "
                 "on the output of a module, or on the weights."
             )
+        strengths = self._strengths(module, value, effective) if self.learns else {}
         law = self.handed
         if self.looks:
             with clean_reads(module):
                 law = complete(law.at(module, inputs), self._place())
         noise = self._draw(law, value, effective)
         factor = self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
-        return law.apply(value, noise, factor)
+        return apply_law(law, value, noise, factor, strengths)
+
+    def _strengths(self, module: nn.Module, value: Tensor, effective: EffectiveControl) -> dict[str, Tensor]:
+        state: ActivationState = state_of(module, self.at)
+        own = state.strengths()
+        if state.settled:
+            return own
+        now = _first_ranges(self, state, module, value, effective)
+        return {name: now[name] + 0.0 * own[name] if own[name].requires_grad else now[name] for name in own}
+
+    def watch(self, module: nn.Module, look: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Let ``look`` have the tensor that would carry the noise, in each forward until the handle is removed."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+            found = [*output, *args]
+            self._replace(found[0] if found else kwargs[self._only_one(kwargs)], look)
+
+        if self.at == "output":
+            return module.register_forward_hook(hook, with_kwargs=True)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def full_scale(self, module: nn.Module, like: Tensor) -> Tensor:
+        """The range of the converter in the law."""
+        assert self.converter is not None
+        end, converter = self.converter
+        strengths = state_of(module, self.at).strengths() if self.learns else {}
+        return converter.full_scale(
+            like, {"range": strengths[f"range{end}"]} if f"range{end}" in strengths else {}
+        )
 
     def _draw(self, law: Law, value: Tensor, effective: EffectiveControl) -> Any:
         held = effective.held
@@ -110,12 +150,29 @@ class ActivationNoise:
         return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.control.when!r})"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _first_ranges(
+    noise: ActivationNoise, state: ActivationState, module: nn.Module, value: Tensor, effective: EffectiveControl
+) -> dict[str, Tensor]:
+    """The ranges in a forward that sets them: written into the model, which compiled code leaves to Python."""
+    if getattr(module, "_is_replica", False):
+        raise UnsupportedActivationError(
+            f"The converter on {noise._place()} would set its range in a replica of the model, which DataParallel "
+            "throws away. Call weightnoise.calibrate_ranges(model, loader) before the model is wrapped."
+        )
+    look = functools.partial(state.starts, value, module.training, noise._place())
+    return fresh(effective, (noise, "ranges"), look, numbers=False)
+
+
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
-def register(module: nn.Module, noise: ActivationNoise) -> None:
-    """Hook ``noise`` into ``module``."""
+def register(module: nn.Module, noise: ActivationNoise, state: ActivationState | None) -> None:
+    """Hook ``noise`` into ``module``, with what it learns there."""
+    if state is not None:
+        put_state(module, state)
+        noise.learns = True
     if noise.at == "output":
         module.register_forward_hook(noise, with_kwargs=True)
     else:
@@ -130,6 +187,7 @@ def unregister(module: nn.Module, at: At | None = None) -> None:
             noise: ActivationNoise = hooks.pop(key)
             noise.control.remove(noise.name)
             getattr(module, f"{dictionary}_with_kwargs").pop(key, None)
+            take_state(module, noise.at)
 
 
 def own_activation_noises(module: nn.Module) -> list[ActivationNoise]:

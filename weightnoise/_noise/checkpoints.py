@@ -108,14 +108,15 @@ class Recalled:
 
     def __init__(self, held: HeldDraw | None, factor: float, forwards: list[Region], again: Region | None) -> None:
         self.held, self.factor = held, factor
-        self._forwards = [region for region in forwards if not region.repeats_numbers]
-        self._again = None if again is None or again.repeats_numbers else again
+        self._forwards, self._again = forwards, again
 
-    def fresh(self, noise: Any, make: Callable[[], T]) -> T:
-        """A fresh draw; in a recomputation for which torch does not repeat the numbers, that of the forward."""
-        draw: T = make() if self._again is None else self._again.again(noise)
+    def fresh(self, noise: Any, make: Callable[[], T], numbers: bool = True) -> T:
+        """A fresh draw; in a recomputation for which torch repeats no ``numbers``, that of the forward."""
+        again = None if self._again is None or (numbers and self._again.repeats_numbers) else self._again
+        draw: T = make() if again is None else again.again(noise)
         for region in self._forwards:
-            region.draws.setdefault(noise, []).append(draw)
+            if not (numbers and region.repeats_numbers):
+                region.draws.setdefault(noise, []).append(draw)
         return draw
 
 
@@ -145,9 +146,9 @@ def keep_for_compiled(control: NoiseControl, then: Held) -> None:
                 _region(checkpoint).compiled.setdefault(control, then)
 
 
-def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T]) -> T:
-    """A fresh draw, where nothing is held."""
-    return effective.fresh(noise, make) if isinstance(effective, Recalled) else make()
+def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T], numbers: bool = True) -> T:
+    """A fresh draw, where nothing is held; or what is no random number, and is looked up once for a forward."""
+    return effective.fresh(noise, make, numbers) if isinstance(effective, Recalled) else make()
 
 
 def held_draw(effective: EffectiveControl, held: HeldDraw, noise: Any, value: Tensor, law: Law) -> Any:

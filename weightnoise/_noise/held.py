@@ -81,7 +81,7 @@ class HeldDraw:
         sign: -1 for the mirrored draw.
         noise: the draw, once it is there.
         drawn: whether it is.
-        shape: of what it was drawn for, which may be replaced by another.
+        shape: of what it was drawn for, which may be replaced by another; None where no number was drawn.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
         die: the seed of what laws have in common with those of other parameters; None where they have nothing.
@@ -178,7 +178,7 @@ class HeldDraw:
             with _apart(self.seed, weight):
                 self.noise = law.draw(weight) if self.die is None else law.draw_of(weight, self.die)
                 self.states = parted(law, weight, self.noise, len(self.rho))
-            self.shape = weight.shape
+            self.shape = None if _is_nothing(self.noise) else weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
 
     def _move_on(self, law: Law, weight: Tensor, before: HeldDraw, steps: int) -> None:
@@ -216,3 +216,8 @@ def _apart(seed: int | None, weight: Tensor) -> Iterator[None]:
     normal = torch.inference_mode(False) if inference else nullcontext()
     with normal, own, torch.no_grad():
         yield
+
+
+def _is_nothing(draw: Any) -> bool:
+    """Whether no random number is in a draw."""
+    return draw is None or (isinstance(draw, tuple) and all(map(_is_nothing, draw)))

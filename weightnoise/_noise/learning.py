@@ -65,7 +65,7 @@ class Learning(nn.Module):
             self.register_parameter(name, parameter)
         given = self.handed.given(weight)
         for name, tensor in given.items():
-            self.register_buffer(name, tensor.detach().to(weight, copy=True))
+            self.register_buffer(name, _as_weight(tensor, weight))
         self.strength_names = (*strengths, *given)
         self.ties = ties if strengths else None
 
@@ -92,7 +92,7 @@ class Learning(nn.Module):
                 else:
                     own.copy_(value)
             for name, value in self.handed.given(weight).items():
-                self._buffers[name] = value.detach().to(weight, copy=True)
+                self._buffers[name] = _as_weight(value, weight)
         self._note(before)
 
     def _weight(self) -> Tensor | None:
@@ -102,7 +102,8 @@ class Learning(nn.Module):
         if weight is not None and not weight.is_meta and not is_dtensor(weight):
             return weight
         like = [*self._strengths(), *([] if owner is None else owner._parameters.values())]
-        places = {one.device: one.dtype for one in like if one is not None and not one.is_meta}
+        there = (one for one in like if one is not None and not one.is_meta and one.is_floating_point())
+        places = {one.device: one.dtype for one in there}
         if not places or self.built_for is None:
             return None
         device, dtype = next(iter(places.items()))
@@ -175,6 +176,11 @@ class Learning(nn.Module):
         self.emptied = False
         if self.ties is not None:
             self.ties.loaded = error_msgs
+
+
+def _as_weight(given: Tensor, weight: Tensor) -> Tensor:
+    """A copy with the device of the weight, and its dtype unless it counts something."""
+    return given.detach().to(weight.device, weight.dtype if given.is_floating_point() else given.dtype, copy=True)
 
 
 def _stands_in(values: Iterable[Tensor], one: Tensor | None) -> bool:

@@ -22,12 +22,11 @@ from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
 from weightnoise._robustness.cells import Cell, noisy
 from weightnoise._robustness.layer_table import LayerNoise, LayerReport
-from weightnoise._robustness.metric import forward_of
 from weightnoise._robustness.plan import check_noisy, check_shared, law_name
 from weightnoise._select.candidates import clean_tensor
 from weightnoise._select.choose import Spec
 from weightnoise._torch.layers import precise_products
-from weightnoise._torch.modules import state_kept
+from weightnoise._torch.modules import forward_of, state_kept
 from weightnoise.laws._scale import wide
 
 

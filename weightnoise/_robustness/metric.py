@@ -57,15 +57,6 @@ def _number(value: Any) -> float:
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
-def forward_of(model: Any, batch: Any) -> Any:
-    """The outputs for a batch: a tensor, a mapping by name, or the first item of what a loader gives."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (list, tuple)) and batch:
-        return forward_of(model, batch[0])
-    return model(batch)
-
-
 def check_deterministic(found: Sequence[Mapping[str, float]]) -> bool:
     """Whether two runs of the metric without noise are alike; warn if not."""
     first, second = found

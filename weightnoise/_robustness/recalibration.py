@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weightnoise._errors import OptionError, OptionTypeError
-from weightnoise._robustness.metric import forward_of
-from weightnoise._torch.modules import state_kept
+from weightnoise._torch.modules import forward_of, state_kept
 
 
 def check_recalibration(model: nn.Module, loader: Any) -> None:

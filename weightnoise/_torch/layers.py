@@ -81,6 +81,36 @@ def layout_of(layer: nn.Module, name: str) -> Layout | None:
     return None
 
 
+def channels_of(layer: nn.Module, at: str) -> tuple[int, int] | None:
+    """The dimension of the channels of what a layer takes in or puts out, from the end, and how many there are."""
+    inwards = at == "input"
+    if isinstance(layer, nn.Linear):
+        found = -1, layer.in_features if inwards else layer.out_features
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        found = -1 - len(layer.kernel_size), layer.in_channels if inwards else layer.out_channels
+    elif isinstance(layer, nn.Embedding) and not inwards:
+        found = -1, layer.embedding_dim
+    elif _is_conv1d_of_gpt(layer):
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        found = -1, weight.shape[0 if inwards else 1]
+    else:
+        return None
+    return found if found[1] else None  # A lazy layer has none yet.
+
+
+def activation_shapes(channels: tuple[int, int] | None) -> list[tuple[int, ...]]:
+    """Some shapes that an activation may have: first the one of fewest dimensions, with 1 for what varies."""
+    if channels is None:
+        return [(1,), (2, 3), (4, 5, 6)]
+    dim, size = channels
+    if dim == -1:
+        return [(size,), (2, size), (2, 3, size)]
+    return [
+        (size, *[length] * (-1 - dim)) if length == 1 else (2, size, *[length] * (-1 - dim))
+        for length in (1, 3, 4)
+    ]
+
+
 def _is_conv1d_of_gpt(layer: nn.Module) -> bool:
     """Whether it is the linear layer of Transformers' GPT-2, which is not imported for the question."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(layer).__mro__}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+ACTIVATION_NOISE = "activation_noise"  # The name of the submodule with what noise on activations has learned.
 MOST_NAMES = 1000  # Of one module. Modules that are shared level by level have exponentially many.
+
+
+class ActivationStates(nn.ModuleDict):
+    """What noise on the activations of a module has learned, by the side that it is on."""
 
 
 @dataclass(eq=False)
@@ -79,8 +85,9 @@ def parametrizations(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def walk(model: nn.Module, most_names: int = MOST_NAMES) -> list[Node]:
-    """Every module once, in the order of `nn.Module.modules`, without torch's parametrizations.
+    """Every module once, in the order of `nn.Module.modules`, without the parametrizations.
 
+    What noise has learned on activations is left out too.
     A model of d levels that each hold the next one twice has 2^d names for the last. So a module is looked
     into once for each of its first ``most_names`` names, and no further: the time is linear in the modules.
     """
@@ -97,8 +104,18 @@ def _visit(
         return
     node.prefixes.append(prefix)
     for name, child in children(module).items():
-        if (name != "parametrizations" or not parametrizations(module)) and child not in path:
+        ours = isinstance(child, ActivationStates)
+        if (name != "parametrizations" or not parametrizations(module)) and not ours and child not in path:
             _visit(child, f"{prefix}{name}.", nodes, most, (*path, module))
+
+
+def forward_of(model: Any, batch: Any) -> Any:
+    """The outputs for a batch: a tensor, a mapping by name, or the first item of what a loader gives."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (list, tuple)) and batch:
+        return forward_of(model, batch[0])
+    return model(batch)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._bits import BitFlip
 from weightnoise.laws._complete import sample
+from weightnoise.laws._converter import Converter
 from weightnoise.laws._correlated import Correlated
 from weightnoise.laws._custom import Custom
 from weightnoise.laws._faults import StuckAt
@@ -18,6 +19,7 @@ from weightnoise.laws._law import ActivationLaw, Law, Noise, straight_through
 from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
 from weightnoise.laws._masks import DropConnect
 from weightnoise.laws._multiplicative import LogNormal
+from weightnoise.laws._products import OutputNoise
 from weightnoise.laws._programming import ProgrammingNoise
 from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
@@ -30,6 +32,7 @@ __all__ = [
     "BitFlip",
     "Chain",
     "Clip",
+    "Converter",
     "Correlated",
     "CurrentNoise",
     "Custom",
@@ -42,6 +45,7 @@ __all__ = [
     "LogNormal",
     "NEFTune",
     "Noise",
+    "OutputNoise",
     "ParametricNoise",
     "ProgrammingNoise",
     "Protect",

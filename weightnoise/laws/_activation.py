@@ -85,7 +85,7 @@ class SaltAndPepper(Law):
 
 
 @dataclass(frozen=True)
-class _Scaled(Law):
+class Scaled(Law):
     """One call of a law of activations: ``x + factor * scale * noise``."""
 
     scale: Tensor | float
@@ -143,7 +143,7 @@ class NEFTune(Law):
         if self.mask is not None and not callable(self.mask):
             raise OptionError(f"NEFTune(mask=...) must be a function of the token ids, got {self.mask!r}.")
 
-    def at(self, module: nn.Module, tokens: Tensor) -> _Scaled:
+    def at(self, module: nn.Module, tokens: Tensor) -> Scaled:
         """The law for one call: its scale has the shape (..., L, 1), or is a number without padding."""
         assert isinstance(module, nn.Embedding)
         width = module.embedding_dim
@@ -152,12 +152,12 @@ class NEFTune(Law):
         elif module.padding_idx is not None:
             real = torch.ne(tokens, module.padding_idx)
         else:
-            return _Scaled(
+            return Scaled(
                 self.alpha / math.sqrt(max(tokens.shape[-1] if tokens.ndim else 1, 1) * width), normal=False
             )
         real = real.to(torch.float32)
         lengths = real.sum(dim=-1, keepdim=True).clamp(min=1.0)
-        return _Scaled((self.alpha * real / (lengths * width).sqrt()).unsqueeze(-1), normal=False)
+        return Scaled((self.alpha * real / (lengths * width).sqrt()).unsqueeze(-1), normal=False)
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why the law does not fit ``module``, or None."""
@@ -209,7 +209,7 @@ class CurrentNoise(Law):
             raise OptionError("CurrentNoise(current=0) would be infinitely noisy; the current must be positive.")
         check_choice("CurrentNoise", "converter", self.converter, ("merged", "external"))
 
-    def at(self, module: nn.Module, inputs: Tensor) -> _Scaled:
+    def at(self, module: nn.Module, inputs: Tensor) -> Scaled:
         """The law for one call: its scale has the shape of the output."""
         with torch.no_grad(), precise_products(inputs):
             weight: Tensor = wide(module.weight)  # type: ignore[arg-type]
@@ -218,7 +218,7 @@ class CurrentNoise(Law):
                 variance = layer_product(module, sizes, size) * size.max()
             else:
                 variance = layer_product(module, sizes, weight.square() + size) * sizes.max()
-            return _Scaled((variance * (0.1 / self.current)).sqrt(), normal=True)
+            return Scaled((variance * (0.1 / self.current)).sqrt(), normal=True)
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why the law does not fit ``module``, or None."""

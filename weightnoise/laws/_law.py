@@ -81,16 +81,14 @@ class Law:
         values. ``std`` of the part in place 1 of several is called ``std_1``.
         """
         return {
-            name + self._end(place): value
+            name + self.end(place): value
             for place, part in enumerate(self.parts)
             for name, value in part.strengths(weight).items()
         }
 
     def given(self, weight: Tensor) -> dict[str, Tensor]:
         """Tensors from outside by name, for ``apply`` beside the strengths: they become buffers."""
-        return {
-            f"{n}{self._end(i)}": t for i, part in enumerate(self.parts) for n, t in part.given(weight).items()
-        }
+        return {f"{n}{self.end(i)}": t for i, part in enumerate(self.parts) for n, t in part.given(weight).items()}
 
     def named(self, names: Sequence[str]) -> Self:
         """The law for the parameter of these names."""
@@ -98,7 +96,7 @@ class Law:
 
     def own(self, place: int, strengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Select the strengths that the part in ``place`` learns, under its own names."""
-        end, given = self._end(place), strengths or {}
+        end, given = self.end(place), strengths or {}
         return {name.removesuffix(end): value for name, value in given.items() if name.endswith(end)}
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
@@ -171,7 +169,10 @@ class Law:
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of a module, or None."""
         if isinstance(self.regions, Regions):
-            return "per='output', per='input' and tile are for weights. Give the dimension, such as per=1"
+            return (
+                "per='output' is for outputs of Linear, Conv and Embedding layers, per='input' for inputs of "
+                "Linear and Conv layers, and tile for weights alone. Give the dimension, such as per=-1"
+            )
         return _first(part.module_problem(module, at) for part in self.parts)
 
     def at(self, module: nn.Module, inputs: Tensor) -> Noise:
@@ -213,7 +214,8 @@ class Law:
         several = draw if draw is not None else [None] * len(self.parts)
         return zip(self.parts, (draw,) if len(self.parts) == 1 else several, strict=True)
 
-    def _end(self, place: int) -> str:
+    def end(self, place: int) -> str:
+        """Return the end of the names of what the part in ``place`` learns."""
         return f"_{place}" if len(self.parts) > 1 else ""
 
 

@@ -16,13 +16,13 @@ from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_pr
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, add_scaled, extremes, statistic, wide
 
-_MOST_BITS = 16  # A float32 weight still has several values per step.
+MOST_BITS = 16  # A float32 weight still has several values per step.
 
 
 def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
     """Raise `ValueError` for a code that cannot be, or for an unknown ``per``."""
     check_choice(law, "symmetric", symmetric, (True, False))
-    check_count(law, "bits", bits, 1, _MOST_BITS)
+    check_count(law, "bits", bits, 1, MOST_BITS)
     check_per(law, per)
     if symmetric and bits == 1:
         raise OptionError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
@@ -129,7 +129,7 @@ class Quantize(Law):
         if (self.bits is None) == (self.levels is None):
             raise OptionError("Quantize takes bits, the length of a code, or levels, how many there are: one.")
         if self.levels is not None:
-            check_count("Quantize", "levels", self.levels, 2, 2**_MOST_BITS)
+            check_count("Quantize", "levels", self.levels, 2, 2**MOST_BITS)
         check_bits("Quantize", 2 if self.bits is None else self.bits, self.symmetric, self.per)
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
         self._check_range()
