@@ -16,7 +16,8 @@ from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameter
 from weightnoise._noise.control import When
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.learning import Ties
-from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
+from weightnoise._noise.drawing import Memory
+from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve

@@ -206,3 +206,45 @@ def test_compiled_code_takes_the_draw_that_eager_code_has_made_a_weight_of(size:
             expected = model(x)
             assert_close(code(x), expected)
         assert_close(code(x), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_read_at_rest_sees_contexts_laws_and_the_mode(size: int) -> None:
+    model, x = layer(size, wn.Gaussian(0.1), when="training"), torch.eye(size)
+    with torch.no_grad(), wn.hold_noise(model, seed=3) as held:
+        first = [model(x) for _ in range(3)][-1]
+        with wn.no_noise(model):
+            clean = model(x)
+        assert_close(model(x), first, rtol=0, atol=0)
+        assert_close(model.eval()(x), clean, rtol=0, atol=0)
+        assert_close(model.train()(x), first, rtol=0, atol=0)
+        with wn.hold_noise(model, seed=4):
+            other = [model(x) for _ in range(2)][-1]
+        assert not torch.equal(other, first)
+        held.advance()
+        moved = [model(x) for _ in range(2)][-1]
+        assert not torch.equal(moved, first)
+        model.parametrizations.weight[0].law = wn.Gaussian(0.2)
+        assert_close(model(x) - clean, 2 * (moved - clean))
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_hold_that_closes_while_a_read_is_made_leaves_nothing_at_rest(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = layer(size, wn.Gaussian(0.1)), torch.eye(size)
+    hold = wn.hold_noise(model, seed=3)
+    apply = holding.apply_draw
+
+    def closes(*args: Any) -> Tensor:
+        hold.__exit__(None, None, None)  # As another thread might.
+        return apply(*args)
+
+    hold.__enter__()
+    monkeypatch.setattr(holding, "apply_draw", closes)
+    with torch.no_grad():
+        once = model(x)
+        monkeypatch.undo()
+        assert not torch.equal(model(x), once)

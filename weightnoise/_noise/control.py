@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
+from weightnoise._noise.frames import Rest
 from weightnoise._noise.held import HeldDraw
 
 When: TypeAlias = Literal["always", "training"]
@@ -71,6 +72,7 @@ class NoiseControl:
         off: whether a read can tell at once that a context has switched the noise off.
         gated: whether a read can tell at once that the noise is off in eval mode.
         held: the draw to use, where one is held.
+        rest: the noisy weight at rest, if there is one; another list whenever anything above may have changed.
         factor: multiplies the strength; negative for a mirrored draw.
         schedules: the factor of each schedule, by what tells schedules apart.
         scheduled: their product.
@@ -210,6 +212,7 @@ class NoiseControl:
         self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
         self._by_contexts = factor
         self.factor = factor * scheduled
+        self.rest: list[Rest] = []  # Last: what a read makes of the old values lands in the old list.
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseControl:
         copied = NoiseControl(self.when, dict(self.schedules))

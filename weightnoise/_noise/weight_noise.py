@@ -9,44 +9,39 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, RESIZED, UnsupportedParameterError
-from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, held_draw
+from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, UnsupportedParameterError
+from weightnoise._noise.checkpoints import EffectiveControl, effective_control
 from weightnoise._noise.control import NoiseControl, When
+from weightnoise._noise.drawing import Drawing, Memory
 from weightnoise._noise.draws import (
     PENDING,
     PER_EXAMPLE,
-    Key,
-    Seed,
     apply_draw,
-    drawing_alone,
-    is_pending,
     moved,
 )
-from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, Rest, was_offloaded
 from weightnoise._noise.held import can_rest
-from weightnoise._noise.learning import Learning, Ties
+from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
-from weightnoise._random import philox as _engine
-from weightnoise._random import seeds as _seeds
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
-from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
+from weightnoise._torch.modes import may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
+from weightnoise._torch.writing import STEPS, optimizer_steps
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
 
 Estimator: TypeAlias = Literal["shared", "flipout", "local"]
-Memory: TypeAlias = Literal["keep", "recompute"]
 
 _STRIDED = torch.strided
 
 
-class WeightNoise(Learning):
+class WeightNoise(Drawing):
     """A law on one parameter, in the form that torch's parametrization calls.
 
     It has no ``right_inverse``: torch would write noise into the trained weight through it.
@@ -75,7 +70,6 @@ class WeightNoise(Learning):
         self.memory = memory
         self.batch_dim = batch_dim  # Of what the layer takes in, for flipout.
         self.control = NoiseControl(when)
-        self.chip_draw: Any = None  # The draw of the law's chip.
         self.rests: bool
         self.layout = layout  # Of the parameter in its module.
         self.names = names or (name,)  # Of all uses of the parameter.
@@ -103,6 +97,7 @@ class WeightNoise(Learning):
     @law.setter
     def law(self, law: Noise) -> None:
         self._law = law
+        self.control.rest = []
         self.law_tensors = tuple({id(one): one for one in tensors_in(law)}.values())  # For a recipe to look at.
         # What is asked, and called with a weight.
         self.handed = complete(law, f"parameter '{self.name}'").named(self.names).laid_out(self.layout)
@@ -133,10 +128,17 @@ class WeightNoise(Learning):
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
+        eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
+        at_rest = control.rest  # Before the rest of it is looked at.
+        if eager and running and not torch.is_grad_enabled() and at_rest:
+            noisy: Tensor = at_rest[0].noisy
+            _, of, counts = at_rest[0]
+            unchanged = weight is of and (weight._version, noisy._version, STEPS[0]) == counts
+            if unchanged and running[-1] is not None:
+                return noisy
         kept: Any = running[-1] if running else None
         if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
-        eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
         effective: EffectiveControl | None = control if eager else self.effective()
         plain = type(weight) is nn.Parameter and weight.layout is _STRIDED
         if effective is None or (not plain and self._is_sharded(weight, kept)):
@@ -144,7 +146,10 @@ class WeightNoise(Learning):
         factor = effective.factor if eager else self._factor_of_graph(effective)
         held = effective.held
         if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
-            noisy: Tensor = held.noisy_weight(self, weight, factor)
+            noisy = held.noisy_weight(self, weight, factor)
+            if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
+                noisy.__dict__ = weight.__dict__
+                at_rest[:] = [Rest(noisy, weight, (weight._version, noisy._version, optimizer_steps()))]
         elif kept is None:
             noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:
@@ -195,49 +200,6 @@ class WeightNoise(Learning):
         """One noisy weight without a gradient, whether noise is on or not."""
         with torch.no_grad():
             return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
-
-    def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
-        """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
-        if self.built_for is not None and self.built_for != weight.shape:
-            # What is learned or frozen would be broadcast, and so the weight.
-            raise UnsupportedParameterError(
-                RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
-            )
-        if (held := effective.held) is not None:
-            return held_draw(effective, held, self, weight, self.handed)
-        if isinstance(effective, Recalled):
-            return effective.fresh(self, lambda: self._fresh(weight))
-        # Spelt out for a small weight, where a call counts.
-        small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
-        return self.handed.draw(weight) if small else self._fresh(weight, eager)
-
-    def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
-        if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
-            on_gpu = _engine._TRITON and _engine.by_triton(weight)
-            return Key((_seeds.key(weight.device) if on_gpu else int(_seeds.key()),))
-        if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
-            key = _seeds.key()
-            if type(key) is Tensor:  # A fake one has no number.
-                return Seed(key)
-        return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
-
-    def seeded_draw(self, weight: Tensor, seed: int) -> Any:
-        """The draw that belongs to ``seed``, leaving torch's random state as it is."""
-        with _seeds.seeded(seed, weight.device), torch.no_grad():
-            return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
-
-    def can_fuse(self, weight: Tensor) -> bool:
-        """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
-        return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
-
-    def _redraw(self, weight: Tensor) -> Any:
-        if is_pending(self.chip_draw):
-            if weight.is_meta:  # To see shapes.
-                return self.handed.drawn(weight, self.handed.freeze(weight, self.name))
-            with drawing_alone():
-                if is_pending(self.chip_draw):
-                    self.chip_draw = self.handed.freeze(weight, self.name)
-        return self.handed.drawn(weight, self.chip_draw)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)

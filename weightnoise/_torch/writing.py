@@ -27,16 +27,16 @@ def written(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
         raise
 
 
-_steps: list[int] = []
+STEPS: list[int] = []  # One number, once `optimizer_steps` has been asked.
 
 
 def optimizer_steps() -> int:
     """How many steps optimizers have made since this was first asked: torch counts no change by a fused one."""
-    if not _steps:
-        _steps.append(0)
+    if not STEPS:
+        STEPS.append(0)
         register_optimizer_step_post_hook(_count)
-    return _steps[0]
+    return STEPS[0]
 
 
 def _count(*_: object) -> None:
-    _steps[0] += 1
+    STEPS[0] += 1

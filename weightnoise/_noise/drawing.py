@@ -1,0 +1,72 @@
+"""Where the draw of a noise comes from: what is held, the chip of its law, or fresh numbers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightnoise._errors import RESIZED, UnsupportedParameterError
+from weightnoise._noise.checkpoints import EffectiveControl, Recalled, held_draw
+from weightnoise._noise.control import NoiseControl
+from weightnoise._noise.draws import Key, Seed, drawing_alone, is_pending
+from weightnoise._noise.learning import Learning
+from weightnoise._random import philox as _engine
+from weightnoise._random import seeds as _seeds
+from weightnoise._torch.modes import in_transform
+
+Memory: TypeAlias = Literal["keep", "recompute"]
+
+
+class Drawing(Learning):
+    """What a noise draws for its weight."""
+
+    control: NoiseControl
+    name: str
+    memory: Memory
+    takes_keys: bool  # Whether a key can stand for a draw of the law.
+    chip_draw: Any = None  # The draw of the law's chip.
+
+    def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
+        """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
+        if self.built_for is not None and self.built_for != weight.shape:
+            # What is learned or frozen would be broadcast, and so the weight.
+            raise UnsupportedParameterError(
+                RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
+            )
+        if (held := effective.held) is not None:
+            return held_draw(effective, held, self, weight, self.handed)
+        if isinstance(effective, Recalled):
+            return effective.fresh(self, lambda: self._fresh(weight))
+        # Spelt out for a small weight, where a call counts.
+        small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
+        return self.handed.draw(weight) if small else self._fresh(weight, eager)
+
+    def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
+        if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
+            on_gpu = _engine._TRITON and _engine.by_triton(weight)
+            return Key((_seeds.key(weight.device) if on_gpu else int(_seeds.key()),))
+        if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
+            key = _seeds.key()
+            if type(key) is Tensor:  # A fake one has no number.
+                return Seed(key)
+        return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
+
+    def seeded_draw(self, weight: Tensor, seed: int) -> Any:
+        """The draw that belongs to ``seed``, leaving torch's random state as it is."""
+        with _seeds.seeded(seed, weight.device), torch.no_grad():
+            return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
+
+    def can_fuse(self, weight: Tensor) -> bool:
+        """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
+        return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
+
+    def _redraw(self, weight: Tensor) -> Any:
+        if is_pending(self.chip_draw):
+            if weight.is_meta:  # To see shapes.
+                return self.handed.drawn(weight, self.handed.freeze(weight, self.name))
+            with drawing_alone():
+                if is_pending(self.chip_draw):
+                    self.chip_draw = self.handed.freeze(weight, self.name)
+        return self.handed.drawn(weight, self.chip_draw)
