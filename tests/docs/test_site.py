@@ -72,6 +72,7 @@ def test_a_search_finds_what_people_look_for_and_no_source_is_published(tmp_path
     assert [word for word in words if word not in text] == []
     assert list((tmp_path / "site").rglob("*.py")) == []
     assert "<math" in (tmp_path / "site" / "laws" / "additive.html").read_text()
+    assert 'src="data:image/png;base64,' in (tmp_path / "site" / "examples" / "hardware.html").read_text()
     pages = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
     assert not any("arithmatex" in page or "include:" in page for page in pages)
 
