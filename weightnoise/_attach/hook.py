@@ -86,6 +86,11 @@ class ActivationNoise:
     def _strengths(self, module: nn.Module, value: Tensor, effective: EffectiveControl) -> dict[str, Tensor]:
         state: ActivationState = state_of(module, self.at)
         own = state.strengths()
+        if not value.is_meta and any(one.is_meta for one in own.values()):
+            raise UnsupportedActivationError(
+                f"What the law on {self._place()} has learned has no numbers: it is on the meta device. Load a "
+                "checkpoint, or leave the module out of offloading, which brings what forwards of its own use."
+            )
         if state.settled:
             return own
         look = _first_ranges_untraced if torch.compiler.is_compiling() else _first_ranges
