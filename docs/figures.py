@@ -194,6 +194,11 @@ FAMILIES: dict[str, list[Row]] = {
         ),
         Row("QuantizationNoise(3)", wn.QuantizationNoise(3), histogram(box(W, STEP / 2))),
     ],
+    "converters": [
+        Row("Converter(3, range=0.7)", wn.Converter(3, range=0.7), curve),
+        Row("Converter(levels=6, range=0.7)", wn.Converter(levels=6, range=0.7), curve),
+        Row("Converter(3, range=0.7, signed=False)", wn.Converter(3, range=0.7, signed=False), curve),
+    ],
     "faults": [
         Row(
             "StuckAt(zero=0.1, high=0.05, low=0.05)",

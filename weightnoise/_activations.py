@@ -227,7 +227,9 @@ def _state(
         return None
     state = ActivationState(noise.law, noise.handed, module, noise.at)
     floating = (one for part in (module, model) for one in part.parameters() if one.is_floating_point())
-    state.set_up(next(floating, torch.zeros(())), shared)
+    state.set_up(
+        next(floating, torch.zeros((), dtype=torch.get_default_dtype(), device=torch.get_default_device())), shared
+    )
     return state if state.strength_names else None
 
 

@@ -106,7 +106,7 @@ class _Look:
 def _settled(looks: list[_Look], group: Any) -> dict[str, Tensor]:
     if group is None and is_distributed():
         group = torch.distributed.group.WORLD
-    counts = [torch.tensor(float(look.count), device=look.found.device) for look in looks]
+    counts = [torch.full((), look.count, dtype=torch.float32, device=look.found.device) for look in looks]
     found = [
         together(look.found, count, group, look.method == "max") for look, count in zip(looks, counts, strict=True)
     ]

@@ -67,7 +67,9 @@ def test_the_first_batches_in_training_mode_set_the_range(size: int, learned: bo
 
 def test_evaluation_sets_no_range_and_says_so_where_there_is_none() -> None:
     model = noisy({"0": wn.Converter(8)}).eval()
-    with pytest.raises(wn.UnsupportedActivationError, match=r"the input of module '0' takes its range from the data"):
+    with pytest.raises(
+        wn.UnsupportedActivationError, match=r"the input of module '0' takes its range from the data"
+    ):
         model(batches(1)[0])
     assert range_of(model).isnan().all()
     with wn.no_noise(model):
@@ -129,6 +131,7 @@ def test_a_recomputation_counts_no_batch_and_sees_the_range_of_its_forward(reent
     gradients = []
     for wrapped in (False, True):
         model = noisy({"*": wn.Converter(3, learned=True, batches=1 if settled else 4)})
+        wn.add_activation_noise(model, {"0": wn.Converter(4, range=0.7, relative_to="weights", learned=True)})
         data = [x.requires_grad_() for x in batches(3)]
         losses = []
         for x in data:  # Both forwards before any backward: the range moves in between.
@@ -326,7 +329,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(spec: Any, text: str) -> 
 def test_other_refusals() -> None:
     with pytest.raises(wn.UnsupportedActivationError, match="has an attribute 'activation_noise' of its own"):
         wn.add_activation_noise(Named(), {"": wn.Converter(8)})
-    with pytest.raises(wn.SpecError, match="is for activations, not for parameter '0.weight'"):
+    with pytest.raises(wn.SpecError, match=r"is for activations, not for parameter '0\.weight'"):
         wn.add_weight_noise(plain(), wn.Converter(8, range=1.0))
     model = noisy({"0": wn.Converter(8)})
     replica: Any = model[0]._replicate_for_data_parallel()  # type: ignore[operator]
@@ -346,8 +349,12 @@ def test_what_is_learned_takes_no_weight_noise_and_is_in_no_plan() -> None:
 
 
 def test_configurations_and_texts() -> None:
-    law = wn.Converter(levels=254, range="quantile", quantile=0.99, learned=True, per="input", range_gradient="lsq")
-    assert wn.spec_from_config(wn.spec_to_config({"*": [law, wn.OutputNoise(0.1)]})) == {"*": [law, wn.OutputNoise(0.1)]}
+    law = wn.Converter(
+        levels=254, range="quantile", quantile=0.99, learned=True, per="input", range_gradient="lsq"
+    )
+    assert wn.spec_from_config(wn.spec_to_config({"*": [law, wn.OutputNoise(0.1)]})) == {
+        "*": [law, wn.OutputNoise(0.1)]
+    }
     assert "(input): ActivationState(Converter(levels=254, range='quantile'" in str(noisy(law))
     assert wn.noisy_activations(noisy({"0": law})) == {("0", "input"): law}
 

@@ -198,8 +198,8 @@ def test_refused_aloud() -> None:
         wn.add_weight_noise(LanguageModel(), wn.Clip(2.0, per="output"))
     for fits in (wn.Clip(2.0, per=0), wn.Clip(2.0, tile=(3, 3))):
         wn.add_weight_noise(LanguageModel(), fits)
-    with pytest.raises(wn.UnsupportedActivationError, match="per='input' and tile are for weights"):
-        wn.add_activation_noise(nn.Linear(3, 2), wn.Gaussian(0.1, relative_to="std", per="output"))
+    with pytest.raises(wn.UnsupportedActivationError, match="per='input' for inputs of Linear and Conv layers"):
+        wn.add_activation_noise(nn.Linear(3, 2), wn.Gaussian(0.1, relative_to="std", per="input"))
     with pytest.raises(wn.OptionError, match="Give the dimension: per=0"):
         wn.laws.sample(wn.Gaussian(0.1, relative_to="std", per="output"), torch.ones(3, 4))
 

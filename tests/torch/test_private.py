@@ -37,6 +37,7 @@ ATTRIBUTES: dict[str, Any] = {
     "_current_level": torch.autograd.forward_ad,
     "_is_functional_tensor": torch,
     "_is_zerotensor": torch.zeros(1),
+    "_disable_dynamo": torch,
     "peek_interpreter_stack": torch._C._functorch,
     "NonDynamicallyQuantizableLinear": nn.modules.linear,
 }

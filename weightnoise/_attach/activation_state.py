@@ -64,6 +64,7 @@ class ActivationState(Learning):
             training: whether the module is in that mode.
             place: what to call it in an error.
         """
+        self.count()
         if training and value.numel():
             self._look(value, place)
         unknown = [end for end, count in self.seen.items() if count == 0]
@@ -116,7 +117,7 @@ class ActivationState(Learning):
     def _see(self) -> None:
         self.settled = all(self.seen[end] >= one.batches for end, one in self.measured.items())
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """Read from the buffers how many batches were seen."""
         counts = {end: getattr(self, f"batches{end}") for end in self.measured}
         self.seen = {end: 0 if count.is_meta else int(count) for end, count in counts.items()}
@@ -125,11 +126,11 @@ class ActivationState(Learning):
     def reset_parameters(self) -> None:
         """Give the law its first values; ranges from data have none then."""
         super().reset_parameters()
-        self._count()
+        self.count()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._count()
+        self.count()
 
     def extra_repr(self) -> str:
         """Return the text that `print(model)` shows."""
@@ -138,14 +139,14 @@ class ActivationState(Learning):
 
 def learned_shapes(handed: Law, module: nn.Module, at: str) -> dict[str, tuple[int, ...]]:
     """The Parameters that a law learns on the activations of ``module``, and their shapes."""
-    return _shapes(handed.strengths(torch.zeros(activation_shapes(channels_of(module, at))[0])))
+    return _shapes(handed.strengths(_zeros(activation_shapes(channels_of(module, at))[0])))
 
 
 def learning_problem(handed: Law, module: nn.Module, at: str) -> str | None:
     """Why a law cannot learn on the activations of ``module``, or None."""
     shapes = activation_shapes(channels_of(module, at))
-    found = [handed.strengths(torch.zeros(shape)) for shape in shapes]
-    if not (found[0] or handed.given(torch.zeros(shapes[0]))):
+    found = [handed.strengths(_zeros(shape)) for shape in shapes]
+    if not (found[0] or handed.given(_zeros(shapes[0]))):
         return None
     if handed.says("kl_divergence"):
         return "its divergence is that of weights"
@@ -155,7 +156,9 @@ def learning_problem(handed: Law, module: nn.Module, at: str) -> str | None:
             "activations have no fixed shape. ParametricNoise and Converter learn one for the tensor or for each "
             "channel: per='tensor', per='output' or per='input', or the dimension from the end, such as per=-1"
         )
-    others = handed.strengths(torch.linspace(-1.0, 2.0, math.prod(shapes[0])).reshape(shapes[0]))
+    others = handed.strengths(
+        torch.arange(math.prod(shapes[0]), dtype=torch.float32, device="cpu").reshape(shapes[0])
+    )
     if any(not torch.equal(value.nan_to_num(), others[name].nan_to_num()) for name, value in found[0].items()):
         return "its first values are those of a weight, which is there. Use Converter, whose range comes from data"
     if len(found[0]) > 1 and any(one.group for _, one in converters(handed)):
@@ -172,6 +175,10 @@ def learning_problem(handed: Law, module: nn.Module, at: str) -> str | None:
     ):
         return f"the module has an attribute {ACTIVATION_NOISE!r} of its own"
     return None
+
+
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _shapes(strengths: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

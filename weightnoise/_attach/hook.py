@@ -19,10 +19,12 @@ from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.layers import Layout, channels_of
 from weightnoise._torch.modules import walk
+from weightnoise._torch.tracing import untraced
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import complete
 from weightnoise.laws._converter import converters
 from weightnoise.laws._law import apply_law
+from weightnoise.laws._products import in_units
 
 At: TypeAlias = Literal["output", "input"]
 
@@ -40,6 +42,7 @@ class ActivationNoise:
         self.handed = complete(law, self._place()).laid_out(layout)  # What is asked, and called with tensors.
         self.looks = self.handed.says("at")
         self.converter = next(iter(converters(self.handed)), None)
+        self.in_units = in_units(self.handed)
         self.learns = False  # Whether the module has a state for it.
         self.control = NoiseControl(when)
 
@@ -70,8 +73,12 @@ class ActivationNoise:
         strengths = self._strengths(module, value, effective) if self.learns else {}
         law = self.handed
         if self.looks:
+
+            def look() -> Law:
+                return complete(self.handed.at(module, inputs), self._place())
+
             with clean_reads(module):
-                law = complete(law.at(module, inputs), self._place())
+                law = fresh(effective, (self, "law"), look, numbers=False) if self.in_units else look()
         noise = self._draw(law, value, effective)
         factor = self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
         return apply_law(law, value, noise, factor, strengths)
@@ -79,9 +86,15 @@ class ActivationNoise:
     def _strengths(self, module: nn.Module, value: Tensor, effective: EffectiveControl) -> dict[str, Tensor]:
         state: ActivationState = state_of(module, self.at)
         own = state.strengths()
+        if not value.is_meta and any(one.is_meta for one in own.values()):
+            raise UnsupportedActivationError(
+                f"What the law on {self._place()} has learned has no numbers: it is on the meta device. Load a "
+                "checkpoint, or leave the module out of offloading, which brings what forwards of its own use."
+            )
         if state.settled:
             return own
-        now = _first_ranges(self, state, module, value, effective)
+        look = _first_ranges_untraced if torch.compiler.is_compiling() else _first_ranges
+        now = look(self, state, module, value, effective)
         return {name: now[name] + 0.0 * own[name] if own[name].requires_grad else now[name] for name in own}
 
     def watch(self, module: nn.Module, look: Callable[[Tensor], Tensor]) -> RemovableHandle:
@@ -150,7 +163,6 @@ class ActivationNoise:
         return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.control.when!r})"
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _first_ranges(
     noise: ActivationNoise, state: ActivationState, module: nn.Module, value: Tensor, effective: EffectiveControl
 ) -> dict[str, Tensor]:
@@ -162,6 +174,9 @@ def _first_ranges(
         )
     look = functools.partial(state.starts, value, module.training, noise._place())
     return fresh(effective, (noise, "ranges"), look, numbers=False)
+
+
+_first_ranges_untraced = untraced(_first_ranges)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

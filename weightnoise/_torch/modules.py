@@ -18,6 +18,11 @@ MOST_NAMES = 1000  # Of one module. Modules that are shared level by level have 
 class ActivationStates(nn.ModuleDict):
     """What noise on the activations of a module has learned, by the side that it is on."""
 
+    def count(self) -> None:
+        """Let each side read its buffers again."""
+        for state in self.values():
+            state.count()  # type: ignore[operator]
+
 
 @dataclass(eq=False)
 class Node:
@@ -131,3 +136,6 @@ def state_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+        for module in model.modules():
+            if isinstance(module, ActivationStates):
+                module.count()

@@ -34,3 +34,11 @@ def while_tracing(function: FunctionT) -> FunctionT:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def untraced(function: FunctionT) -> FunctionT:
+    """Let Dynamo leave a call of a function to Python; for calls from compiled code alone, as it imports Dynamo.
+
+    As `torch.compiler.disable` does, which imports it at once.
+    """
+    return torch._disable_dynamo(function)  # type: ignore[attr-defined, return-value]

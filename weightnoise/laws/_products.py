@@ -40,6 +40,15 @@ def largest_product(module: nn.Module, whole: bool) -> Tensor:
     raise UnsupportedActivationError(f"The law on the output of {type(module).__name__} is relative: {_NEEDS}.")
 
 
+def in_units(law: Law) -> bool:
+    """Whether it looks up the range of the inputs, which another forward may set before a recomputation."""
+    return (
+        getattr(law, "relative_to", None) == "weights"
+        or isinstance(law, OutputNoise)
+        or any(map(in_units, law.inside))
+    )
+
+
 def _input_converters(module: nn.Module) -> list[Any]:
     """The hooks at the input that have a range."""
     return [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "converter", None) is not None]
