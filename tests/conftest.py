@@ -48,6 +48,7 @@ MARKED = {
     "torch/test_checkpoint_compiled": "compile",
     "torch/test_compile": "compile",
     "torch/test_distributed": "distributed",
+    "zoo": "full",
 }
 # Files whose tests share what takes long to make: one process makes it.
 TOGETHER = ("cli/test_digits", "pretrained")

@@ -75,6 +75,10 @@ class InfiniteNoiseWarning(UserWarning):
     """The noise is beyond the largest numbers of a weight's dtype, so that noisy weights are infinite."""
 
 
+class LeftCleanWarning(UserWarning):
+    """A spec leaves a parameter clean as a scale or shift, and it may be a matrix with one row or column."""
+
+
 class LearnedStrengthWarning(UserWarning):
     """A checkpoint of the plain model was loaded: learned noise strengths keep their values."""
 

@@ -62,9 +62,9 @@ def add_weight_noise(
         when: ``"always"``, in training and in evaluation, until `no_noise` or removal; or
             ``"training"``, only while the owning module is in training mode, as dropout does.
         min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly. The Parameters of
-            torch's normalisations count as one dimension, and so does one of any other module, but for the
-            weights of torch's Linear, Conv, recurrent, attention and embedding layers, if at most one of its
-            dimensions is longer than 1: layer scales (C, 1, 1), biases (1, C, 1, 1), class tokens (1, 1, D).
+            torch's normalisations count as one dimension, and so do layer scales (C, 1, 1) and class tokens
+            (1, 1, D): what has at most one dimension longer than 1, and is no weight of torch's Linear, Conv,
+            recurrent, attention and embedding layers, and no matrix in another module of its class.
         estimator: ``"shared"``: all examples of a batch see one draw. For the weights of Linear and Conv
             layers alone, noise of its own for each example, which leaves the distribution of an example's
             noise as it is and makes the gradient less variable: ``"flipout"``, the draw with the signs of
@@ -93,8 +93,8 @@ def add_weight_noise(
             (`TiedParameterError`), parameters that cannot carry noise (`UnsupportedParameterError`).
 
     Warns:
-        NoiseRoundsAwayWarning: if noise is too small for the precision of a weight, here and, once for each
-            parameter, in a forward: a dtype, a factor, a weight or what is learned may change.
+        LeftCleanWarning: if what stays clean for its shape may be a matrix with one row or column.
+        NoiseRoundsAwayWarning: if noise is too small for the precision of a weight, here or later, in a forward.
         InfiniteNoiseWarning: in the same way, if it is beyond the largest numbers of the dtype.
 
     Example:

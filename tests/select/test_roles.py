@@ -120,3 +120,47 @@ def test_an_error_says_what_counts(spec: Any, size: int) -> None:
     model = nn.Sequential(nn.LayerNorm([size, size]))
     with pytest.raises(wn.NoMatchError, match="where one counts for scales and shifts of any shape"):
         wn.add_weight_noise(model, spec)
+
+
+class OwnLinear(nn.Module):
+    """A linear layer of somebody's own, which uses its Parameter in a matrix product."""
+
+    def __init__(self, inputs: int, outputs: int, *ones: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, *ones))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spec", [0.1, {"*": 0.1}, {OwnLinear: 0.1}, {nn.Module: 0.1}])
+def test_a_layer_of_ones_own_with_one_output_is_a_matrix_where_its_class_has_larger_ones(
+    spec: Any, size: int
+) -> None:
+    model = nn.Sequential(OwnLinear(size, size), OwnLinear(size, 1))
+    assert wn.plan_weight_noise(model, spec).scales == ()
+    wn.add_weight_noise(model, spec)
+    assert list(wn.noisy_parameters(model)) == ["0.weight", "1.weight"]
+    assert wn.plan_weight_noise(wn.remove_weight_noise(model), spec).clean == ()
+
+
+@pytest.mark.parametrize("spec", [0.1, {"*": 0.1}, {"?.weight": 0.1}])
+@pytest.mark.parametrize("shape", [(8, 1), (64, 1), (1, 8), (8, 1, 1, 1)])
+def test_one_that_may_be_a_matrix_is_named_aloud(spec: Any, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), OwnLinear(*shape))
+    with pytest.warns(wn.LeftCleanWarning, match=r"output or input: '1.weight'\. Name each exactly"):
+        wn.plan_weight_noise(model, spec)
+    with pytest.warns(wn.LeftCleanWarning, match=r"output or input: '1.weight'\. Name each exactly"):
+        wn.add_weight_noise(model, spec)
+    assert list(wn.noisy_parameters(model)) == ["0.weight"]
+
+
+@pytest.mark.parametrize("spec", [{"1.weight": None, "*": 0.1}, {nn.Linear: 0.1}, {"0.*": 0.1}, {"1.weight": 0.1}])
+def test_one_that_was_decided_on_is_not(spec: Any) -> None:
+    wn.add_weight_noise(nn.Sequential(nn.Linear(8, 8), OwnLinear(8, 1)), spec)
+
+
+def test_names_in_containers_say_nothing_of_others() -> None:
+    lists = nn.ModuleList(nn.ParameterList([torch.randn(shape)]) for shape in [(8, 8), (8, 1, 1)])
+    assert list(wn.noisy_parameters(wn.add_weight_noise(lists, 0.1))) == ["0.0"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weightnoise._errors import CleanReadWarning, UnsupportedParameterError
-from weightnoise._torch.forwards import has_own_forward, method_that_reads, of_this_call, place
+from weightnoise._torch.forwards import has_own_forward, is_reader, method_that_reads, of_this_call, place
+from weightnoise._torch.tracing import leave_to_python, traced_frames, traced_object, while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -56,6 +57,8 @@ def kept_outside(noise: WeightNoise) -> Any:
         `CLEAN` for a read that is to be clean; None where each read draws.
     """
     if torch.compiler.is_compiling():
+        if noise.control.held is None:
+            _leave_second_reads()
         return None
     where, frame = place()
     if where == "neither" and noise.control.held is None and noise.live():
@@ -68,6 +71,26 @@ def kept_outside(noise: WeightNoise) -> Any:
     if noise.estimator != "shared":
         raise UnsupportedParameterError(_SET_LATER.format(name=noise.name, estimator=noise.estimator))
     return of_this_call(frame).setdefault(noise.frames, {})
+
+
+@while_tracing
+def _leave_second_reads() -> None:
+    """Leave to Python what reads a weight again in a forward of which Dynamo keeps no draw.
+
+    Nothing is handed over, since Dynamo would compile anew for each noise.
+    """
+    read: Any = None
+    for traced in traced_frames():
+        noise = traced_object(traced, "self")
+        if read is None:
+            read = noise if traced.f_code.co_name == "forward" and hasattr(noise, "frames") else None
+        elif traced.f_code.co_name == "forward" and not is_reader(traced.f_code):
+            owner = None if read.owner is None else read.owner()
+            known: set[int] = vars(traced).setdefault(_READ, set())
+            if id(read) in known and owner is not None and not has_own_forward(owner):
+                leave_to_python(_TWICE.format(name=read.name))
+            known.add(id(read))
+            return
 
 
 def _warn(name: str) -> None:
@@ -85,6 +108,12 @@ def _warn(name: str) -> None:
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
 
+
+_READ = "__weightnoise__"
+_TWICE = (
+    "Parameter '{name}' is read twice in one forward of another module, and compiled code would draw for each read. "
+    "Python keeps the draw. For compiled code, read it once, or call it inside `with weightnoise.hold_noise(model):`."
+)
 
 _CLEAN = (
     "Parameter '{name}' is read in {method}, which is no forward: it is clean there although noise is on. If it "

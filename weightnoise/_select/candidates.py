@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from weightnoise._attach.noisy_class import clean_class
 from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
 from weightnoise._errors import NO_LAYOUT
 from weightnoise._noise.weight_noise import WeightNoise
@@ -44,6 +45,7 @@ class Candidate:
         tensor: the Parameter, or one evaluation of the stack.
         source: what tied uses have in common: the Parameter itself, or the stack.
         noise: the noise that is on it already.
+        has_siblings: whether the tensor of that name is a matrix in another module of the same class.
     """
 
     names: tuple[str, ...]
@@ -52,6 +54,7 @@ class Candidate:
     tensor: Tensor
     source: object
     noise: WeightNoise | None
+    has_siblings: bool = False
 
     @property
     def name(self) -> str:
@@ -79,7 +82,17 @@ class Candidate:
             return True
         if isinstance(self.owner, _PRODUCTS) and "weight" in self.tensor_name:
             return self.tensor.ndim < 2
-        return is_lazy(self.tensor) or sum(size != 1 for size in self.tensor.shape) < 2
+        return is_lazy(self.tensor) or not (self.has_siblings or _is_matrix(self.tensor))
+
+    @property
+    def may_be_matrix(self) -> bool:
+        """Whether a scale may be a matrix all the same, with one row or column, of a layer of somebody's own."""
+        known = isinstance(self.owner, (*_NORMS, *_PRODUCTS)) or is_lazy(self.tensor)
+        if known or not self.is_scale or "bias" in self.tensor_name:
+            return False
+        shape = self.tensor.shape
+        longer = max(shape, default=1) > 1
+        return longer and (len(shape) == 2 or (len(shape) > 2 and "weight" in self.tensor_name and shape[1] > 1))
 
     @property
     def padding_row(self) -> int | None:
@@ -115,6 +128,7 @@ class Candidate:
 def find_candidates(model: nn.Module) -> list[Candidate]:
     """Every tensor of the model that could carry noise, in parameter order."""
     candidates: list[Candidate] = []
+    matrices: set[tuple[type, str]] = set()
     for node in walk(model):
         stacks = parametrizations(node.module)
         parameters = dict(node.module._parameters.items())  # A ScriptModule has a mapping of its own kind.
@@ -126,7 +140,16 @@ def find_candidates(model: nn.Module) -> list[Candidate]:
             names = tuple(prefix + name for prefix in node.prefixes)
             source = stack if parameter is None else parameter
             candidates.append(Candidate(names, node.module, name, tensor, source, _noise_in(stack)))
-    return candidates
+            if _is_matrix(tensor):
+                matrices.add((clean_class(type(node.module)), name))
+    # In these a name says nothing.
+    matrices -= {(cls, name) for cls, name in matrices if cls in (nn.Module, nn.ParameterList, nn.ParameterDict)}
+    alike = {id(one) for one in candidates if (clean_class(type(one.owner)), one.tensor_name) in matrices}
+    return [replace(one, has_siblings=True) if id(one) in alike else one for one in candidates]
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and sum(size != 1 for size in tensor.shape) > 1
 
 
 def _noise_in(stack: nn.Module | None) -> WeightNoise | None:

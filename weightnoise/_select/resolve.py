@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import nn
 from weightnoise._attach.per_example import estimator_problem
 from weightnoise._errors import (
     AlreadyNoisyError,
+    LeftCleanWarning,
     NoMatchError,
     OptionTypeError,
     SpecError,
@@ -71,13 +73,20 @@ def resolve(
         raise OptionTypeError(f"batch_dim must be a whole number >= 0 or None, got {batch_dim!r}.")
     candidates = find_candidates(model)
     problems: list[WeightNoiseError] = []
+    passed: list[Candidate] = []
+
+    def covers(candidate: Candidate, _: Key | None) -> bool:
+        if candidate.ndim < min_ndim <= candidate.tensor.ndim and candidate.may_be_matrix:
+            passed.append(candidate)
+        return candidate.ndim >= min_ndim
+
     chosen = choose(
         candidates,
         spec,
         problems,
         noun="parameter",
         ask=lambda function, candidate: function(candidate.name, candidate.tensor, candidate.owner),
-        covers=lambda candidate, key: candidate.ndim >= min_ndim,
+        covers=covers,
         uncovered=lambda key, won: _too_few_dimensions(key, won, min_ndim),
     )
     problems += _placement_problems(candidates, chosen, estimator)
@@ -85,6 +94,8 @@ def resolve(
     if not chosen and not problems:
         problems.append(_nothing_covered(candidates, min_ndim))
     raise_problems(problems)
+    if passed:
+        warnings.warn(_PASSED.format(names=listed([one.name for one in passed])), LeftCleanWarning, stacklevel=3)
     tied = _by_source(candidates)
     placed = [candidate for candidate in candidates if candidate in chosen]
     dims = batch_dims(model, placed, batch_dim) if estimator == "flipout" else [0] * len(placed)
@@ -210,3 +221,10 @@ def _nothing_covered(candidates: Sequence[Candidate], min_ndim: int) -> NoMatchE
 
 
 _COUNTED = ", where one counts for scales and shifts of any shape,"
+
+
+_PASSED = (
+    "The spec leaves clean what has at most one dimension longer than 1, as scales and shifts have, but these may "
+    "be the weights of a product with one output or input: {names}. Name each exactly in a mapping, before other "
+    "keys: with its law, or with None to leave it clean and be told no more."
+)
