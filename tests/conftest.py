@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,13 @@ TOGETHER = ("cli/test_digits", "pretrained")
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
 _MANY = 8
+# Of the larger products, a run has as many cases as it takes to see every pair of values of two axes together.
+_MANY_PAIRS = 48
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out what is {', '.join(LEFT_OUT)}")
+    parser.addoption("--product", action="store_true", help="every case of large products, not every pair alone")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -76,9 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # Before xdist looks at the groups.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark whole folders and the larger part of large products; leave them out of a quick run."""
-    products: dict[object, list[Mapping[str, object]]] = {}
+    products: dict[object, list[pytest.Item]] = {}
     for item in items:
-        products.setdefault(_function(item), []).append(_parameters(item))
+        products.setdefault(_function(item), []).append(item)
     for item in items:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         for beginning, marker in MARKED.items():
@@ -89,12 +93,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("distributed"):
             item.add_marker(pytest.mark.xdist_group("distributed"))  # One pair of processes at a time.
         product = products[_function(item)]
-        if len(product) > _MANY and _steps(product[0], _parameters(item)) > 1:
+        if len(product) > _MANY and _steps(_parameters(product[0]), _parameters(item)) > 1:
             item.add_marker("full")
+    left: set[pytest.Item] = set()
     if config.getoption("--quick"):
-        left = [item for item in items if _is_left_out(item)]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if not _is_left_out(item)]
+        left = {item for item in items if _is_left_out(item)}
+    elif not config.getoption("--product"):
+        large = [product for product in products.values() if len(product) > _MANY_PAIRS]
+        left = {item for product in large for item in product}.difference(*map(_pairs, large))
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = [item for item in items if item not in left]
 
 
 def pytest_collection_finish() -> None:
@@ -113,6 +121,21 @@ def _function(item: pytest.Item) -> tuple[Path, str]:
 
 def _parameters(item: pytest.Item) -> Mapping[str, object]:
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _pairs(product: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Cases of a product in which each value of an axis meets each of another; those with most new pairs first."""
+    axes = {item: [(name, id(value)) for name, value in _parameters(item).items()] for item in product}
+    pairs = {item: frozenset(combinations(places, 2)) for item, places in axes.items()}
+    most = max(map(len, pairs.values()))
+    seen: set[object] = set()
+    chosen = [item for item in product if not pairs[item]]  # Of one axis, or none.
+    for new in range(most, 0, -1):
+        for item, own in pairs.items():
+            if len(own - seen) >= new:
+                chosen.append(item)
+                seen |= own
+    return chosen
 
 
 def _steps(first: Mapping[str, object], other: Mapping[str, object]) -> int:

@@ -14,9 +14,9 @@ from weightnoise._attach.module_noise import own_noises
 from weightnoise._checks import check_choice
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
+from weightnoise._noise.drawing import Memory
 from weightnoise._noise.frames import Frames
 from weightnoise._noise.learning import Ties
-from weightnoise._noise.drawing import Memory
 from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost

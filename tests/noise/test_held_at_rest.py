@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LAWS
+from weightnoise._noise import draws
 from weightnoise._noise import held as holding
 
 SIZES = (8, 64)
@@ -236,7 +237,7 @@ def test_a_hold_that_closes_while_a_read_is_made_leaves_nothing_at_rest(
 ) -> None:
     model, x = layer(size, wn.Gaussian(0.1)), torch.eye(size)
     hold = wn.hold_noise(model, seed=3)
-    apply = holding.apply_draw
+    apply = draws.apply_draw
 
     def closes(*args: Any) -> Tensor:
         hold.__exit__(None, None, None)  # As another thread might.

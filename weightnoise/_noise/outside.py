@@ -111,8 +111,9 @@ def _warn(name: str) -> None:
 
 _READ = "__weightnoise__"
 _TWICE = (
-    "Parameter '{name}' is read twice in one forward of another module, and compiled code would draw for each read. "
-    "Python keeps the draw. For compiled code, read it once, or call it inside `with weightnoise.hold_noise(model):`."
+    "Parameter '{name}' is read twice in one forward of another module, and compiled code would draw for each "
+    "read, where Python keeps the draw. For compiled code, read it once, or call it inside "
+    "`with weightnoise.hold_noise(model):`."
 )
 
 _CLEAN = (
