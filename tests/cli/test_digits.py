@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import weightnoise as wn
 from weightnoise._cli import demo as _demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # 20 networks of 60 epochs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # 20 networks of 60 epochs, five at a time.
 
 # The protocol, one for all rows. Split, images / 16 and network are the demo's; the weight matrices carry the
 # noise and the biases none; AdamW keeps its weight decay of .01; the cosine falls once an epoch; clipping is
@@ -66,8 +67,8 @@ class Training:
     clip: float | None = None
 
 
-STRAIGHT_THROUGH = wn.Gaussian(0.2, relative_to="absmax")
-EXACT = wn.Gaussian(0.2, relative_to="absmax", gradient="exact")
+STRAIGHT_THROUGH = wn.Gaussian(0.2, relative_to="absmax", per=0)
+EXACT = wn.Gaussian(0.2, relative_to="absmax", per=0, gradient="exact")
 TRAININGS = {
     "nothing": Training(),
     "straight-through": Training(STRAIGHT_THROUGH),
@@ -76,24 +77,56 @@ TRAININGS = {
 }
 
 
-def train(digits: _demo.Digits, training: Training, seed: int) -> nn.Module:
-    """A plain network, trained as described above."""
-    torch.manual_seed(seed)
-    model = _demo.make_model()
+class Stacked(nn.Module):
+    """The demo's networks of all seeds, side by side: their layers are matrices, one below the other."""
+
+    def __init__(self, models: list[Any]) -> None:
+        super().__init__()
+        layers = list(zip(*models, strict=True))[::2]
+        self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in layers)
+        self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, (weight, bias) = zip(self.weights, self.biases, strict=True)
+        for inner, its_bias in layers:
+            x = torch.baddbmm(its_bias[:, None], x, inner.mT).relu()
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    def apart(self) -> list[nn.Module]:
+        """Each network by itself."""
+        models: list[Any] = [_demo.make_model() for _ in range(SEEDS)]
+        with torch.no_grad():
+            for layer, weights, biases in zip((0, 2, 4), self.weights, self.biases, strict=True):
+                for model, weight, bias in zip(models, weights, biases, strict=True):
+                    model[layer].weight.copy_(weight)
+                    model[layer].bias.copy_(bias)
+        return models
+
+
+def train(digits: _demo.Digits, training: Training) -> list[nn.Module]:
+    """Plain networks, one for each seed, trained as described above; at once, which takes a fifth of the time."""
+    fresh = []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        fresh.append(_demo.make_model())
+    model = Stacked(fresh)
     if training.law is not None:
-        wn.add_weight_noise(model, training.law)
+        wn.add_weight_noise(model, {"weights.*": training.law})
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(digits.train_y)).split(BATCH):
-            loss = nn.functional.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
+        orders = torch.stack([torch.randperm(len(digits.train_y)) for _ in range(SEEDS)])
+        for batch in orders.split(BATCH, dim=1):
+            # The sum over the networks: each has the gradient of its own mean, and AdamW goes by elements.
+            outputs = model(digits.train_x[batch]).flatten(0, 1)
+            loss = nn.functional.cross_entropy(outputs, digits.train_y[batch].flatten()) * SEEDS
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if training.clip is not None:
-                wn.clip_weights(model, training.clip)
+                wn.clip_weights(model, training.clip, per=0)
         schedule.step()
-    return model if training.law is None else wn.remove_weight_noise(model)
+    return (model if training.law is None else wn.remove_weight_noise(model)).apart()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +135,7 @@ def curves() -> dict[str, _demo.Curve]:
     digits = _demo.load_digits()
     found = {}
     for name, training in TRAININGS.items():
-        models = [train(digits, training, seed) for seed in range(SEEDS)]
+        models = train(digits, training)
         values = [[_demo.evaluate(m, digits, law, DRAWS) for m in models] for law in TEST_LAWS.values()]
         found[name] = _demo.Curve(name, torch.tensor(values))
     return found
