@@ -57,7 +57,7 @@ TOGETHER = ("cli/test_digits", "pretrained")
 LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
 _MANY = 8
 # Of the larger products, a run has as many cases as it takes to see every pair of values of two axes together.
-_MANY_PAIRS = 48
+_MANY_PAIRS = 16
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
