@@ -399,6 +399,7 @@ CONTEXTS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_an_interrupt_at_any_line_of_a_context_leaves_it_closed(context: str) -> None:
     assert interrupted_at_every_line(noisy, CONTEXTS[context], assert_nothing_is_stuck) > 50

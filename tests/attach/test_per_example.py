@@ -183,6 +183,7 @@ def test_flipout_enumerates_all_signs_equally_often() -> None:
 # Moments, against closed forms and against the shared draw.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "law"), [*CASES, ("shared", "gaussian"), ("shared", "value")])
 def test_mean_and_variance_of_the_output_and_covariance_of_two_examples(estimator: Estimator, law: str) -> None:
     layer = nn.Linear(6, 4).double()
@@ -239,6 +240,7 @@ def sampled_gradients(model: Any, loss: Callable[[Any], Tensor], draws: int) -> 
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["gaussian", "value", "learned", "variational_dropout"])
 @pytest.mark.parametrize("estimator", PER_EXAMPLE)
 def test_the_expected_gradient_is_that_of_the_shared_draw(estimator: Estimator, law: str) -> None:

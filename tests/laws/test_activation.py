@@ -77,6 +77,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("converter", ["merged", "external"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_current_noise_has_the_variance_of_the_formula(kind: str, converter: Any) -> None:

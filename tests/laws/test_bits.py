@@ -59,6 +59,7 @@ def test_events_are_independent_at_each_place(rate: float, factor: float) -> Non
     assert abs(spread - 1) < 4 * math.sqrt(2 / draws + 1 / (draws * size * p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 8, "per": 0}], ids=["4", "8 per row"])
 def test_single_flips_and_a_number_for_each_bit_are_one_distribution(

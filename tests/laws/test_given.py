@@ -98,6 +98,7 @@ def test_uses_of_a_tied_weight_go_by_one_name() -> None:
         assert torch.equal(model.embed.weight, model.head.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_estimators_use_the_variance_of_each_element(size: int) -> None:
     torch.manual_seed(0)

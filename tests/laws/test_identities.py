@@ -86,6 +86,7 @@ def test_the_same_seed_with_twice_the_strength_doubles_the_noise_of_a_model_bitw
     assert torch.equal(found[2], -found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LAWS if name not in BIASED])
 def test_unbiased_laws(name: str) -> None:
     law = as_law(LAWS[name])
@@ -274,6 +275,7 @@ def test_all_examples_of_a_batch_share_one_draw() -> None:
     assert_mean(moved[:, 0] * moved[:, 1], 0.3**2 * (x[0] @ x[1]).item())
 
 
+@pytest.mark.slow
 def test_a_smooth_loss_grows_by_half_the_curvature() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     x, target, std = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64), 0.01

@@ -39,6 +39,7 @@ def test_bits_are_a_number_of_levels(size: int, symmetric: bool) -> None:
         assert torch.equal(sample(levels, weight), sample(wn.Quantize(bits, symmetric=symmetric), weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [4, 5])
 def test_stochastic_rounding_is_unbiased_inside_a_range_and_reads_its_ends_outside(size: int, levels: int) -> None:

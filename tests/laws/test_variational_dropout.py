@@ -35,11 +35,13 @@ def log_alpha(model: nn.Module) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 def test_molchanovs_divergence_is_the_integral_for_every_alpha() -> None:
     for alpha in ALPHAS.tolist():
         assert approximate(wn.VariationalDropout(), alpha) == pytest.approx(divergence(alpha), abs=0.01)
 
 
+@pytest.mark.slow
 def test_kingmas_divergence_is_the_integral_up_to_one_and_stays_there() -> None:
     law = wn.VariationalDropout(approximation="kingma")
     for alpha in ALPHAS[ALPHAS <= 1].tolist():
