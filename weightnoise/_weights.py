@@ -21,6 +21,7 @@ from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
+from weightnoise._torch.dtensors import in_one_piece
 from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
@@ -115,7 +116,7 @@ def add_weight_noise(
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
-    placements = resolve(model, spec, min_ndim, estimator, batch_dim)
+    placements = resolve(model, spec, min_ndim, estimator, batch_dim, memory)
     lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
     for name, _, noise in noises(model) if lost else ():
@@ -228,12 +229,11 @@ def _noise(
     memory: Memory,
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
-    one, dim = placement.candidate, placement.batch_dim
-    row, names = placement.padding_row, (*one.names, *placement.tied_with)
-    use = id(one.source), repr(placement.law)
+    one, dim, row = placement.candidate, placement.batch_dim, placement.padding_row
+    names, use = (*one.names, *placement.tied_with), (id(one.source), repr(placement.law))
     layout = learned[use][2] if use in learned else one.layout  # One, so that sums are rounded alike.
     noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, layout, dim, names)
-    own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(one.tensor).items()}
+    own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}
     shared, ties, _ = learned.setdefault(use, (own, Ties(), layout))
     noise.set_up(one.tensor, shared, ties if placement.tied_with else None)
     return noise
