@@ -390,3 +390,18 @@ def check_compiled_code_is_interrupted() -> None:
             found.append([*gradients(model), torch.get_rng_state()])
         assert_all_close(found[1], found[0])  # The third layer is compiled, and rounds in another order.
     torch.compiler.reset()
+
+
+def check_time_passes_in_a_hold() -> None:
+    for shape, placement in itertools.product((SMALL, LARGE), (Shard(0), Replicate())):
+        for seed in (3, None):
+            single = wn.add_weight_noise(reader(shape), wn.Gaussian(0.2))
+            model = cut(wn.add_weight_noise(reader(shape), wn.Gaussian(0.2)), [placement], mesh())
+            found = []
+            for each, own in ((model, dist.get_rank()), (single, 0)):
+                torch.manual_seed(own)
+                with wn.hold_noise(each, seed=seed, rho=0.9) as held:
+                    found.append(read(each)[:2])
+                    held.advance(2)
+                    found[-1] += read(each)[:2]
+            assert_same(*found, (shape, seed))
