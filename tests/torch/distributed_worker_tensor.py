@@ -363,7 +363,7 @@ def check_noise_that_rounds_away_warns() -> None:
 def check_what_looks_at_the_model() -> None:
     model, single = both(wn.Variational())
     torch.testing.assert_close(whole(wn.kl_divergence(model)), wn.kl_divergence(single).detach())
-    for options in ({"k": 1.5}, {"k": 1.2, "per": 0}):
+    for options in ({"k": 2.5}, {"low": -0.2, "high": 0.1}):
         for each in (model, single):
             wn.clip_weights(each, **options)  # type: ignore[arg-type]
         assert_all_close(weights(model), weights(single))
