@@ -163,7 +163,9 @@ def check_data_parallel() -> None:
         for seeds in ([5, 6], [5, 5]):
             expected = own_parts(expected_gradients(spec, size, seeds))
             assert_all_close(step(wrapped, size, seeds, parameters), expected)
-        x = batch(size, replica())
+        x, single = batch(size, replica()), wn.add_weight_noise(make(size), spec)
+        with wn.hold_noise(model, seed=3), wn.hold_noise(single, seed=3):
+            torch.testing.assert_close(wrapped(x), single(x))
         with wn.no_noise(wrapped):
             torch.testing.assert_close(wrapped(x), make(size)(x))
         wn.remove_weight_noise(model)

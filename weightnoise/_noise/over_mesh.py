@@ -19,9 +19,11 @@ from weightnoise._errors import NO_LAYOUT, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl
 from weightnoise._noise.draws import Key, apply_draw
 from weightnoise._noise.frames import NOT_DRAWN, NOTHING
+from weightnoise._noise.recipe import version_of
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch import dtensors
 from weightnoise._torch.autograd import Identity
+from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modules import is_dtensor, is_fully_sharded
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def noisy_over_mesh(noise: WeightNoise, weight: Tensor, effective: EffectiveCont
         effective: what holds for this read.
         kept: what the running forward has drawn, or None.
     """
+    refuse_export("weight", noise.name)
     if torch.compiler.is_compiling():
         interrupted: Any = torch.compiler.disable(noisy_over_mesh)  # type: ignore[no-untyped-call]
         made: Tensor = interrupted(noise, weight, effective, kept)
@@ -54,7 +57,7 @@ def noisy_over_mesh(noise: WeightNoise, weight: Tensor, effective: EffectiveCont
     if problem := mesh_problem(weight, noise.estimator, noise.memory):
         raise UnsupportedParameterError(f"Parameter '{noise.name}' {problem}")
     factor = noise.factor(effective)
-    state = (weight._version, torch.is_grad_enabled(), factor)
+    state = (version_of(weight), torch.is_grad_enabled(), factor)
     noisy: Tensor
     draw, noisy, of, before = NOTHING if kept is None else kept.get(noise.tensor_name, NOTHING)
     if draw is NOT_DRAWN:
@@ -119,9 +122,7 @@ def make_over_mesh(noise: WeightNoise, held: HeldDraw, weight: Any) -> None:
         return
     if held.past is not None:
         make_over_mesh(noise, held.past[0], weight)
-    seeds = [-1 if seed is None else seed for seed in (held.seed, held.die)]
-    told = dtensors.of_first(torch.tensor(seeds, dtype=torch.int64, device="cpu"), weight).tolist()
-    held.seed, held.die = (None if seed == -1 else seed for seed in told)
+    held.seed, held.die = dtensors.values_of_first([held.seed, held.die], weight)
     with _state_of_first(weight) if held.seed is None else nullcontext():
         held.make(noise.handed, _to_draw_for(noise, weight))
 
@@ -163,6 +164,8 @@ def _whole(noise: WeightNoise, weight: Any, draw: Any, factor: float) -> Tensor:
 def _noisy_part(noise: WeightNoise, weight: Any, draw: Any, factor: float) -> Tensor | None:
     """The own part of the noisy weight, made of that of the clean one; None where the law needs more of it."""
     law, cut = noise.handed.plain(), dtensors.cuts(weight)
+    if weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16):
+        return None  # There torch rounds a number by its place in memory.
     own = _own(draw, weight, cut) if cut is not None and law.apply_part else None
     if cut is None or own is None:
         return None

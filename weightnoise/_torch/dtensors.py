@@ -118,6 +118,14 @@ def largest_of(values: Tensor, weight: Any, mesh_dims: Sequence[int]) -> Tensor:
     return largest
 
 
+def values_of_first(values: list[Any], weight: Any) -> list[Any]:
+    """The values of Python that the first process of the weight's mesh has."""
+    told = list(values)
+    for group in map(weight.device_mesh.get_group, range(weight.device_mesh.ndim)):
+        dist.broadcast_object_list(told, dist.get_global_rank(group, 0), group=group)
+    return told
+
+
 def of_first(numbers: Tensor, weight: Any) -> Tensor:
     """The numbers that the first process of the weight's mesh has, on the CPU."""
     mesh = weight.device_mesh
