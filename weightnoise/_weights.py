@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from weightnoise._torch.writing import written
 from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_Learned: TypeAlias = "dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]]"
 
 
 def add_weight_noise(
@@ -191,7 +192,7 @@ def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimato
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]] = {}
+    learned: _Learned = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
@@ -221,16 +222,12 @@ def _detach_all(own: Mapping[nn.Module, Mapping[str, WeightNoise]]) -> None:
 
 
 def _noise(
-    placement: Placement,
-    when: When,
-    frames: Frames,
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]],
-    estimator: Estimator,
-    memory: Memory,
+    placement: Placement, when: When, frames: Frames, learned: _Learned, estimator: Estimator, memory: Memory
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
-    one, dim, row = placement.candidate, placement.batch_dim, placement.padding_row
-    names, use = (*one.names, *placement.tied_with), (id(one.source), repr(placement.law))
+    one, dim = placement.candidate, placement.batch_dim
+    row, names = placement.padding_row, (*one.names, *placement.tied_with)
+    use = id(one.source), repr(placement.law)
     layout = learned[use][2] if use in learned else one.layout  # One, so that sums are rounded alike.
     noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, layout, dim, names)
     own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}

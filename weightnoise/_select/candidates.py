@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from weightnoise._attach.noisy_class import clean_class
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import NO_LAYOUT
+from weightnoise._noise.drawing import Memory
 from weightnoise._noise.over_mesh import mesh_problem
-from weightnoise._noise.weight_noise import Estimator, Memory, WeightNoise
+from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._torch.layers import Layout, layout_of
 from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
 

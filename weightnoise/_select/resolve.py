@@ -20,7 +20,8 @@ from weightnoise._errors import (
     WeightNoiseError,
     raise_problems,
 )
-from weightnoise._noise.weight_noise import Estimator, Memory
+from weightnoise._noise.drawing import Memory
+from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.axis import batch_dims
 from weightnoise._select.candidates import Candidate, find_candidates
 from weightnoise._select.choose import Spec, choose
