@@ -129,9 +129,3 @@ RESIZED = (
 )
 
 NO_LAYOUT = "which noise would make dense or cannot be added to. Make it dense with to_dense(), or leave it clean."
-
-IS_DTENSOR = (
-    "Parameter '{name}' is a DTensor inside the forward of its module (tensor parallelism), where "
-    "weight noise is not supported. Call weightnoise.remove_weight_noise(model) before parallelize_module, "
-    "or use fully_shard, whose weights are whole inside the forward."
-)

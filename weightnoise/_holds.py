@@ -13,6 +13,7 @@ from weightnoise._errors import NotNoisyError, OptionError
 from weightnoise._noise.context import AnyNoise, Overrides
 from weightnoise._noise.control import Override
 from weightnoise._noise.held import HeldDraw
+from weightnoise._noise.over_mesh import make_held, waits_for_forward
 from weightnoise._noise.paths import check_path
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
@@ -47,14 +48,13 @@ def held_overrides(
         key = (name if parameter is None else id(parameter), repr(noise.law))
         own_seed = None if seed is None else _seeds.derive_seed(seed, name)
         weight = clean_tensor(owner, noise.tensor_name)
-        if weight is not None and weight.is_meta and seed is None and key not in draws:
+        if weight is not None and waits_for_forward(noise, weight) and seed is None and key not in draws:
             own_seed = int(_seeds.key())  # It is drawn once the weight has numbers.
         held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count, rho=rho))
-        # Now, and not at the first read: that may be in a checkpointed region or in compiled code.
         if rho and weight is not None:
             check_path(noise.handed, weight)
         if weight is not None:
-            held.make(noise.handed, weight)
+            make_held(noise, held, weight)
         if (fresh or rho) and noise.estimator != "shared":
             why = _RHO if rho else _FRESH_READS
             raise OptionError(why.format(name=noise.name, estimator=noise.estimator))

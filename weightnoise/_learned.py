@@ -11,6 +11,7 @@ from weightnoise._attach.hook import activation_noises
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.learning import Learning
+from weightnoise._torch.dtensors import in_one_piece
 from weightnoise._torch.modules import unwrap
 
 
@@ -74,13 +75,14 @@ def kl_divergence(model: nn.Module) -> Tensor:
         for name, owner, noise in noises(model):
             if not noise.handed.says("kl_divergence"):
                 continue
-            strengths = noise.strengths()
+            strengths = {name: in_one_piece(one) for name, one in noise.strengths().items()}
             # Uses of a tied weight share what they learn.
-            key = id(next(iter(strengths.values()), noise))
+            key = id(next(iter(noise.strengths().values()), noise))
             if key in total:
                 continue
             # A wrapper that has a divergence speaks for the laws inside it.
-            own = noise.handed.kl_divergence(getattr(owner, noise.tensor_name), strengths)
+            weight = in_one_piece(getattr(owner, noise.tensor_name))
+            own = noise.handed.kl_divergence(weight, strengths)
             if own is None:
                 raise UnsupportedParameterError(
                     f"Parameter '{name}' has {noise.law!r}: a variational law must come first and stand by "

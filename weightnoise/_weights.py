@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,12 +21,14 @@ from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
+from weightnoise._torch.dtensors import in_one_piece
 from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_Learned: TypeAlias = "dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]]"
 
 
 def add_weight_noise(
@@ -115,7 +117,7 @@ def add_weight_noise(
     check_choice("add_weight_noise", "memory", memory, ("keep", "recompute"))
     if memory == "recompute" and estimator != "shared":
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
-    placements = resolve(model, spec, min_ndim, estimator, batch_dim)
+    placements = resolve(model, spec, min_ndim, estimator, batch_dim, memory)
     lost = warn_if_lost(placements)
     _attach_all(placements, when, estimator, memory)
     for name, _, noise in noises(model) if lost else ():
@@ -190,7 +192,7 @@ def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimato
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]] = {}
+    learned: _Learned = {}
     done: dict[nn.Module, dict[str, WeightNoise]] = {}
     try:
         for owner, own in owned.items():
@@ -220,12 +222,7 @@ def _detach_all(own: Mapping[nn.Module, Mapping[str, WeightNoise]]) -> None:
 
 
 def _noise(
-    placement: Placement,
-    when: When,
-    frames: Frames,
-    learned: dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]],
-    estimator: Estimator,
-    memory: Memory,
+    placement: Placement, when: When, frames: Frames, learned: _Learned, estimator: Estimator, memory: Memory
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     one, dim = placement.candidate, placement.batch_dim
@@ -233,7 +230,7 @@ def _noise(
     use = id(one.source), repr(placement.law)
     layout = learned[use][2] if use in learned else one.layout  # One, so that sums are rounded alike.
     noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, layout, dim, names)
-    own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(one.tensor).items()}
+    own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}
     shared, ties, _ = learned.setdefault(use, (own, Ties(), layout))
     noise.set_up(one.tensor, shared, ties if placement.tied_with else None)
     return noise

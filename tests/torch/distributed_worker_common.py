@@ -96,6 +96,6 @@ def assert_ranks_differ(tensor: Tensor) -> None:
 
 def gathered(tensor: Tensor) -> list[tuple[float, ...]]:
     """What every process has."""
-    everywhere = [torch.empty_like(tensor) for _ in range(RANKS)]
+    everywhere = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(everywhere, tensor.detach().contiguous())
     return [tuple(each.flatten().tolist()) for each in everywhere]

@@ -1,101 +1,19 @@
-"""Tensor parallelism is refused, whatever reads the weight; stages of a pipeline are models of their own."""
+"""Stages of a pipeline are models of their own."""
 
 from __future__ import annotations
-
-import functools
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, pipeline
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import weightnoise as wn
 from tests.cases import torch_before
-from tests.torch.distributed_worker_common import GAUSSIAN, RANKS, assert_all_close, fully_shard, make
+from tests.torch.distributed_worker_common import GAUSSIAN, RANKS, assert_all_close, make
 
-PLAN = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-OUTSIDE = r"weight' is a DTensor that fully_shard does not manage \(tensor parallelism\)"
-INSIDE = r"Parameter '0.weight' is a DTensor inside the forward of its module \(tensor parallelism\)"
 X = torch.linspace(-1, 1, 16).reshape(4, 4)
-
-
-@functools.cache
-def mesh() -> DeviceMesh:
-    return init_device_mesh("cpu", (RANKS,))
-
-
-@functools.cache
-def both() -> DeviceMesh:
-    return init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("data", "tensor"))
-
-
-def check_tensor_parallel_weights_are_refused() -> None:
-    for estimator in ("shared", "flipout", "local"):
-        model = parallelize_module(make(), mesh(), PLAN)
-        with pytest.raises(wn.UnsupportedParameterError, match=OUTSIDE):
-            wn.add_weight_noise(model, wn.Gaussian(0.3), estimator=estimator)
-        assert not wn.has_weight_noise(model)
-        torch.testing.assert_close(model(X), make()(X))
-
-
-def check_tensor_parallel_layers_left_clean() -> None:
-    model = parallelize_module(make(), mesh(), PLAN)
-    single = wn.add_weight_noise(make(), {"4.weight": GAUSSIAN})
-    wn.add_weight_noise(model, {"4.weight": GAUSSIAN})
-    outputs = []
-    for each in (model, single):
-        torch.manual_seed(5)
-        outputs.append(each(X))
-    torch.testing.assert_close(*outputs)
-
-
-def check_noise_before_tensor_parallelism_is_refused() -> None:
-    for estimator in ("shared", "flipout", "local"):
-        model = wn.add_weight_noise(make(), wn.Gaussian(0.3), estimator=estimator)
-        parallelize_module(model, mesh(), {"0": ColwiseParallel(output_layouts=Replicate())})
-        assert isinstance(model[0].weight, DTensor)
-        with wn.no_noise(model):
-            torch.testing.assert_close(model(X), make()(X))
-        with pytest.raises(wn.UnsupportedParameterError, match=INSIDE):
-            model(X)
-        wn.remove_weight_noise(model)
-        torch.testing.assert_close(model(X), make()(X))
-
-
-class Head(nn.Module):
-    """Reads the weight of another module, as nn.MultiheadAttention and tied heads do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Linear(4, 8, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Any = DTensor.from_local(x, mesh(), run_check=False) @ self.table.weight.t()
-        whole: Tensor = output.full_tensor()
-        return whole
-
-
-def check_a_read_by_another_module_is_refused() -> None:
-    model = wn.add_weight_noise(Head(), GAUSSIAN)
-    parallelize_module(model, mesh(), {"table": ColwiseParallel()})
-    with wn.no_noise(model):
-        model(X)
-    with pytest.raises(wn.UnsupportedParameterError, match=OUTSIDE):
-        model(X)
-
-
-def check_fully_shard_over_tensor_parallelism_is_refused() -> None:
-    model = parallelize_module(make(), both()["tensor"], PLAN)
-    fully_shard(model, mesh=both()["data"])
-    wn.add_weight_noise(model, GAUSSIAN)
-    with pytest.raises(wn.UnsupportedParameterError, match=INSIDE):
-        model(X)
 
 
 def halves(model: nn.Sequential) -> list[nn.Sequential]:

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, as a user would start them; one launch for all that a run asks of them."""
+"""Processes under torchrun, as a user would start them; one launch for all that a run asks of two, and of four."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from tests.torch.distributed_worker import checks_of, why_skipped
 from tests.torch.distributed_worker_common import RANKS, make
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("ddp", "fsdp", "parallel", "checkpoints", "steps")
+GROUPS = ("ddp", "fsdp", "parallel", "checkpoints", "steps", "tensor")
 CHECKS = [f"{group}.{name}" for group in GROUPS for name in checks_of(group)]
+OF_FOUR = [f"mesh.{name}" for name in checks_of("mesh")]
 # One of each group is in a quick run.
 QUICK = {
     "ddp.before_and_after_with_equal_and_different_seeds",
     "fsdp.before_and_after_with_equal_and_different_seeds",
     "parallel.pipeline_draws_for_every_microbatch",
     "checkpoints.learned_strengths",
+    "tensor.a_plan_of_parallel_layers",
 }
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo"),
@@ -38,14 +40,15 @@ pytestmark = [
 ]
 
 
-def torchrun(*arguments: str, folder: Path = ROOT) -> str:
-    """What two processes write on their error output, where one of them fails."""
-    done = subprocess.run([*TORCHRUN, *arguments], cwd=folder, capture_output=True, text=True, timeout=280)
+def torchrun(*arguments: str, folder: Path = ROOT, ranks: int = RANKS) -> str:
+    """What the processes write on their error output, where one of them fails."""
+    command = [*TORCHRUN, f"--nproc-per-node={ranks}", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     return done.stderr[-4000:] if done.returncode else ""
 
 
 @functools.cache
-def results(checks: tuple[str, ...]) -> dict[str, list[str]]:
+def results(checks: tuple[str, ...], ranks: int) -> dict[str, list[str]]:
     """For each check, what went wrong in each process ("": nothing).
 
     One launch runs them all. The first one that fails ends its launch, and those after it are launched again.
@@ -53,8 +56,8 @@ def results(checks: tuple[str, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     while left := [check for check in checks if check not in found]:
         with tempfile.TemporaryDirectory() as folder:
-            said = torchrun("-m", "tests.torch.distributed_worker", folder, *left)
-            files = [Path(folder, f"{rank}.json") for rank in range(RANKS)]
+            said = torchrun("-m", "tests.torch.distributed_worker", folder, *left, ranks=ranks)
+            files = [Path(folder, f"{rank}.json") for rank in range(ranks)]
             ran = [json.loads(file.read_text()) if file.exists() else {} for file in files]
         for check in left[: max([1, *map(len, ran)])]:
             found[check] = [each.get(check, f"It was not run.\n{said}") for each in ran]
@@ -65,12 +68,22 @@ def results(checks: tuple[str, ...]) -> dict[str, list[str]]:
     "check", [pytest.param(name, marks=[pytest.mark.quick] * (name in QUICK)) for name in CHECKS]
 )
 def test_in_two_processes(check: str, request: pytest.FixtureRequest) -> None:
+    assert_right(check, CHECKS, RANKS, request)
+
+
+@pytest.mark.parametrize("check", OF_FOUR)
+def test_in_four_processes(check: str, request: pytest.FixtureRequest) -> None:
+    assert_right(check, OF_FOUR, 4, request)
+
+
+def assert_right(check: str, checks: list[str], ranks: int, request: pytest.FixtureRequest) -> None:
+    """Nothing went wrong with a check, in a launch of all checks of its kind that the run asks for."""
     if why := why_skipped(check):
         pytest.skip(why)
     selected = {item.name for item in request.session.items}
-    asked = (name for name in CHECKS if f"{request.node.originalname}[{name}]" in selected)
-    found = results(tuple(name for name in asked if not why_skipped(name)))[check]
-    assert found == [""] * RANKS, "\n".join(found)
+    asked = (name for name in checks if f"{request.node.originalname}[{name}]" in selected)
+    found = results(tuple(name for name in asked if not why_skipped(name)), ranks)[check]
+    assert found == [""] * ranks, "\n".join(found)
 
 
 @pytest.mark.quick

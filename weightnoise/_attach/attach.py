@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from weightnoise._attach.find import module_noise
 from weightnoise._attach.module_noise import InstanceForward, ModuleNoise, own_noises
 from weightnoise._attach.noisy_class import clean_class, noisy_class, set_class
-from weightnoise._attach.stack import InPlaceList
+from weightnoise._attach.stack import InPlaceList, Stacks
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import children, parametrizations
 
@@ -41,7 +41,9 @@ def attach(owner: nn.Module, noises: Mapping[str, WeightNoise]) -> None:
         for name, noise in noises.items():
             _register(owner, name, noise)
         _refill(owner._parameters, parameters)
-        holder = owner.__dict__["_modules"]["parametrizations"].__dict__
+        stacks = owner.__dict__["_modules"]["parametrizations"]
+        stacks.__class__ = Stacks
+        holder = stacks.__dict__
         frames = next(iter(noises.values())).frames
         if "module_noise" not in holder:
             holder["module_noise"] = ModuleNoise(frames, [], stock_class if stacked else None)
@@ -100,7 +102,9 @@ def _detach(
         owner._modules.pop("parametrizations", None)
         set_class(owner, base)
         return
-    owner.__dict__["_modules"]["parametrizations"].__dict__.pop("module_noise", None)
+    holder = owner.__dict__["_modules"]["parametrizations"]
+    holder.__class__ = nn.ModuleDict
+    holder.__dict__.pop("module_noise", None)
     if (
         found is not None
         and found.stock_class is not None

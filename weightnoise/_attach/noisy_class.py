@@ -20,7 +20,7 @@ from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError, UnsupportedParameterError
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import parametrizations
+from weightnoise._torch.modules import is_dtensor, parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
@@ -85,6 +85,8 @@ def noisy_property(name: str) -> property:
             self.__dict__[name] = value
         elif stack is not None and not isinstance(stack, InPlaceList):
             stack.right_inverse(value)
+        elif is_dtensor(value) and name not in self._parameters:
+            self.__dict__[name] = value  # As DDP does it over tensor parallelism, for its first forward.
         else:
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as parameter '{name}' "

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightnoise._errors import UnsupportedParameterError
-from weightnoise._noise.outside import is_noisy_outside
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._torch.dtensors import is_distributing
 from weightnoise._torch.forwards import reads_weight
-from weightnoise._torch.modules import is_dtensor, is_fully_sharded
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # In typing from Python 3.11 on.
 
-TENSOR_PARALLEL = (
-    "is a DTensor that fully_shard does not manage (tensor parallelism), where weight noise is not supported. "
-    "Leave it clean with None, or use fully_shard, whose weights are whole inside the forward."
-)
+
+class Stacks(nn.ModuleDict):
+    """The parametrization lists of a noisy module, as torch keeps them."""
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """As for any module; none for `distribute_module`, which takes each for a layer with a weight to cut."""
+        if torch.compiler.is_compiling() or not is_distributing():
+            yield from super().named_modules(*args, **kwargs)
+
+    def _get_name(self) -> str:
+        return "ModuleDict"
 
 
 class InPlaceList(parametrize.ParametrizationList):
@@ -51,23 +58,12 @@ class InPlaceList(parametrize.ParametrizationList):
             # Past Module.__call__ and the loop: a read has to cost next to nothing.
             if weight is None or only_noise.control.off:
                 return weight
-            noisy = only_noise.forward(weight)
-            if noisy is weight and type(weight) is not nn.Parameter:
-                self._check_managed(weight)
-            return noisy
+            return only_noise.forward(weight)
         if weight is not None:
             part: Any
             for part in self._modules.values():
                 weight = part(weight)
         return weight
-
-    def _check_managed(self, weight: Tensor) -> None:
-        """In the forward of another module a DTensor would be read clean."""
-        only_noise, owner = self.only_noise, self.owner()
-        if only_noise is None or owner is None or not only_noise.live() or only_noise.frames.running:
-            return
-        if is_dtensor(weight) and not is_fully_sharded(owner) and is_noisy_outside(only_noise):
-            raise UnsupportedParameterError(f"Parameter '{only_noise.name}' {TENSOR_PARALLEL}")
 
     def append(self, module: nn.Module) -> Self:
         """Stack another parametrization on the noise; torch calls this on registration."""

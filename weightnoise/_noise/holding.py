@@ -16,6 +16,7 @@ from weightnoise._checks import check_count
 from weightnoise._errors import ForwardsNotCountedWarning, OptionError
 from weightnoise._noise.context import AnyNoise, Entry, NoiseContext, Overrides, lay, lift
 from weightnoise._noise.held import HeldDraw
+from weightnoise._noise.over_mesh import make_held
 from weightnoise._torch.modes import in_backward
 from weightnoise._torch.tracing import outside_graphs
 
@@ -87,10 +88,9 @@ class HeldNoise(NoiseContext):
             if held.reads is not None:
                 raise OptionError("advance() has nothing to do with reads='fresh': each forward draws anew there.")
             new = later[id(held)] = later.get(id(held)) or held.later(steps)
-            # Now: the first read may be in a checkpointed region or in compiled code.
             weight = self._weight_of(noise)
             if weight is not None:
-                new.make(noise.handed, weight)
+                make_held(noise, new, weight)
         _put(entry, [(noise, replace(one, held=later[id(one.held)])) for noise, one in entry.overrides])
 
     def _inside(self, call: str) -> Entry:

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._errors import IS_DTENSOR, NO_LAYOUT, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, effective_control
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._noise.drawing import Drawing, Memory
@@ -23,10 +22,12 @@ from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, Rest, was_offl
 from weightnoise._noise.held import can_rest
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
+from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
 from weightnoise._noise.precision import Lookout
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
+from weightnoise._torch.dtensors import stand_in
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
@@ -106,10 +107,11 @@ class WeightNoise(Drawing):
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
-        self.learn(strengths, ties, weight)
+        like = stand_in(weight) if is_dtensor(weight) else weight
+        self.learn(strengths, ties, like)
         self.attributes = tuple(name for name in vars(weight) if not name.startswith("_"))  # Dynamo has its own.
-        self.lookout = Lookout(None if weight.is_meta else weight.dtype)
-        self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(weight, self.name)
+        self.lookout = Lookout(None if weight.is_meta or is_dtensor(weight) else weight.dtype)
+        self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(like, self.name)
         if self.strength_names or self.chip_draw is not None:
             self.built_for = weight.shape
 
@@ -141,8 +143,8 @@ class WeightNoise(Drawing):
             return weight
         effective: EffectiveControl | None = control if eager else self.effective()
         plain = type(weight) is nn.Parameter and weight.layout is _STRIDED
-        if effective is None or (not plain and self._is_sharded(weight, kept)):
-            return weight
+        if effective is None or (not plain and is_over_mesh(self.name, weight)):
+            return weight if effective is None else noisy_over_mesh(self, weight, effective, kept)
         factor = effective.factor if eager else self._factor_of_graph(effective)
         held = effective.held
         if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
@@ -179,14 +181,6 @@ class WeightNoise(Drawing):
             if weight.__dict__ and type(noisy) is Tensor:  # Other classes keep their numbers there.
                 noisy.__dict__ = weight.__dict__
         return noisy
-
-    def _is_sharded(self, weight: Tensor, kept: object) -> bool:
-        if weight.layout is not _STRIDED:
-            problem = f"Parameter '{self.name}' has layout {weight.layout} now, {NO_LAYOUT}"
-            raise UnsupportedParameterError(problem)
-        if kept is None or not is_dtensor(weight):
-            return is_dtensor(weight)  # FSDP2 looks at its sharded Parameter between forwards.
-        raise UnsupportedParameterError(IS_DTENSOR.format(name=self.name))
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:
         refuse_export("weight", self.name)

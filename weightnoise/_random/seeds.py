@@ -52,3 +52,22 @@ def seeded(seed: int, device: torch.device, *, alone: bool = True) -> Iterator[N
         seed_cpu(seed)
         accelerator.manual_seed(seed)
         yield
+
+
+def states(device: torch.device) -> Tensor:
+    """The states of torch's generators of the CPU and of ``device``, one after the other."""
+    own = torch.get_rng_state()
+    if device.type in ("cpu", "meta"):
+        return own
+    return torch.cat((own, torch.get_device_module(device).get_rng_state(device)))
+
+
+@contextmanager
+def in_states(those: Tensor, device: torch.device) -> Iterator[None]:
+    """Put torch's generators into ``those`` `states`, and back as they were."""
+    with seeded(0, device):
+        size = torch.get_rng_state().numel()
+        torch.set_rng_state(those[:size])
+        if size < those.numel():
+            torch.get_device_module(device).set_rng_state(those[size:], device)
+        yield

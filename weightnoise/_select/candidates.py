@@ -13,9 +13,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightnoise._attach.noisy_class import clean_class
-from weightnoise._attach.stack import TENSOR_PARALLEL, InPlaceList
+from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import NO_LAYOUT
-from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._noise.drawing import Memory
+from weightnoise._noise.over_mesh import mesh_problem
+from weightnoise._noise.weight_noise import Estimator, WeightNoise
 from weightnoise._torch.layers import Layout, layout_of
 from weightnoise._torch.modules import children, is_dtensor, is_fully_sharded, parametrizations, walk
 
@@ -104,8 +106,8 @@ class Candidate:
         """Where the outputs and the inputs of the module lie in the tensor, if that is known."""
         return layout_of(self.owner, self.tensor_name)
 
-    def unsupported(self) -> str | None:
-        """Why this tensor can carry no noise, with the way out; None where it can."""
+    def unsupported(self, estimator: Estimator, memory: Memory) -> str | None:
+        """Why this tensor can carry no noise of this kind, with the way out; None where it can."""
         if is_lazy(self.tensor):
             return "is not initialised yet (lazy). Run one batch through the model first."
         if isinstance(self.owner, torch.jit.ScriptModule):
@@ -114,8 +116,9 @@ class Candidate:
             return "belongs to the root of a torch.fx.GraphModule, which rewrites its own class. Trace afterwards."
         if is_traceable_wrapper_subclass(self.tensor) and not hasattr(self.tensor, "placements"):
             return f"is packed as {type(self.tensor).__name__}. Add noise before quantising, or leave it clean."
-        if is_dtensor(self.tensor) and not is_fully_sharded(self.owner):
-            return TENSOR_PARALLEL
+        parallel = is_dtensor(self.tensor) and not is_fully_sharded(self.owner)
+        if parallel and (problem := mesh_problem(self.tensor, estimator, memory)):
+            return problem
         if self.tensor.layout is not torch.strided:
             return f"has layout {self.tensor.layout}, {NO_LAYOUT}"
         if self.tensor.dtype not in _DTYPES:

@@ -20,6 +20,7 @@ from weightnoise._errors import (
     WeightNoiseError,
     raise_problems,
 )
+from weightnoise._noise.drawing import Memory
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.axis import batch_dims
 from weightnoise._select.candidates import Candidate, find_candidates
@@ -58,6 +59,7 @@ def resolve(
     min_ndim: int,
     estimator: Estimator = "shared",
     batch_dim: int | None = None,
+    memory: Memory = "keep",
 ) -> list[Placement]:
     """The placements that ``spec`` chooses in ``model``, in parameter order.
 
@@ -89,7 +91,7 @@ def resolve(
         covers=covers,
         uncovered=lambda key, won: _too_few_dimensions(key, won, min_ndim),
     )
-    problems += _placement_problems(candidates, chosen, estimator)
+    problems += _placement_problems(candidates, chosen, estimator, memory)
     problems += _learned_too_late(model, chosen)
     if not chosen and not problems:
         problems.append(_nothing_covered(candidates, min_ndim))
@@ -106,7 +108,7 @@ def resolve(
 
 
 def _placement_problems(
-    candidates: Sequence[Candidate], chosen: Mapping[Candidate, Noise], estimator: Estimator
+    candidates: Sequence[Candidate], chosen: Mapping[Candidate, Noise], estimator: Estimator, memory: Memory
 ) -> list[WeightNoiseError]:
     problems: list[WeightNoiseError] = []
     tied = _by_source(candidates)
@@ -125,7 +127,7 @@ def _placement_problems(
                     f"{law!r} is for activations, not for parameter '{candidate.name}'. See add_activation_noise."
                 )
             )
-        elif reason := candidate.unsupported():
+        elif reason := candidate.unsupported(estimator, memory):
             problems.append(UnsupportedParameterError(f"Parameter '{candidate.name}' {reason}"))
         elif reason := handed.problem(candidate.tensor):
             problems.append(

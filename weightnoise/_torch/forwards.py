@@ -30,6 +30,9 @@ _UPKEEP = {name for name, method in vars(nn.Module).items() if inspect.isfunctio
 _UPKEEP -= {"__init__", "forward", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__getattr__"}
 _UPKEEP |= {"reset_parameters", "__getstate__", "__copy__", "__deepcopy__", "__reduce_ex__"}
 
+# By which DDP puts DTensors in the place of their parts, in a hook of its first forward.
+_PUTS_PARTS = {"_update_module_param"}
+
 
 def reads_weight(function: FunctionT) -> FunctionT:
     """Register a method named forward that is no forward, but reads a weight for one."""
@@ -59,6 +62,8 @@ def place() -> Found:
             frame = _without_call(frame)
         elif code is _CALL or name == "forward" or id(code) in _CHECKPOINTS:
             return Found("forward", frame)
+        elif name in _PUTS_PARTS:
+            return Found("upkeep", frame)
         elif (name in _STEPS or name in _UPKEEP) and _class_of_method(frame) is not None:
             return Found("forward" if name in _STEPS else "upkeep", frame)
         frame = frame.f_back if frame is not None else None

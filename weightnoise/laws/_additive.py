@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -21,7 +21,9 @@ from weightnoise.laws._scale import (
     RelativeTo,
     add_scaled,
     check_scale_options,
+    has_parts,
     scale_of,
+    scale_of_part,
 )
 
 
@@ -144,6 +146,27 @@ class Gaussian(Law):
             return add_scaled(rows, noise[index], factor * std, scale)
         return _engine.add_normal_rows(rows, index, noise, factor * std, scale)
 
+    def apply_part(
+        self, part: Tensor, noise: Any, factor: float, over_parts: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """The part of what `apply` makes of a weight that belongs to ``part`` of it; None where that takes more.
+
+        Args:
+            part: of the weight.
+            noise: of the draw; in place of a key, the key with the number of each row of the part.
+            factor: as for `apply`.
+            over_parts: makes of the largest numbers of this part those of all parts.
+        """
+        if isinstance(self.std, Given) or not has_parts(self):
+            return None
+        std: Any = self.std
+        scale = scale_of_part(self, part, over_parts)
+        if isinstance(noise, Tensor):
+            return add_scaled(part, noise, factor * std, scale)
+        key, rows = noise
+        flat = part.reshape(len(rows), -1)
+        return _engine.add_normal_rows(flat, rows, key, factor * std, scale).reshape(part.shape)
+
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``std * scale(weight)``."""
         scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
@@ -217,3 +240,11 @@ class Uniform(Law):
         """``weight + factor * bound * scale(weight) * noise``."""
         scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
         return add_scaled(weight, noise, factor * self.bound, scale)
+
+    def apply_part(
+        self, part: Tensor, noise: Tensor, factor: float, over_parts: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """As for `Gaussian`."""
+        if not has_parts(self):
+            return None
+        return add_scaled(part, noise, factor * self.bound, scale_of_part(self, part, over_parts))

@@ -57,6 +57,7 @@ class Law:
     regions: Any = "tensor"  # What `per` and `tile` say together.
     apply_key: Callable[..., Tensor]
     apply_to_rows: Callable[..., Tensor]
+    apply_part: Any = None  # See `Gaussian.apply_part`.
 
     def draw(self, weight: Tensor) -> Any:
         """Random numbers for ``weight``: see `Noise`. Of a wrapper, those of its parts."""

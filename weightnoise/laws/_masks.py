@@ -70,6 +70,10 @@ class DropConnect(Law):
             noisy = noisy / (1.0 - self.p * abs(factor))
         return noisy if self.gradient == "exact" else straight_through(weight, noisy)
 
+    def apply_part(self, part: Tensor, noise: Tensor, factor: float, over_parts: object) -> Tensor | None:
+        """As for `Gaussian`."""
+        return self.apply(part, noise, factor) if self.block == 1 else None
+
     def factor_problem(self, factor: float) -> str | None:
         """Why ``p`` cannot be multiplied by ``factor``, or None: something has to be left."""
         return rate_problem(self, self.p, factor, below_one=True)

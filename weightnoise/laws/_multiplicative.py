@@ -61,3 +61,7 @@ class LogNormal(Law):
         if self.gradient == "exact":
             return (weight * ratio).to(weight.dtype)
         return straight_through(weight, (weight.detach() * ratio).to(weight.dtype))
+
+    def apply_part(self, part: Tensor, noise: Tensor, factor: float, over_parts: object) -> Tensor:
+        """As for `Gaussian`."""
+        return self.apply(part, noise, factor)

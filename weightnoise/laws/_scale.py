@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -76,6 +77,18 @@ def scale_of(weight: Tensor, relative_to: RelativeTo, per: Per, gradient: Gradie
     if relative_to is None:
         return None
     return statistic(weight if gradient == "exact" else weight.detach(), relative_to, per)
+
+
+def has_parts(law: Any) -> bool:
+    """Whether the scale of a law is that of an element, or the largest weight of the tensor or of a channel."""
+    constant = law.relative_to == "absmax" and law.gradient == "straight-through"
+    return law.relative_to in (None, "value") or (constant and not isinstance(law.regions, Regions))
+
+
+def scale_of_part(law: Any, part: Tensor, over_parts: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """The scale of such a law on a part of a weight."""
+    scale = scale_of(part, law.relative_to, law.regions, law.gradient)
+    return over_parts(scale) if scale is not None and law.relative_to == "absmax" else scale
 
 
 def extremes(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
