@@ -248,3 +248,42 @@ def test_any_options_come_back(std: float, relative_to: Any, bits: int, rate: fl
         wn.Protect(wn.BitFlip(rate, bits=bits, chip=3), rate),
     ]
     assert as_law(there_and_back(laws)) == as_law(laws)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            [{"match": "a", "law": 0.1}, {"match": "b"}],
+            "Each item must be {'match': pattern, 'law': law}, got {'match'",
+        ),
+        ([{"match": "a", "law": 0.1}, 0.2], "Each item must be {'match': pattern, 'law': law}, got 0.2."),
+        (
+            [{"match": "a", "law": 0.1, "when": "training"}],
+            "Each item must be {'match': pattern, 'law': law}, got ",
+        ),
+        ([{"match": "a", "law": 0.1}, {"match": "a", "law": 0.2}], "'a' is matched twice"),
+        ([{"match": "class:torch.nn.Nothing", "law": 0.1}], "'torch.nn.Nothing' names no class"),
+        ({"type": "Gaussian", "_target_": "weightnoise.Gaussian", "std": 0.1}, "has its name twice"),
+        ({"_target_": "weightnoise.add_weight_noise"}, "is no law: nothing was called"),
+        ({"_target_": "subprocess.Popen", "args": "touch made"}, "is no law: nothing was called"),
+        (
+            {"_target_": "weightnoise.Gaussian", "std": 0.1, "_partial_": True},
+            "unexpected keyword argument '_partial_'",
+        ),
+    ],
+)
+def test_rules_and_targets_that_cannot_be(config: Any, text: str) -> None:
+    with pytest.raises(wn.SpecError) as caught:
+        wn.spec_from_config(config)
+    assert text in str(caught.value)
+
+
+def test_rules_are_the_mapping_of_their_order() -> None:
+    rules = [
+        {"match": "head.*", "law": None},
+        {"match": "class:torch.nn.LSTM", "law": [0.1]},
+        {"match": "*", "law": 0.2},
+    ]
+    spec: Any = wn.spec_from_config(rules)
+    assert list(spec.items()) == [("head.*", None), (nn.LSTM, [0.1]), ("*", 0.2)]

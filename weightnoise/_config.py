@@ -2,7 +2,8 @@
 
 A law is a mapping with its name under ``type`` and the options that differ from their defaults; a list
 of laws is a list; numbers and None stand for themselves; a function is a mapping with its name under
-``function``. In a mapping spec a class is the key ``"class:torch.nn.LSTM"``.
+``function``. In a mapping spec a class is the key ``"class:torch.nn.LSTM"``. Hydra's ``_target_`` says the same as
+``type``, and a list of ``{match, law}`` the same as a mapping, for what reaches no key with a dot in it.
 
 What is read may come from anywhere. So a name imports nothing, and what it names is looked at before it is called.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from weightnoise.laws._given import Given
 from weightnoise.laws._law import is_law
 
 _CLASS = "class:"
+_NAMES = frozenset({"type", "_target_"})  # Under one of these is the name of a law.
 _PUBLIC = {"torch.nn": nn, "torch.nn.functional": functional}
 _LAWS = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
 
@@ -63,7 +65,8 @@ def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
     is called; what is called then is the class of a law, with the options of the configuration.
 
     Args:
-        config: what a JSON or YAML file with a spec holds.
+        config: what a JSON or YAML file with a spec holds, or a DictConfig or ListConfig of OmegaConf. A law may
+            have its name under ``_target_`` too; patterns may be a list of ``{"match": pattern, "law": law}``.
         allow: functions and classes of yours that it may name besides, by ``"module.name"`` or ``"module:name"``.
 
     Raises:
@@ -72,11 +75,36 @@ def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
     Example:
         >>> spec_from_config({"type": "DropConnect", "p": 0.2})
         DropConnect(p=0.2)
+        >>> spec_from_config([{"match": "head.*", "law": None}, {"match": "*", "law": 0.1}])
+        {'head.*': None, '*': 0.1}
     """
-    reader = _Reader(tuple(allow))
-    if isinstance(config, Mapping) and "type" not in config:
+    reader, config = _Reader(tuple(allow)), _plain(config)
+    if isinstance(config, list) and any(isinstance(one, dict) and "match" in one for one in config):
+        config = _matched(config)
+    if isinstance(config, dict) and _NAMES.isdisjoint(config):
         return {reader.key(key): reader.value(value) for key, value in config.items()}
     spec: Spec = reader.value(config)
+    return spec
+
+
+def _plain(config: Any) -> Any:
+    """Mappings and sequences of any kind as dicts and lists, such as those of OmegaConf."""
+    if isinstance(config, Mapping):
+        return {key: _plain(value) for key, value in config.items()}
+    if isinstance(config, Sequence) and not isinstance(config, (str, bytes)):
+        return [_plain(value) for value in config]
+    return config
+
+
+def _matched(rules: list[Any]) -> dict[Any, Any]:
+    """A list of rules as the mapping that it stands for."""
+    spec: dict[Any, Any] = {}
+    for rule in rules:
+        if not isinstance(rule, dict) or set(rule) != {"match", "law"}:
+            raise SpecError(f"Each item must be {{'match': pattern, 'law': law}}, got {rule!r}.")
+        if rule["match"] in spec:
+            raise SpecError(f"{rule['match']!r} is matched twice: the second law could never apply.")
+        spec[rule["match"]] = rule["law"]
     return spec
 
 
@@ -133,16 +161,18 @@ class _Reader:
 
     def value(self, value: Any) -> Any:
         """Check that an object may stand in a spec."""
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list):
             return [self.value(item) for item in value]
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             return value
-        law = self._law(value.get("type"))
-        options = {name: self._option(item) for name, item in value.items() if name != "type"}
+        if len(_NAMES & value.keys()) == 2:
+            raise SpecError(f"{value!r} has its name twice: leave 'type' or '_target_' out.")
+        law = self._law(value.get("type", value.get("_target_")))
+        options = {name: self._option(item) for name, item in value.items() if name not in _NAMES}
         try:
             return law(**options)
         except (TypeError, ValueError) as error:
-            raise SpecError(f"{dict(value)!r}: {error}") from None
+            raise SpecError(f"{value!r}: {error}") from None
 
     def key(self, key: Any) -> Any:
         """A pattern, or the class that it names."""
@@ -157,9 +187,9 @@ class _Reader:
         return found
 
     def _option(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return self._function(value["function"]) if "function" in value else self.value(value)
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list):
             # A tuple of numbers or names or of such tuples, or a list of laws, as in Protect(Chain(...)).
             numbers = _as_numbers(value)
             return Chain(tuple(map(self.value, value))) if numbers is None else numbers

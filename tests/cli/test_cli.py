@@ -145,6 +145,8 @@ def test_a_law_is_read_as_it_prints_itself(law: wn.Noise) -> None:
         ("'abc'", "'abc' (str) is no law. Give a number, "),
         ("[]", "[] must be a list of one or more laws"),
         ("Gaussian(", "'(' was never closed; give Gaussian(0.1, "),
+        ("{'*': 0.1, '*': 0.2}", "'*' stands twice"),
+        ('{"*": 0.1, "*": 0.2}', "'*' stands twice"),
         ("Custom(open('made', 'w'))", "open is no law"),
     ],
 )
@@ -164,6 +166,47 @@ def test_a_spec_that_is_not_there_or_says_nothing(subject: Path, capsys: pytest.
     assert capsys.readouterr().err == "weightnoise: cannot read no.json: No such file or directory\n"
     assert main(["plan", MODEL, "--spec", "None"]) == 2
     assert capsys.readouterr().err == "weightnoise: 'None' is no law.\n"
+
+
+YAML = """
+encoder.*: {type: Gaussian, std: 1e-3, relative_to: absmax}
+"class:torch.nn.LSTM":  # With a comment.
+  - {type: Clip, k: 2.5}
+  - 1E-1
+head.*: null
+"""
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_spec_in_yaml(
+    ending: str, subject: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = subject / f"spec.{ending}"
+    path.write_text(YAML)
+    assert read_spec(str(path)) == {
+        "encoder.*": wn.Gaussian(0.001, relative_to="absmax"),
+        nn.LSTM: [wn.Clip(2.5), 0.1],
+        "head.*": None,
+    }
+    path.write_text("- {match: 0.*, law: {_target_: weightnoise.Gaussian, std: 0.1}}\n- {match: '*', law: 0.2}\n")
+    assert read_spec(str(path)) == {"0.*": wn.Gaussian(0.1), "*": 0.2}
+    for text, problem in {
+        "{": "while parsing a flow node",
+        "'*': 0.1\n'*': 0.2": "'*' stands twice",
+        "a: !!python/object/apply:os.system [touch made]": "could not determine a constructor for the tag",
+        "? [a]\n: 0.1": "unhashable",
+    }.items():
+        path.write_text(text)
+        assert main(["plan", MODEL, "--spec", path.name]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"weightnoise: cannot read the law 'spec.{ending}': ")
+        assert problem in said
+        assert said.count("\n") == 1
+    assert not (subject / "made").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["plan", MODEL, "--spec", path.name]) == 2
+    said = capsys.readouterr().err
+    assert said == f"weightnoise: spec.{ending} needs PyYAML: pip install pyyaml, or write it as JSON\n"
 
 
 def test_a_model_is_a_module_or_what_makes_one(subject: Path) -> None:

@@ -30,7 +30,7 @@ NEEDS = {
     "simulators": ["aihwkit"],
     "huggingface": ["transformers", "accelerate"],
     "vectorised-exploration": ["gymnasium", "torchrl"],
-    "cluster": ["tensorboard", "omegaconf"],
+    "cluster": ["tensorboard", "omegaconf", "hydra"],
     "posteriors": ["ivon"],
 }  # By page.
 

@@ -69,6 +69,29 @@ class Model(pl.LightningModule):  # type: ignore[misc, name-defined]
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 
+class MadeLate(Model):
+    """Makes its layers in a hook of the Trainer's, as a module that is too large for one device does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.net
+
+    def make(self) -> None:
+        if not hasattr(self, "net"):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+class InConfigureModel(MadeLate):
+    def configure_model(self) -> None:
+        self.make()
+
+
+class InSetup(MadeLate):
+    def setup(self, stage: str) -> None:
+        self.make()
+
+
 def data() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X), batch_size=2)
 
@@ -87,6 +110,50 @@ def test_noise_is_on_in_training_alone_and_gone_after_the_fit(tmp_path: Path) ->
     assert model.seen["val"] == [False] * (2 + 8)  # Two of them before the training, as a sanity check.
     assert not wn.has_weight_noise(model)
     assert [id(parameter) for parameter in model.parameters()] == parameters
+
+
+@pytest.mark.parametrize("kind", [InConfigureModel, InSetup])
+def test_layers_that_are_made_late_get_their_noise(kind: Any, tmp_path: Path) -> None:
+    def fit(model: Model, epochs: int = 2, checkpoint: Path | None = None) -> wn.NoiseScheduler:
+        callback = WeightNoiseCallback(wn.LearnedGaussian(0.3), fn=wn.linear_ramp(10), remove=False)
+        run = trainer(tmp_path, callback, max_epochs=epochs)
+        torch.manual_seed(0)
+        run.fit(model, data(), data(), ckpt_path=checkpoint)
+        assert not {"setup", "configure_model"} & vars(model).keys()  # Its hooks are its own again.
+        run.save_checkpoint(tmp_path / "last.ckpt")
+        assert callback.schedule is not None
+        return callback.schedule
+
+    late, early = kind(), Model()
+    assert fit(early).steps == fit(late).steps == 8
+    assert late.seen["train"] == [True] * 8
+    found, expected = late.state_dict(), early.state_dict()
+    assert list(found) == list(expected)
+    assert len(wn.learned_strengths(late)) == 2
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())  # Strengths were trained too.
+    assert fit(kind(), 3, tmp_path / "last.ckpt").steps == 12
+
+
+def test_a_hook_that_fails_leaves_the_module_as_it_was(tmp_path: Path) -> None:
+    class Failing(InConfigureModel):
+        def setup(self, stage: str) -> None:
+            raise RuntimeError("no data")
+
+    model = Failing()
+    with pytest.raises(RuntimeError, match="no data"):
+        trainer(tmp_path, WeightNoiseCallback(SPEC)).fit(model, data())
+    assert "configure_model" not in vars(model)
+    own = InConfigureModel()
+    calls: list[str] = []
+
+    def mine() -> None:  # A hook that was put on the instance stays there.
+        calls.append("mine")
+        own.make()
+
+    own.configure_model = mine  # type: ignore[method-assign]
+    trainer(tmp_path, WeightNoiseCallback(SPEC), max_epochs=1).fit(own, data())
+    assert (calls, vars(own)["configure_model"]) == (["mine"], mine)
+    assert own.seen["train"] == [True] * 4
 
 
 def test_noise_that_stays_is_quiet_in_test_and_predict(tmp_path: Path) -> None:

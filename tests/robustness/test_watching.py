@@ -46,6 +46,21 @@ def test_a_summary_writer_takes_it(tmp_path: Path) -> None:
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.ecosystem
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_mlflow_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="is in the extra 'ecosystem'")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # A database wants a package more.
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    model, x = make()
+    with mlflow.start_run() as active:
+        report = run(model, x, laws={"a (b)": GAUSSIAN}, log=mlflow.log_metric)
+    client = mlflow.MlflowClient()
+    for what, expected in (("mean", report.mean), ("standard error", report.sem)):
+        logged = client.get_metric_history(active.info.run_id, f"robustness/a _b_/{what}")
+        assert [(one.step, one.value) for one in logged] == list(enumerate(expected.tolist()))
+
+
 class Page(html.parser.HTMLParser):
     """The elements of a page, and whether they are closed."""
 

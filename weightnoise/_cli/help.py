@@ -22,10 +22,10 @@ NOTATION = """\
 A law is written as in Python, and nothing of it is executed: Gaussian(0.1, relative_to="absmax"),
 StuckAt(zero=0.01), a number for Gaussian, a list for laws one after the other, and a dict from patterns on
 names to laws: {"encoder.*": Gaussian(0.02), "head.*": None}. JSON as of spec_to_config, or the name of a
-.json file with it, do as well. JSON imports nothing: it may name laws of this library, modules of torch.nn,
-functions of torch.nn.functional, and module classes and laws (dataclasses with draw and apply) of modules that
-the command has imported for the model, the metric or --allow; functions of yours only with --allow. Quote it for
-the shell: '...'."""
+.json or .yaml file with it, do as well. These import nothing: they may name laws of this library, modules of
+torch.nn, functions of torch.nn.functional, and module classes and laws (dataclasses with draw and apply) of
+modules that the command has imported for the model, the metric or --allow; functions of yours only with --allow.
+Quote it for the shell: '...'."""
 
 EXITS = """\
 Exit codes: 0 success, 1 failure (also of your code), 2 wrong usage, 130 interrupted."""

@@ -79,7 +79,7 @@ def _add_demo(commands: argparse._SubParsersAction[Parser], debug: Parser) -> No
 def _add_plan(commands: argparse._SubParsersAction[Parser], debug: Parser) -> None:
     plan = _command(commands, debug, "plan", "show what a spec would do to a model")
     plan.add_argument("model", metavar="MODULE:FACTORY", help="the model, or a function that makes it")
-    plan.add_argument("--spec", required=True, help="laws, or a .json file of them")
+    plan.add_argument("--spec", required=True, help="laws, or a .json or .yaml file of them")
     _add_allow(plan)
     text = "plan noise on what modules put out or take in, and not on weights"
     plan.add_argument("--at", choices=("output", "input"), help=text)

@@ -14,20 +14,24 @@ from weightnoise.integrations._training import NoisyTraining
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 else:
     try:
         import lightning.pytorch as pl
+        from lightning.pytorch.utilities.model_helpers import is_overridden
     except ModuleNotFoundError:
         import pytorch_lightning as pl
+        from pytorch_lightning.utilities.model_helpers import is_overridden
 
 
 class WeightNoiseCallback(pl.Callback):
     """Puts noise on a LightningModule when a fit begins and takes it off when it ends.
 
     The noise is there before the strategy and the optimizers see the model, so that learned strengths are
-    trained, and synchronised under DDP. Checkpoints hold the clean weights under the names of the plain
-    model, and the number of steps of the schedule. The Trainer's loggers get the factor of
-    the schedule, ``noise/factor``, and the report. After an exception the noise stays, for the next fit.
+    trained, and synchronised under DDP; layers that the module makes in its ``setup`` or ``configure_model`` get
+    it too. Checkpoints hold the clean weights under the names of the plain model, and the number of steps of the
+    schedule. The Trainer's loggers get the factor of the schedule, ``noise/factor``, and the report. After an
+    exception the noise stays, for the next fit.
 
     Args:
         spec: what `add_weight_noise` takes; None for a model that carries noise of its own.
@@ -66,12 +70,32 @@ class WeightNoiseCallback(pl.Callback):
         self.report: wn.RobustnessReport | None = None
         self._global_step = 0
         self._quiet = ExitStack()
+        self._waiting = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Add the noise."""
+        """Add the noise as soon as the module has all its layers: after its own hooks that may make some."""
         if stage == "fit":
+            hook = "configure_model" if is_overridden("configure_model", pl_module) else "setup"
+            self._after(pl_module, hook)
+
+    def _after(self, pl_module: pl.LightningModule, hook: str) -> None:
+        """Call the method of that name, once, and begin then: Trainers call no callback there."""
+        method, own = getattr(pl_module, hook), vars(pl_module)
+        before = own.get(hook)
+
+        def undo() -> None:
+            own.pop(hook, None)
+            if before is not None:
+                own[hook] = before
+
+        def call(*args: Any, **options: Any) -> None:
+            self._waiting.close()
+            method(*args, **options)
             self._training.add(pl_module)
             self.schedule = self._training.schedule(pl_module)
+
+        own[hook] = call
+        self._waiting.callback(undo)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps of the schedule."""
@@ -105,8 +129,9 @@ class WeightNoiseCallback(pl.Callback):
         self.report = self._training.end(pl_module, log)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the quiet of a validation that was broken off."""
+        """Leave the quiet of a validation that was broken off, and let go of a module that never began."""
         self._quiet.close()
+        self._waiting.close()
 
     def _silence(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.in_validation:
