@@ -1,5 +1,6 @@
 """Noise on the weights of any PyTorch model: add it, train, switch it, remove it, ship."""
 
+from weightnoise import devices
 from weightnoise._activation_plan import ActivationNoisePlan, PlannedActivationNoise, plan_activation_noise
 from weightnoise._activations import add_activation_noise, noisy_activations, remove_activation_noise
 from weightnoise._clipping import clip_weights
@@ -9,6 +10,7 @@ from weightnoise._errors import (
     AbandonedContextWarning,
     AlreadyNoisyError,
     CleanReadWarning,
+    DeviceRangeWarning,
     ExportError,
     ForwardsNotCountedWarning,
     InfiniteNoiseWarning,
@@ -94,6 +96,7 @@ __all__ = [
     "Correlated",
     "CurrentNoise",
     "Custom",
+    "DeviceRangeWarning",
     "DropConnect",
     "ExportError",
     "ForwardsNotCountedWarning",
@@ -148,6 +151,7 @@ __all__ = [
     "calibrate_ranges",
     "clip_weights",
     "cosine_ramp",
+    "devices",
     "engine",
     "evaluate_robustness",
     "find_level",

@@ -12,14 +12,15 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from weightnoise import laws
+from weightnoise import devices, laws
 from weightnoise._errors import SpecError
 from weightnoise._select.choose import Spec
 from weightnoise.laws import ActivationLaw, Chain, Noise
@@ -27,6 +28,7 @@ from weightnoise.laws._given import Given
 from weightnoise.laws._law import is_law
 
 _CLASS = "class:"
+_DEVICES = "devices."
 _PUBLIC = {"torch.nn": nn, "torch.nn.functional": functional}
 _LAWS = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
 
@@ -57,7 +59,8 @@ def spec_to_config(spec: Spec) -> Any:
 def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
     """The spec, or the law, that `spec_to_config` wrote.
 
-    A configuration imports nothing. It may name the laws of this library, modules of ``torch.nn``, functions of
+    A configuration imports nothing. It may name the laws of this library and its devices (``{"type":
+    "devices.SONOS", "time": 86400.0}``), modules of ``torch.nn``, functions of
     ``torch.nn.functional``, and, of modules that your program has imported, module classes and dataclasses with
     the methods of a law. All else that it names has to be in ``allow``. What it names is looked at before anything
     is called; what is called then is the class of a law, with the options of the configuration.
@@ -162,12 +165,14 @@ class _Reader:
         if isinstance(value, (list, tuple)):
             # A tuple of numbers or names or of such tuples, or a list of laws, as in Protect(Chain(...)).
             numbers = _as_numbers(value)
-            return Chain(tuple(map(self.value, value))) if numbers is None else numbers
+            return Chain(tuple(map(self.value, value))) if numbers is _NO_NUMBERS else numbers
         return value
 
     def _law(self, name: Any) -> Any:
         if isinstance(name, str) and name in _LAWS:
             return _LAWS[name]
+        if isinstance(name, str) and name.removeprefix(_DEVICES) in devices.__all__:
+            return partial(replace, getattr(devices, name.removeprefix(_DEVICES)))
         if not isinstance(name, str) or not _parted(name)[0]:
             raise SpecError(f"{name!r} names no law. The laws are {', '.join(_LAWS)}.")
         found = _named(name)
@@ -204,12 +209,15 @@ _UNKNOWN = (
 )
 
 
+_NO_NUMBERS: Any = object()
+
+
 def _as_numbers(value: Any) -> Any:
-    """Lists of numbers and names, or of lists of them, as tuples; None for anything else."""
-    if isinstance(value, (int, float, str)):
+    """Lists of numbers, names and None, or of lists of them, as tuples; `_NO_NUMBERS` for anything else."""
+    if value is None or isinstance(value, (int, float, str)):
         return value
-    items = [_as_numbers(item) for item in value] if isinstance(value, (list, tuple)) else [None]
-    return None if any(item is None for item in items) else tuple(items)
+    items = [_as_numbers(item) for item in value] if isinstance(value, (list, tuple)) else [_NO_NUMBERS]
+    return _NO_NUMBERS if any(item is _NO_NUMBERS for item in items) else tuple(items)
 
 
 def _parted(name: str) -> tuple[str, str]:
