@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ from weightnoise import (
     VariationalDropout,
     add_activation_noise,
     add_weight_noise,
+    devices,
 )
 
 
@@ -234,6 +235,10 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "bit_flip_frozen": BitFlip(0.05, bits=4, chip=1),
     "programming": ProgrammingNoise(),
     "programming_drift_exact": ProgrammingNoise(time=3600.0, chip=2, compensate=True, gradient="exact"),
+    "programming_cmo": replace(devices.RERAM_CMO, time=3600.0),
+    "programming_sonos_exact": replace(
+        devices.SONOS, time=9e4, pairs=(1.0, 4.0), stuck=(0.05, 0.05), compensate="tensor", gradient="exact"
+    ),
     "temperature": Temperature(85.0),
     "temperature_exact": Temperature(0.0, gradient="exact"),
     "clip": Clip(1.0),
@@ -294,6 +299,8 @@ BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))}
     "drop_connect_blocks",
     "programming",
     "programming_drift_exact",
+    "programming_cmo",
+    "programming_sonos_exact",
     "quantize_subset",
     "state_dependent_pieces_exact",
     "stuck_at_range",
