@@ -31,6 +31,7 @@ from weightnoise._errors import (
     WeightNoiseError,
     WorkerLostWarning,
 )
+from weightnoise._fitting import DeviceFit, fit_device
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
@@ -96,6 +97,7 @@ __all__ = [
     "Correlated",
     "CurrentNoise",
     "Custom",
+    "DeviceFit",
     "DeviceRangeWarning",
     "DropConnect",
     "ExportError",
@@ -155,6 +157,7 @@ __all__ = [
     "engine",
     "evaluate_robustness",
     "find_level",
+    "fit_device",
     "force_noise",
     "gradient_penalty",
     "has_weight_noise",
