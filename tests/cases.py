@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -35,7 +35,6 @@ from weightnoise import (
     VariationalDropout,
     add_activation_noise,
     add_weight_noise,
-    devices,
 )
 
 
@@ -235,9 +234,20 @@ LAWS: dict[str, Noise | list[Noise]] = {
     "bit_flip_frozen": BitFlip(0.05, bits=4, chip=1),
     "programming": ProgrammingNoise(),
     "programming_drift_exact": ProgrammingNoise(time=3600.0, chip=2, compensate=True, gradient="exact"),
-    "programming_cmo": replace(devices.RERAM_CMO, time=3600.0),
-    "programming_sonos_exact": replace(
-        devices.SONOS, time=9e4, pairs=(1.0, 4.0), stuck=(0.05, 0.05), compensate="tensor", gradient="exact"
+    "programming_single_tables": ProgrammingNoise(
+        time=600.0,
+        g_min=5.0,
+        pairs=(),
+        programming=((5.0, 1.0), (15.0, 2.0), (25.0, 1.5)),
+        drift=(),
+        shift=((0.0, (0.0,)), (3600.0, (1.0, -1.0))),
+        relaxation=((0.0, (0.5,)), (3600.0, (1.0,))),
+        read=((5.0, 0.2), (25.0, 0.5)),
+        t_read=None,
+        bounds=(0.0, 30.0),
+    ),
+    "programming_pairs_exact": ProgrammingNoise(
+        time=600.0, g_min=1.0, pairs=(1.0, 3.0), stuck=(0.05, 0.05), compensate="global", gradient="exact"
     ),
     "temperature": Temperature(85.0),
     "temperature_exact": Temperature(0.0, gradient="exact"),
@@ -299,8 +309,8 @@ BIASED = {name for name in STILL if not name.startswith(("bit_flip", "frozen"))}
     "drop_connect_blocks",
     "programming",
     "programming_drift_exact",
-    "programming_cmo",
-    "programming_sonos_exact",
+    "programming_single_tables",
+    "programming_pairs_exact",
     "quantize_subset",
     "state_dependent_pieces_exact",
     "stuck_at_range",

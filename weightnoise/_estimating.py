@@ -164,11 +164,15 @@ def drift_of(r: Tensor, means: Tensor, variances: Tensor, times: Tensor) -> Drif
     log = r[known].log()
     columns = [torch.ones_like(log), log] if bool((log != log[0]).any()) else [torch.ones_like(log)]
     design = torch.stack(columns, dim=1)
-    found = torch.linalg.lstsq(design, exponents.unsqueeze(1)).solution[:, 0]
-    residuals = exponents - design @ found
-    spread = (residuals.square().sum() / max(len(log) - len(found), 1)).item()
-    errors = (torch.linalg.pinv(design.T @ design).diagonal() * spread).sqrt().tolist()
+    variance = torch.zeros_like(reading)
+    for _ in range(3):  # Each device counts by how well its exponent is known, as far as that is.
+        root = (variance + reading).clamp(min=1e-30).rsqrt() if bool(variance.any()) else torch.ones_like(reading)
+        found = torch.linalg.lstsq(design * root.unsqueeze(1), (exponents * root).unsqueeze(1)).solution[:, 0]
+        squares = (exponents - design @ found).square() * len(log) / max(len(log) - len(found), 1)
+        own = ((squares - reading) * root**4).sum() / (root**4).sum()
+        variance = own.clamp(min=0.0).expand_as(reading)
+    known_by = design * (variance + reading).clamp(min=1e-30).rsqrt().unsqueeze(1)
+    errors = torch.linalg.pinv(known_by.T @ known_by).diagonal().sqrt().tolist()
     a, b = [*found.tolist(), 0.0][:2]
-    fits = design @ found
-    std = math.sqrt(max(spread - reading.mean().item(), 0.0))
+    fits, std = design @ found, math.sqrt(variance[0].item())
     return Drift((a, b), std, (fits.min().item(), fits.max().item()), r[known], exponents, (*errors, 0.0)[:2])

@@ -26,13 +26,13 @@ def targets(
 
     Returns:
         Conductances of the shape (devices, *weight.shape), the positive one of a pair first; and a function from
-        noisy ones to the weight.
+        what is added to them to what is added to the weight.
     """
     tiny = torch.finfo(weight.dtype).tiny
     if not pairs:
         low, high = (wide(bound) for bound in extremes(weight, per))
         unit = (high - low).clamp(min=tiny) / span
-        return ((weight - low) / unit).unsqueeze(0), lambda made: low + made[0] * unit
+        return ((weight - low) / unit).unsqueeze(0), lambda moved: moved[0] * unit
     unit = statistic(weight, "absmax", per).clamp(min=tiny) / (sum(pairs) * span)
     positive = weight.clamp(min=0.0)
     # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
@@ -45,12 +45,12 @@ def targets(
         devices.append(part)
         left = left if last else (left - factor * span).clamp(min=0.0)
 
-    def back(made: Tensor) -> Tensor:
+    def back(moved: Tensor) -> Tensor:
         difference: Any = sum(
-            factor * (made[2 * place] - made[2 * place + 1]) for place, factor in enumerate(pairs)
+            factor * (moved[2 * place] - moved[2 * place + 1]) for place, factor in enumerate(pairs)
         )
-        noisy: Tensor = difference * unit
-        return noisy
+        added: Tensor = difference * unit
+        return added
 
     return torch.cat(devices), back
 

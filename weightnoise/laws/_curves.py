@@ -54,6 +54,13 @@ def _is_timed(value: object) -> bool:
     return value != () and all(isinstance(curve, tuple) and is_number(time) for time, curve in value)
 
 
+def _kind(curve: Any) -> str:
+    """What a curve is that was checked."""
+    if not curve or not isinstance(curve[0], tuple):
+        return "polynomial"
+    return "timed" if isinstance(curve[0][1], tuple) else "table"
+
+
 def evaluate(curve: Any, g: Tensor, age: float, t0: float, scale: tuple[float, float]) -> Tensor:
     """The value at each conductance.
 
@@ -65,8 +72,8 @@ def evaluate(curve: Any, g: Tensor, age: float, t0: float, scale: tuple[float, f
         scale: the conductance at which r of a polynomial is 1, and what its values are multiplied by.
     """
     parts = []
-    for share, one in _blend(curve, age, t0) if _is_timed(curve) else [(1.0, curve)]:
-        if is_table(one):
+    for share, one in _blend(curve, age, t0) if _kind(curve) == "timed" else [(1.0, curve)]:
+        if _kind(one) == "table":
             parts.append(_interpolated([(place, share * value) for place, value in one], g))
         elif one:
             parts.append(polynomial([share * scale[1] * c for c in one], g / scale[0]))
@@ -96,8 +103,9 @@ def polynomial(coefficients: Sequence[float], state: Tensor) -> Tensor:
 def _interpolated(table: Sequence[tuple[float, float]], g: Tensor) -> Tensor:
     if len(table) == 1:
         return torch.full_like(g, table[0][1])
-    places, values = (g.new_tensor(column) for column in zip(*table, strict=True))
-    inside = g.clamp(table[0][0], table[-1][0])
-    before = (torch.bucketize(inside.detach(), places) - 1).clamp(0, len(table) - 2)
-    slopes = values.diff() / places.diff()
-    return values[before] + slopes[before] * (inside - places[before])
+    slopes = [(then - value) / (after - place) for (place, value), (after, then) in pairwise(table)]
+    bases = [value - slope * place for (place, value), slope in zip(table, slopes, strict=False)]
+    inside = g.clamp(table[0][0], table[-1][0]).contiguous()
+    between = g.new_tensor([place for place, _ in table[1:-1]])
+    piece = torch.bucketize(inside.detach(), between)
+    return g.new_tensor(bases).take(piece) + g.new_tensor(slopes).take(piece) * inside

@@ -13,7 +13,7 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._conductances import sums, targets
-from weightnoise.laws._curves import Curve, Table, evaluate, is_table
+from weightnoise.laws._curves import Curve, Table, evaluate
 from weightnoise.laws._device_options import check_device, warn_beyond
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
@@ -167,10 +167,11 @@ class ProgrammingNoise(Law):
         exact = self.gradient == "exact"
         clean = wide(weight if exact else weight.detach())
         target, back = targets(clean, self.pairs, self.g_max - self.g_min, self.regions)
-        made = self._conductances(target + self.g_min, noise, factor)
+        target = target + self.g_min
+        made = self._conductances(target, noise, factor)
         if len(noise) == 4:
             made = self._with_stuck(made, noise[3], factor)
-        noisy = back(made - self.g_min).to(weight.dtype)
+        noisy = (clean + back(made - target)).to(weight.dtype)  # Of no noise, the weight to the last bit.
         return noisy if exact else straight_through(weight, noisy)
 
     def _curve(self, curve: Curve, g: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class ProgrammingNoise(Law):
         mean = target + abs(factor) * self._curve(self.shift, target) if self.shift else target
         sigma = self._deviation(self.programming, mean)
         made = programmed = (mean + sigma * programming * factor).clamp(min=0.0)
-        if drift is not None:
+        if drift is not None and (self.drift or self.relaxation):
             made = self._drifted(programmed, target, mean, drift, factor)
         if self.compensate:
             made = made * self._compensation(programmed + (target - mean), made, factor)
@@ -206,7 +207,7 @@ class ProgrammingNoise(Law):
         return (mean * abs(factor) + spread * drift * factor).abs()
 
     def _read_deviation(self, programmed: Tensor, drifted: Tensor) -> Tensor:
-        if is_table(self.read):
+        if isinstance(self.read[0], tuple):
             return self._deviation(self.read, drifted)
         read: Any = self.read
         scale, power, cap = read
