@@ -153,7 +153,6 @@ __all__ = [
     "calibrate_ranges",
     "clip_weights",
     "cosine_ramp",
-    "devices",
     "engine",
     "evaluate_robustness",
     "find_level",

@@ -108,4 +108,4 @@ def _interpolated(table: Sequence[tuple[float, float]], g: Tensor) -> Tensor:
     inside = g.clamp(table[0][0], table[-1][0]).contiguous()
     between = g.new_tensor([place for place, _ in table[1:-1]])
     piece = torch.bucketize(inside.detach(), between)
-    return g.new_tensor(bases).take(piece) + g.new_tensor(slopes).take(piece) * inside
+    return g.new_tensor(bases)[piece] + g.new_tensor(slopes)[piece] * inside
