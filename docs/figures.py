@@ -10,7 +10,7 @@ import argparse
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -212,6 +212,15 @@ FAMILIES: dict[str, list[Row]] = {
         Row("ProgrammingNoise()", wn.ProgrammingNoise(), histogram()),
         Row("ProgrammingNoise(time=86400.0)", wn.ProgrammingNoise(time=86400.0), histogram()),
     ],
+    "devices": [
+        Row("devices.RERAM_WAN", wn.devices.RERAM_WAN, histogram()),
+        Row("devices.RERAM_CMO", wn.devices.RERAM_CMO, histogram()),
+        Row(
+            "replace(devices.SONOS, time=86400.0)",
+            replace(wn.devices.SONOS, time=86400.0),
+            histogram(),
+        ),
+    ],
     "fixed": [
         Row("Clip(2.0)", wn.Clip(2.0), curve),
         Row("Temperature(85.0)", wn.Temperature(85.0), curve),
@@ -310,6 +319,68 @@ def draw_programming_curves() -> Figure:
     return figure
 
 
+def draw_devices() -> Figure:
+    """How far weights are from what was programmed: over the weight, and over time."""
+    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    left, right = axes_pair = figure.subplots(1, 2)
+    weight = torch.linspace(0.0, 1.0, 21)
+    targets = torch.cat((weight, torch.tensor([-1.0 + 1e-6, 1.0]))).expand(4 * DRAWS, -1)
+    times = torch.logspace(0, 5.2, 9).tolist()
+    for name, color in zip(
+        wn.devices.__all__, (ORANGE, BLUE, GREEN, "#CC79A7", "#56B4E9", "#000000"), strict=True
+    ):
+        law = getattr(wn.devices, name)
+        spread = (sample(law, targets)[:, :21] - weight).square().mean(dim=0).sqrt()
+        left.plot(weight, 100 * spread, color=color, label=name)
+        if law.measured is None or law.measured[2] != 0:
+            moved = [
+                (sample(replace(law, time=time), targets)[:, :21] - weight).square().mean().sqrt()
+                for time in times
+            ]
+            right.plot(times, [100 * one for one in moved], color=color, marker=".", label=name)
+    left.set(xlabel="weight / largest weight", ylabel="root mean square error, %", ylim=(0, 8), title="at first")
+    right.set(xscale="log", yscale="log", xlabel="time (s)", title="over time, all weights")
+    for axes in axes_pair:
+        axes.legend(fontsize=7)
+        axes.tick_params(labelsize=8)
+        axes.title.set_fontsize(9)
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
+    return figure
+
+
+def draw_fit() -> Figure:
+    """A fit of simulated measurements: 2,000 devices, four times, five reads each."""
+    law = wn.ProgrammingNoise(pairs=(), programming=(0.4, 1.2, -0.8), read=((0.0, 0.1), (25.0, 0.3)), t_read=None)
+    target = torch.linspace(0.0, 25.0, 2000)
+    drawn = replace(law, time=1.0).draw(target)
+    times = [20.0, 200.0, 2000.0, 20000.0]
+    reads = [
+        [replace(law, time=time - 20.0).apply(target, law.redraw(target, drawn), 1.0) for _ in range(5)]
+        for time in times
+    ]
+    fit = wn.fit_device(target, torch.stack([torch.stack(some) for some in reads]), times=times)
+    return fit.plot()
+
+
+def draw_paths() -> Figure:
+    """The noise of one weight over the steps of a hold."""
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    axes: Any = figure.subplots()
+    layer = wn.add_weight_noise(torch.nn.Linear(1, 1, bias=False), 1.0)
+    kinds: tuple[tuple[Any, str], ...] = ((0.0, GREY), (0.99, BLUE), ((0.9, 0.99, 0.999), ORANGE))
+    for rho, color in kinds:
+        path = []
+        with torch.no_grad(), wn.hold_noise(layer, seed=4, rho=rho) as held:
+            for _ in range(400):
+                path.append((layer.weight - layer.get_parameter("weight")).item())
+                held.advance()
+        axes.plot(path, color=color, linewidth=0.6 if rho == 0 else 1.4, label=f"rho={rho}")
+    axes.set(xlabel="step", ylabel="noise / std")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def draw_ramps() -> Figure:
     """The factor over the steps of training."""
     figure = Figure(figsize=(7.0, 2.6), layout="constrained")
@@ -332,6 +403,9 @@ def draw_ramps() -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {
     **{name: lambda rows=rows: draw_family(rows) for name, rows in FAMILIES.items()},  # type: ignore[misc]
     "programming-curves": draw_programming_curves,
+    "device-errors": draw_devices,
+    "device-fit": draw_fit,
+    "noise-over-time": draw_paths,
     "ramps": draw_ramps,
 }
 

@@ -57,7 +57,11 @@ def imported(path: Path) -> set[str]:
             rooms.add(str(node.module).split(".")[1])
         elif isinstance(node, ast.ImportFrom) and node.module == "weightnoise":
             # What the package itself exports is above all but the ways in.
-            rooms |= {alias.name if (ROOT / alias.name).is_dir() else "_robustness" for alias in node.names}
+            there = [alias.name for alias in node.names]
+            rooms |= {
+                name if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file() else "_robustness"
+                for name in there
+            }
     return rooms
 
 

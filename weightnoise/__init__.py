@@ -1,5 +1,6 @@
 """Noise on the weights of any PyTorch model: add it, train, switch it, remove it, ship."""
 
+from weightnoise import devices as devices
 from weightnoise._activation_plan import ActivationNoisePlan, PlannedActivationNoise, plan_activation_noise
 from weightnoise._activations import add_activation_noise, noisy_activations, remove_activation_noise
 from weightnoise._clipping import clip_weights
@@ -9,6 +10,7 @@ from weightnoise._errors import (
     AbandonedContextWarning,
     AlreadyNoisyError,
     CleanReadWarning,
+    DeviceRangeWarning,
     ExportError,
     ForwardsNotCountedWarning,
     InfiniteNoiseWarning,
@@ -29,6 +31,7 @@ from weightnoise._errors import (
     WeightNoiseError,
     WorkerLostWarning,
 )
+from weightnoise._fitting import DeviceFit, fit_device
 from weightnoise._learned import kl_divergence, learned_strengths
 from weightnoise._losses import gradient_penalty, perturb_loss
 from weightnoise._plan import NoisePlan, PlannedNoise, plan_weight_noise
@@ -94,6 +97,8 @@ __all__ = [
     "Correlated",
     "CurrentNoise",
     "Custom",
+    "DeviceFit",
+    "DeviceRangeWarning",
     "DropConnect",
     "ExportError",
     "ForwardsNotCountedWarning",
@@ -151,6 +156,7 @@ __all__ = [
     "engine",
     "evaluate_robustness",
     "find_level",
+    "fit_device",
     "force_noise",
     "gradient_penalty",
     "has_weight_noise",

@@ -10,8 +10,6 @@ What is read may come from anywhere. So a name imports nothing, and what it name
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
@@ -20,17 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from weightnoise import laws
+from weightnoise._config_names import CLASS, LAWS, NAMES, Reader, named
 from weightnoise._errors import SpecError
 from weightnoise._select.choose import Spec
-from weightnoise.laws import ActivationLaw, Chain, Noise
+from weightnoise.laws import Chain
 from weightnoise.laws._given import Given
 from weightnoise.laws._law import is_law
 
-_CLASS = "class:"
-_NAMES = frozenset({"type", "_target_"})  # Under one of these is the name of a law.
 _PUBLIC = {"torch.nn": nn, "torch.nn.functional": functional}
-_LAWS = {name: law for name in laws.__all__ if is_dataclass(law := getattr(laws, name))}
 
 
 def spec_to_config(spec: Spec) -> Any:
@@ -59,7 +54,8 @@ def spec_to_config(spec: Spec) -> Any:
 def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
     """The spec, or the law, that `spec_to_config` wrote.
 
-    A configuration imports nothing. It may name the laws of this library, modules of ``torch.nn``, functions of
+    A configuration imports nothing. It may name the laws of this library and its devices (``{"type":
+    "devices.SONOS", "time": 86400.0}``), modules of ``torch.nn``, functions of
     ``torch.nn.functional``, and, of modules that your program has imported, module classes and dataclasses with
     the methods of a law. All else that it names has to be in ``allow``. What it names is looked at before anything
     is called; what is called then is the class of a law, with the options of the configuration.
@@ -78,10 +74,10 @@ def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
         >>> spec_from_config([{"match": "head.*", "law": None}, {"match": "*", "law": 0.1}])
         {'head.*': None, '*': 0.1}
     """
-    reader, config = _Reader(tuple(allow)), _plain(config)
+    reader, config = Reader(tuple(allow)), _plain(config)
     if isinstance(config, list) and any(isinstance(one, dict) and "match" in one for one in config):
         config = _matched(config)
-    if isinstance(config, dict) and _NAMES.isdisjoint(config):
+    if isinstance(config, dict) and NAMES.isdisjoint(config):
         return {reader.key(key): reader.value(value) for key, value in config.items()}
     spec: Spec = reader.value(config)
     return spec
@@ -138,123 +134,16 @@ def _differs(law: Any, option: Any) -> bool:
 
 
 def _key_to_config(key: object) -> str:
-    return _CLASS + _name_of(key) if isinstance(key, type) else str(key)
+    return CLASS + _name_of(key) if isinstance(key, type) else str(key)
 
 
 def _name_of(thing: Any) -> str:
     """The dotted name of ``thing`` in a module; bare for our own laws."""
     name = getattr(thing, "__qualname__", "")
-    if _LAWS.get(name) is thing:
+    if LAWS.get(name) is thing:
         return str(name)
     public = [module for module, names in _PUBLIC.items() if getattr(names, name, None) is thing]
     dotted = f"{public[0] if public else thing.__module__}.{name}"
-    if "<" in dotted or dotted.startswith("__main__.") or _named(dotted) is not thing:
+    if "<" in dotted or dotted.startswith("__main__.") or named(dotted) is not thing:
         raise SpecError(f"{thing!r} has no name to read it by. Define it at the top level of a module.")
     return dotted
-
-
-class _Reader:
-    """Plain data to laws: names are looked up, and what they name is looked at, before anything is called."""
-
-    def __init__(self, allowed: tuple[Any, ...]) -> None:
-        self._allowed = allowed
-
-    def value(self, value: Any) -> Any:
-        """Check that an object may stand in a spec."""
-        if isinstance(value, list):
-            return [self.value(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if len(_NAMES & value.keys()) == 2:
-            raise SpecError(f"{value!r} has its name twice: leave 'type' or '_target_' out.")
-        law = self._law(value.get("type", value.get("_target_")))
-        options = {name: self._option(item) for name, item in value.items() if name not in _NAMES}
-        try:
-            return law(**options)
-        except (TypeError, ValueError) as error:
-            raise SpecError(f"{value!r}: {error}") from None
-
-    def key(self, key: Any) -> Any:
-        """A pattern, or the class that it names."""
-        if not isinstance(key, str) or not key.startswith(_CLASS):
-            return key
-        name = key.removeprefix(_CLASS)
-        found = _named(name)
-        if found is None:
-            raise SpecError(_UNKNOWN.format(name=name, kind="class"))
-        if not isinstance(found, type) or not issubclass(found, nn.Module):
-            raise SpecError(f"{key!r} is no module class.")
-        return found
-
-    def _option(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return self._function(value["function"]) if "function" in value else self.value(value)
-        if isinstance(value, list):
-            # A tuple of numbers or names or of such tuples, or a list of laws, as in Protect(Chain(...)).
-            numbers = _as_numbers(value)
-            return Chain(tuple(map(self.value, value))) if numbers is None else numbers
-        return value
-
-    def _law(self, name: Any) -> Any:
-        if isinstance(name, str) and name in _LAWS:
-            return _LAWS[name]
-        if not isinstance(name, str) or not _parted(name)[0]:
-            raise SpecError(f"{name!r} names no law. The laws are {', '.join(_LAWS)}.")
-        found = _named(name)
-        if found is None:
-            raise SpecError(_UNKNOWN.format(name=name, kind="law"))
-        law = isinstance(found, type) and issubclass(found, (Noise, ActivationLaw))
-        if not law or not (is_dataclass(found) or self._may(found)):
-            raise SpecError(
-                f"{name!r} is no law: nothing was called. A law is a class with the methods draw and apply; one "
-                "that is no dataclass has to be allowed: spec_from_config(config, allow=[...])."
-            )
-        return found
-
-    def _function(self, name: Any) -> Any:
-        found = _named(name) if isinstance(name, str) else None
-        if found is None:
-            raise SpecError(_UNKNOWN.format(name=name, kind="function"))
-        module, end = _parted(name)
-        ours = module == functional.__name__ and not end.startswith("_") and inspect.isroutine(found)
-        if not ours and not self._may(found):
-            raise SpecError(
-                f"{name!r} may not be named by a configuration: nothing was called. If you trust it, "
-                f"allow it: spec_from_config(config, allow=[{end}])."
-            )
-        return found
-
-    def _may(self, found: Any) -> bool:
-        return any(found is one for one in self._allowed)
-
-
-_UNKNOWN = (
-    "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module "
-    "before it is read."
-)
-
-
-def _as_numbers(value: Any) -> Any:
-    """Lists of numbers and names, or of lists of them, as tuples; None for anything else."""
-    if isinstance(value, (int, float, str)):
-        return value
-    items = [_as_numbers(item) for item in value] if isinstance(value, (list, tuple)) else [None]
-    return None if any(item is None for item in items) else tuple(items)
-
-
-def _parted(name: str) -> tuple[str, str]:
-    """The module and the last name of ``module.name`` or ``module:name``."""
-    module, _, last = name.replace(":", ".").rpartition(".")
-    return module, last
-
-
-def _named(name: str) -> Any:
-    """The thing of that name in a module that is imported already; no code runs for the look."""
-    parts = name.replace(":", ".").split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        found: Any = sys.modules.get(".".join(parts[:end]))
-        if found is not None:
-            for part in parts[end:]:
-                found = getattr(found, "__dict__", {}).get(part)
-            return found
-    return None

@@ -87,6 +87,10 @@ class AbandonedContextWarning(UserWarning):
     """A generator was given up inside a context on noise, which was open for everybody until then."""
 
 
+class DeviceRangeWarning(UserWarning):
+    """A law of a device is used at a time or a conductance beyond the measurements that it is from."""
+
+
 class ForwardsNotCountedWarning(UserWarning):
     """A hold that moves on with the forwards of a module was left, and there were none."""
 

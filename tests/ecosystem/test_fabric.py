@@ -88,7 +88,7 @@ def test_the_code_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/integrations.md").read_text()
     code = page.partition("### Fabric")[2].partition("```py\n")[2].partition("```")[0]
-    loader = torch.utils.data.DataLoader(torch.linspace(-1, 1, 64).reshape(8, 8), batch_size=2)
+    loader: Any = torch.utils.data.DataLoader(torch.linspace(-1, 1, 64).reshape(8, 8), batch_size=2)
     names: dict[str, Any] = {"model": made(8), "train_loader": loader, "loss_of": lambda out: out.square().mean()}
     exec(code.replace("Fabric(", "Fabric(accelerator='cpu', devices=1, "), names)
     assert not wn.has_weight_noise(names["model"])

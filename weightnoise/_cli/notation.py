@@ -7,12 +7,12 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from weightnoise import laws
+from weightnoise import devices, laws
 from weightnoise._cli.files import read_text
 from weightnoise._cli.output import CommandError
 from weightnoise._config import spec_from_config
@@ -25,8 +25,9 @@ _LAWS: dict[str, Any] = {name: law for name in laws.__all__ if is_dataclass(law 
 def read_spec(text: str, allowed: Iterable[Any] = ()) -> Spec:
     """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` or ``.yaml`` file.
 
-    In Python's notation there are laws by name, numbers, strings, None, lists and dicts, and nothing
-    is evaluated. JSON is what `spec_to_config` makes; ``allowed`` is what it may name besides.
+    In Python's notation there are laws and devices by name, numbers, strings, None, lists and dicts, and
+    nothing is evaluated; ``SONOS(time=86400.0)`` is that device at another time. JSON is what `spec_to_config`
+    makes; ``allowed`` is what it may name besides.
 
     Raises:
         CommandError: for what cannot be read, and for what is no spec.
@@ -95,6 +96,12 @@ def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _value(node: ast.expr | None) -> Any:
     match node:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(value=ast.Name(id="devices"), attr=name)) if (
+            name in devices.__all__ and not node.args
+        ):
+            return replace(_value(node.func), **{str(one.arg): _value(one.value) for one in node.keywords})
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="devices"), attr=name) if name in devices.__all__:
+            return getattr(devices, name)
         case ast.Call(func=ast.Name(id=name)):
             if name not in _LAWS:
                 known = get_close_matches(name, _LAWS) or _LAWS

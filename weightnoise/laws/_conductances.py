@@ -1,0 +1,66 @@
+"""Weights as conductances: pairs of devices, or one device for each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightnoise.laws._regions import Per, Regions, regional
+from weightnoise.laws._scale import extremes, statistic, wide
+
+
+def targets(
+    weight: Tensor, pairs: tuple[float, ...], span: float, per: Per
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What the devices of each weight are programmed to above g_min, and the way back.
+
+    Args:
+        weight: in float32 or better.
+        pairs: how much the difference of each pair counts, the pair that is filled first at the beginning; ()
+            for one device, at 0 for the smallest weight and at ``span`` for the largest.
+        span: the largest of these conductances.
+        per: what has a scale of its own.
+
+    Returns:
+        Conductances of the shape (devices, *weight.shape), the positive one of a pair first; and a function from
+        what is added to them to what is added to the weight.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    if not pairs:
+        low, high = (wide(bound) for bound in extremes(weight, per))
+        unit = (high - low).clamp(min=tiny) / span
+        return ((weight - low) / unit).unsqueeze(0), lambda moved: moved[0] * unit
+    unit = statistic(weight, "absmax", per).clamp(min=tiny) / (sum(pairs) * span)
+    positive = weight.clamp(min=0.0)
+    # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
+    left = torch.stack((positive, positive - weight)) / unit
+    devices = []
+    for place, factor in enumerate(pairs):
+        part = left / factor
+        last = place == len(pairs) - 1  # Its devices hold what is left, be that rounded up.
+        part = part if last else part.clamp(max=span)
+        devices.append(part)
+        left = left if last else (left - factor * span).clamp(min=0.0)
+
+    def back(moved: Tensor) -> Tensor:
+        difference: Any = sum(
+            factor * (moved[2 * place] - moved[2 * place + 1]) for place, factor in enumerate(pairs)
+        )
+        added: Tensor = difference * unit
+        return added
+
+    return torch.cat(devices), back
+
+
+def sums(conductances: Tensor, over: Per) -> Tensor:
+    """The sum over all devices of a weight, or over those of each output, to broadcast against the devices."""
+    if over == "tensor":
+        return conductances.sum()
+    together = conductances.sum(dim=0)
+    if isinstance(over, Regions):
+        return regional(together, over, lambda part, dims: part.sum(dims, keepdim=True))
+    dims = [dim for dim in range(together.ndim) if dim != int(over) % together.ndim]
+    return together.sum(dims, keepdim=True) if dims else together
