@@ -62,8 +62,8 @@ def add_weight_noise(
             ``"training"``, only while the owning module is in training mode, as dropout does.
         min_ndim: the fewest dimensions of a parameter that a law covers unless named exactly. The Parameters of
             torch's normalisations count as one dimension, and so do layer scales (C, 1, 1) and class tokens
-            (1, 1, D): what has at most one dimension longer than 1, is no weight of torch's Linear, Conv, recurrent,
-            attention and embedding layers, and is no matrix in another module of its class either.
+            (1, 1, D): what has at most one dimension longer than 1, and is no weight of torch's Linear, Conv,
+            recurrent, attention and embedding layers, and no matrix in another module of its class.
         estimator: ``"shared"``: all examples of a batch see one draw. For the weights of Linear and Conv
             layers alone, noise of its own for each example, which leaves the distribution of an example's
             noise as it is and makes the gradient less variable: ``"flipout"``, the draw with the signs of

@@ -224,7 +224,7 @@ _COUNTED = ", where one counts for scales and shifts of any shape,"
 
 
 _PASSED = (
-    "The spec leaves clean what has at most one dimension longer than 1, as scales and shifts have, but these may be the "
-    "weights of a product with one output or input: {names}. Name each exactly in a mapping, before other keys: "
-    "with its law, or with None to leave it clean and be told no more."
+    "The spec leaves clean what has at most one dimension longer than 1, as scales and shifts have, but these may "
+    "be the weights of a product with one output or input: {names}. Name each exactly in a mapping, before other "
+    "keys: with its law, or with None to leave it clean and be told no more."
 )
