@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weightnoise._errors import CleanReadWarning, UnsupportedParameterError
-from weightnoise._torch.forwards import has_own_forward, method_that_reads, of_this_call, place
+from weightnoise._torch.forwards import has_own_forward, is_reader, method_that_reads, of_this_call, place
+from weightnoise._torch.tracing import leave_to_python, trace_again, traced_frames, traced_object, while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -56,6 +57,8 @@ def kept_outside(noise: WeightNoise) -> Any:
         `CLEAN` for a read that is to be clean; None where each read draws.
     """
     if torch.compiler.is_compiling():
+        if noise.control.held is None:
+            _leave_second_reads()
         return None
     where, frame = place()
     if where == "neither" and noise.control.held is None and noise.live():
@@ -68,6 +71,35 @@ def kept_outside(noise: WeightNoise) -> Any:
     if noise.estimator != "shared":
         raise UnsupportedParameterError(_SET_LATER.format(name=noise.name, estimator=noise.estimator))
     return of_this_call(frame).setdefault(noise.frames, {})
+
+
+@while_tracing
+def _leave_second_reads() -> None:
+    """Leave to Python the reads of a weight that a forward of another module reads more than once.
+
+    Dynamo keeps nothing for the length of a call. It hands nothing over here, or it would compile anew for each
+    noise. A second read is found when the first is traced already: the trace begins again.
+    """
+    noise: Any = None
+    package = ""
+    for traced in traced_frames():
+        package = str(traced.f_globals.get("__name__")).partition(".")[0]
+        if traced.f_code.co_name != "forward":
+            continue
+        if noise is None:
+            noise = traced_object(traced, "self")
+            if vars(noise).get(_TWICE):
+                leave_to_python(_READ_TWICE.format(name=noise.name))
+        elif not is_reader(traced.f_code):
+            known: set[int] = vars(traced).setdefault(_TWICE, set())
+            owner = None if noise.owner is None else noise.owner()
+            if id(noise) in known and owner is not None and not has_own_forward(owner):
+                vars(noise)[_TWICE] = True
+                trace_again()
+            known.add(id(noise))
+            return
+    if package in ("weightnoise", "torch"):  # A part of a read, which Python does.
+        leave_to_python("It reads a weight for a forward that is run by Python.")
 
 
 def _warn(name: str) -> None:
@@ -85,6 +117,12 @@ def _warn(name: str) -> None:
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
 
+
+_TWICE = "__weightnoise_twice__"
+_READ_TWICE = (
+    "Parameter '{name}' is read twice in one forward of another module: compiled code would draw for each read, "
+    "so they are left to Python. Read it once, or compile what runs inside `with weightnoise.hold_noise(model):`."
+)
 
 _CLEAN = (
     "Parameter '{name}' is read in {method}, which is no forward: it is clean there although noise is on. If it "

@@ -37,6 +37,11 @@ def reads_weight(function: FunctionT) -> FunctionT:
     return function
 
 
+def is_reader(code: CodeType) -> bool:
+    """Whether code is that of a method named forward that reads a weight for one."""
+    return id(code) in _READERS
+
+
 class Found(NamedTuple):
     """The work of a thread, and the frame of the function that says so."""
 
