@@ -76,7 +76,7 @@ class InfiniteNoiseWarning(UserWarning):
 
 
 class LeftCleanWarning(UserWarning):
-    """A spec leaves a parameter clean as a scale or shift, and it may be a matrix with one row or column."""
+    """What one may expect to be noisy is clean: a matrix that looks like a scale, or a Parameter that is gone."""
 
 
 class LearnedStrengthWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -149,3 +150,69 @@ def test_a_custom_law_breaks_the_graph_and_is_right() -> None:
     with wn.hold_noise(model, seed=0):
         assert_close(compiled(x), model(x))
     assert not torch.equal(compiled(x), compiled(x))
+
+
+class Listed(nn.Module):
+    """Multiplies by a matrix of a list, and by its inverse: the input comes out where both reads agree."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList([nn.Parameter(2 * torch.eye(size))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.matrices[0]) @ torch.linalg.inv(self.matrices[0])
+
+
+class Holding(nn.Module):
+    """The same with a matrix in a module that has no forward."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.holder = nn.Module()
+        self.holder.matrix = nn.Parameter(2 * torch.eye(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.holder.matrix) @ torch.linalg.inv(self.holder.matrix)
+
+
+class OnceEach(nn.Module):
+    """Calls a module twice that reads a matrix of a list once."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList([nn.Parameter(torch.zeros(size, size))])
+        self.call = _Reads(self.matrices)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.call(x), self.call(x)
+
+
+class _Reads(nn.Module):
+    def __init__(self, matrices: nn.ParameterList) -> None:
+        super().__init__()
+        self.matrices = matrices
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrices[0]
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("kind", [Listed, Holding])
+def test_reads_of_what_has_no_forward_have_one_draw(kind: Callable[[int], nn.Module], size: int) -> None:
+    blocks = nn.Sequential(*(kind(size) for _ in range(2)))
+    model, x = wn.add_weight_noise(blocks, 0.05), torch.randn(3, size)
+    model.compile(backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(model(x), x, rtol=1e-4, atol=1e-4)  # Of the inverses.
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with wn.no_noise(model):
+        assert torch.equal(model(x), x)
+
+
+def test_a_weight_that_is_read_once_in_each_forward_is_compiled_and_drawn_for_each() -> None:
+    model = wn.add_weight_noise(OnceEach(8), 0.05)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    one, other = compiled(torch.eye(8))
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, compiled(torch.eye(8))[0])

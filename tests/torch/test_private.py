@@ -120,3 +120,11 @@ def test_they_are_used_in_one_folder() -> None:
     for path in ROOT.rglob("*.py"):
         if path.parent.name != "_torch":
             assert not re.search(r"torch\._C\b|_conv_forward\(", path.read_text()), path.name
+
+
+def test_what_dynamo_says_of_the_functions_that_it_traces() -> None:
+    from torch._dynamo import exc, symbolic_convert
+
+    assert issubclass(exc.SkipFrame, Exception)
+    assert issubclass(exc.UnspecializeRestartAnalysis, exc.RestartAnalysis)
+    assert issubclass(symbolic_convert.InliningInstructionTranslator, symbolic_convert.InstructionTranslatorBase)

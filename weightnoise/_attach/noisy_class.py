@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import types
+import warnings
 import weakref
 from abc import ABCMeta
 from typing import Any
@@ -18,7 +19,7 @@ from weightnoise._attach.forward import noisy_forward
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
-from weightnoise._errors import ExportError, UnsupportedParameterError
+from weightnoise._errors import ExportError, LeftCleanWarning, UnsupportedParameterError
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import is_dtensor, parametrizations
 
@@ -199,12 +200,29 @@ def _look_at_new(owner: nn.Module, name: str, param: nn.Parameter) -> None:
         # torch's pruning keeps the Parameter it has read under another name, and then assigns to its own.
         noisy_property(name[:-5]).__set__(owner, param)
     carried = module_noise(owner)
+    gone = (
+        [] if carried is None else [one.name for one in carried.noises if _is_gone(owner, one.tensor_name, name)]
+    )
+    if gone:
+        warnings.warn(_GONE.format(name=gone[0], other=name), LeftCleanWarning, stacklevel=4)
     running = [] if carried is None else carried.frames.running
     kept = running[-1] if running else None
     if carried is not None and kept and name in kept and param is not owner._parameters.get(name):
         named = {noise.tensor_name: noise.name for noise in carried.noises}
         raise UnsupportedParameterError(_REPLACES.format(name=named.get(name, name)))
 
+
+def _is_gone(owner: nn.Module, name: str, other: str) -> bool:
+    """Whether a tool has deleted the Parameter of that name, past this class, while it registers another one."""
+    deleted = name != other and name not in owner._parameters and name not in owner.__dict__
+    return deleted and isinstance(parametrizations(owner).get(name), InPlaceList)
+
+
+_GONE = (
+    "Parameter '{name}' was deleted while '{other}' is put in its place, and its noise is gone with it. Call "
+    "weightnoise.remove_weight_noise(model) before such a tool (prune.remove, remove_weight_norm, ...), and add "
+    "noise to '{other}' after it."
+)
 
 _REPLACES = (
     "The forward that reads parameter '{name}' noisy puts another Parameter in its place, which would hold the "

@@ -33,12 +33,13 @@ class Rest(NamedTuple):
 
     Attributes:
         of: the weight that it was made from.
-        counts: how often the weight and the noisy weight were changed, and how many steps optimizers had made.
+        counts: how often the weight and the noisy weight were changed, how many steps optimizers had made, and
+            where the numbers of the weight were.
     """
 
     noisy: Tensor
     of: Tensor
-    counts: tuple[int, int, int]
+    counts: tuple[int, int, int, int]
 
 
 class Frames(threading.local):

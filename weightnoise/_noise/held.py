@@ -157,13 +157,13 @@ class HeldDraw:
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
         """Return the noisy weight of the draw, made again only when something that it is made from has changed.
 
-        For reads with gradients off. The draw stays: compiled code and gradients take it, and cannot make it.
+        For reads with gradients off; the draw stays. Conversions and swap_tensors put new numbers into one object.
         """
         place = id(noise.handed), noise.padding_row
         made = self.made.get(place)
         others = (*noise.law_tensors, *noise.strengths().values()) if noise.strength_names else noise.law_tensors
         counts = tuple([tensor._version for tensor in others]) if others else None
-        state = (weight._version, factor, optimizer_steps(), counts)
+        state = (weight._version, weight.data_ptr(), factor, optimizer_steps(), counts)
         if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
             with drawing_alone(), torch.inference_mode(False), torch.no_grad():
                 noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)

@@ -13,7 +13,7 @@ import torch
 
 from weightnoise._errors import CleanReadWarning, UnsupportedParameterError
 from weightnoise._torch.forwards import has_own_forward, is_reader, method_that_reads, of_this_call, place
-from weightnoise._torch.tracing import leave_to_python, traced_frames, traced_object, while_tracing
+from weightnoise._torch.tracing import leave_to_python, trace_again, traced_frames, traced_object, while_tracing
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -75,22 +75,31 @@ def kept_outside(noise: WeightNoise) -> Any:
 
 @while_tracing
 def _leave_second_reads() -> None:
-    """Leave to Python what reads a weight again in a forward of which Dynamo keeps no draw.
+    """Leave to Python the reads of a weight that a forward of another module reads more than once.
 
-    Nothing is handed over, since Dynamo would compile anew for each noise.
+    Dynamo keeps nothing for the length of a call. It hands nothing over here, or it would compile anew for each
+    noise. A second read is found when the first is traced already: the trace begins again.
     """
-    read: Any = None
+    noise: Any = None
+    package = ""
     for traced in traced_frames():
-        noise = traced_object(traced, "self")
-        if read is None:
-            read = noise if traced.f_code.co_name == "forward" and hasattr(noise, "frames") else None
-        elif traced.f_code.co_name == "forward" and not is_reader(traced.f_code):
-            owner = None if read.owner is None else read.owner()
-            known: set[int] = vars(traced).setdefault(_READ, set())
-            if id(read) in known and owner is not None and not has_own_forward(owner):
-                leave_to_python(_TWICE.format(name=read.name))
-            known.add(id(read))
+        package = str(traced.f_globals.get("__name__")).partition(".")[0]
+        if traced.f_code.co_name != "forward":
+            continue
+        if noise is None:
+            noise = traced_object(traced, "self")
+            if vars(noise).get(_TWICE):
+                leave_to_python(_READ_TWICE.format(name=noise.name))
+        elif not is_reader(traced.f_code):
+            known: set[int] = vars(traced).setdefault(_TWICE, set())
+            owner = None if noise.owner is None else noise.owner()
+            if id(noise) in known and owner is not None and not has_own_forward(owner):
+                vars(noise)[_TWICE] = True
+                trace_again()
+            known.add(id(noise))
             return
+    if package in ("weightnoise", "torch"):  # A part of a read, which Python does.
+        leave_to_python("It reads a weight for a forward that is run by Python.")
 
 
 def _warn(name: str) -> None:
@@ -109,11 +118,10 @@ def _warn(name: str) -> None:
     )
 
 
-_READ = "__weightnoise__"
-_TWICE = (
-    "Parameter '{name}' is read twice in one forward of another module, and compiled code would draw for each "
-    "read, where Python keeps the draw. For compiled code, read it once, or call it inside "
-    "`with weightnoise.hold_noise(model):`."
+_TWICE = "__weightnoise_twice__"
+_READ_TWICE = (
+    "Parameter '{name}' is read twice in one forward of another module: compiled code would draw for each read, "
+    "so they are left to Python. Read it once, or compile what runs inside `with weightnoise.hold_noise(model):`."
 )
 
 _CLEAN = (

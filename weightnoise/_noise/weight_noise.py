@@ -135,8 +135,8 @@ class WeightNoise(Drawing):
         if eager and running and not torch.is_grad_enabled() and at_rest:
             noisy: Tensor = at_rest[0].noisy
             _, of, counts = at_rest[0]
-            unchanged = weight is of and (weight._version, noisy._version, STEPS[0]) == counts
-            if unchanged and running[-1] is not None:
+            now = weight._version, noisy._version, STEPS[0], weight.data_ptr()
+            if weight is of and now == counts and running[-1] is not None:
                 return noisy
         kept: Any = running[-1] if running else None
         if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
@@ -151,7 +151,8 @@ class WeightNoise(Drawing):
             noisy = held.noisy_weight(self, weight, factor)
             if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
                 noisy.__dict__ = weight.__dict__
-                at_rest[:] = [Rest(noisy, weight, (weight._version, noisy._version, optimizer_steps()))]
+                counts = weight._version, noisy._version, optimizer_steps(), weight.data_ptr()
+                at_rest[:] = [Rest(noisy, weight, counts)]
         elif kept is None:
             noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:

@@ -64,3 +64,8 @@ def traced_object(traced: Any, name: str) -> Any:
 def leave_to_python(why: str) -> None:
     """Within a function that Dynamo calls while it traces: have it leave what it compiles to Python."""
     raise sys.modules["torch._dynamo.exc"].SkipFrame(why)
+
+
+def trace_again() -> None:
+    """Within a function that Dynamo calls while it traces: have it begin anew, as something is known now."""
+    raise sys.modules["torch._dynamo.exc"].UnspecializeRestartAnalysis
