@@ -57,6 +57,9 @@ def add_activation_noise(
     tensor of a mapping. At the input it is the first positional argument, else the only floating-point
     tensor among the keywords. Anything else is an error in the forward that says so.
 
+    What a law learns there, or measures as `Converter` does, is one number or one for each channel, in a submodule of
+    the module: ``0.activation_noise.output.strength``. See `learned_strengths`.
+
     Args:
         model: any module; it is changed in place, by hooks.
         spec: a number or a law or a list of laws, on every Linear and Conv; or a mapping: shell globs on

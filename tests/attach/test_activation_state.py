@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
+from weightnoise._contexts import only_noise
 
 COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 NAME = "0.activation_noise.input.range"
@@ -339,6 +340,56 @@ def test_other_refusals() -> None:
     wn.remove_activation_noise(model, at="input")
     with pytest.raises(wn.UnsupportedActivationError, match="counts in the range of the Converter at the input"):
         model(batches(1)[0])
+
+
+def test_a_range_that_others_count_in_has_to_be_there() -> None:
+    model = wn.add_activation_noise(noisy({"0": wn.Converter(8)}, at="input"), {"0": wn.OutputNoise(0.1)})
+    (output,) = model[0]._forward_hooks.values()
+    with (
+        only_noise(model, output),
+        pytest.raises(
+            wn.UnsupportedActivationError, match="the input of module '0' takes its range from the data"
+        ),
+    ):
+        model(batches(1)[0])
+
+
+def test_a_layer_that_is_offloaded_is_refused() -> None:
+    model = noisy({"0": wn.Converter(8, range=1.0, learned=True)})
+    model[0].activation_noise.to("meta")  # type: ignore[operator]
+    with pytest.raises(wn.UnsupportedActivationError, match="it is on the meta device"):
+        model(batches(1)[0])
+
+
+def test_a_prediction_that_puts_buffers_back_takes_its_batches_back() -> None:
+    model = noisy({"0": wn.Converter(8, batches=2)})
+    data = batches(2)
+    model(data[0])
+    before = copy.deepcopy(model.state_dict())
+    wn.predict(model, data[1], draws=3)
+    assert_close(model.state_dict(), before)
+    model(data[1])
+    both = torch.stack([wn.Converter(8).measured(x) for x in data])
+    assert_close(range_of(model), both.mean().reshape(1))
+
+
+def test_what_a_group_shares_goes_with_copies_and_checkpoints() -> None:
+    law = wn.Converter(8, range=3.0, learned=True, group="adc")
+    model = wn.add_activation_noise(plain(), law)
+    names = ["0.activation_noise.output.range", "2.activation_noise.output.range"]
+    state = {**model.state_dict(), names[0]: torch.full((1,), 2.0)}
+    assert names[1] not in state
+    empty = copy.deepcopy(model).to("meta")
+    assigned = copy.deepcopy(empty)
+    assigned.load_state_dict(state, assign=True)
+    others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), empty.to_empty(device="cpu")]
+    for other in others:
+        other.load_state_dict(state)
+    for other in (*others, assigned):
+        first, second = (other.get_parameter(name) for name in names)
+        assert first is second
+        assert first.item() == 2.0
+    assert model.get_parameter(names[0]).item() == 3.0
 
 
 def test_what_is_learned_takes_no_weight_noise_and_is_in_no_plan() -> None:

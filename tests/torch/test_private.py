@@ -38,6 +38,8 @@ ATTRIBUTES: dict[str, Any] = {
     "_is_functional_tensor": torch,
     "_is_zerotensor": torch.zeros(1),
     "_disable_dynamo": torch,
+    "_active_ddp_module": nn.parallel.DistributedDataParallel,
+    "_is_replica": nn.Linear(1, 1)._replicate_for_data_parallel(),  # type: ignore[no-untyped-call]
     "peek_interpreter_stack": torch._C._functorch,
     "NonDynamicallyQuantizableLinear": nn.modules.linear,
 }

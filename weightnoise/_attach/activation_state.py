@@ -67,13 +67,16 @@ class ActivationState(Learning):
         self.count()
         if training and value.numel():
             self._look(value, place)
-        unknown = [end for end, count in self.seen.items() if count == 0]
-        if unknown:
+        self.require_ranges(place)
+        return {name: getattr(self, name).detach().clone() for name in self.strength_names}
+
+    def require_ranges(self, place: str) -> None:
+        """Raise an error while a range has no number."""
+        if not self.settled and 0 in self.seen.values():
             raise UnsupportedActivationError(
                 f"The converter on {place} takes its range from the data and has seen none. Run a batch in "
                 "training mode, or call weightnoise.calibrate_ranges(model, loader)."
             )
-        return {name: getattr(self, name).detach().clone() for name in self.strength_names}
 
     def _look(self, value: Tensor, place: str) -> None:
         found, group = group_in_forward()

@@ -18,7 +18,7 @@ from weightnoise._noise.checkpoints import EffectiveControl, effective_control, 
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.layers import Layout, channels_of
-from weightnoise._torch.modules import walk
+from weightnoise._torch.modules import is_replica, walk
 from weightnoise._torch.tracing import untraced
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import complete
@@ -112,7 +112,11 @@ class ActivationNoise:
         """The range of the converter in the law."""
         assert self.converter is not None
         end, converter = self.converter
-        strengths = state_of(module, self.at).strengths() if self.learns else {}
+        strengths = {}
+        if self.learns:
+            state: ActivationState = state_of(module, self.at)
+            state.require_ranges(self._place())
+            strengths = state.strengths()
         return converter.full_scale(
             like, {"range": strengths[f"range{end}"]} if f"range{end}" in strengths else {}
         )
@@ -167,7 +171,7 @@ def _first_ranges(
     noise: ActivationNoise, state: ActivationState, module: nn.Module, value: Tensor, effective: EffectiveControl
 ) -> dict[str, Tensor]:
     """The ranges in a forward that sets them: written into the model, which compiled code leaves to Python."""
-    if getattr(module, "_is_replica", False):
+    if is_replica(module):
         raise UnsupportedActivationError(
             f"The converter on {noise._place()} would set its range in a replica of the model, which DataParallel "
             "throws away. Call weightnoise.calibrate_ranges(model, loader) before the model is wrapped."

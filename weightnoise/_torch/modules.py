@@ -72,6 +72,11 @@ def is_fully_sharded(owner: nn.Module) -> bool:
     return bool(owner.__dict__.get("_is_fsdp_managed_module", False))
 
 
+def is_replica(module: nn.Module) -> bool:
+    """Whether DataParallel has made a module for one forward."""
+    return bool(getattr(module, "_is_replica", False))
+
+
 def is_dtensor(weight: object) -> bool:
     """Whether it is a tensor over several processes."""
     # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
