@@ -1,4 +1,4 @@
-"""The class of a noisy module, and the properties that read its noisy tensors."""
+"""The class of a noisy module."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from weightnoise._attach.containers import container_overrides
 from weightnoise._attach.find import module_noise
 from weightnoise._attach.forward import noisy_forward
 from weightnoise._attach.module_noise import clean_reads
+from weightnoise._attach.noisy_property import noisy_property
 from weightnoise._attach.recurrent import recurrent_overrides
 from weightnoise._attach.stack import InPlaceList
 from weightnoise._errors import ExportError, LeftCleanWarning, UnsupportedParameterError
 from weightnoise._noise.weight_noise import WeightNoise
-from weightnoise._torch.modules import is_dtensor, parametrizations
+from weightnoise._torch.modules import parametrizations
 
 SCRIPT_MESSAGE = (
     "torch.jit.script cannot compile a module with weight noise, on or off. Call "
@@ -47,55 +48,6 @@ class NoisyMeta(ABCMeta):
     def __setattr__(cls, name: str, value: object) -> None:
         # torch installs a property for a sibling parameter; ours knows about the draw of a forward.
         super().__setattr__(name, noisy_property(name) if isinstance(value, property) else value)
-
-
-def noisy_property(name: str) -> property:
-    """A property that reads the parametrized tensor ``name``, or the plain one where there is none."""
-
-    def read(self: nn.Module) -> Any:
-        own = self.__dict__
-        try:
-            stack = own["_modules"]["parametrizations"]._modules[name]
-            in_place = type(stack) is InPlaceList
-            # What stands there under the name hides a Parameter: tensordict and functional code put tensors there.
-            weight = None if not in_place else own[name] if name in own else own["_parameters"][name]
-        except KeyError:
-            if name in own:
-                return own[name]
-            # Python goes on to nn.Module.__getattr__, which finds a plain Parameter or says what is missing.
-            raise AttributeError(name) from None
-        try:
-            if not in_place:
-                return stack()
-            only_noise = stack.only_noise
-            if only_noise is None or type(weight) is not nn.Parameter:
-                return stack.read(weight)
-            control = only_noise.control  # Spelt out, as below.
-            if control.off or (control.gated and not self.training):
-                return weight
-            return only_noise.forward(weight)
-        except AttributeError as error:
-            # Python would take it for a missing attribute, and nn.LSTM for a missing weight (pytorch#49726).
-            raise RuntimeError(f"The noise on '{name}' raised AttributeError: {error}") from error
-
-    def write(self: nn.Module, value: Any) -> None:
-        stack: Any = parametrizations(self).get(name)
-        if getattr(self, "_is_replica", False):
-            self._parameters[name] = value
-        elif name in self.__dict__:
-            self.__dict__[name] = value
-        elif stack is not None and not isinstance(stack, InPlaceList):
-            stack.right_inverse(value)
-        elif is_dtensor(value) and name not in self._parameters:
-            self.__dict__[name] = value  # As DDP does it over tensor parallelism, for its first forward.
-        else:
-            raise TypeError(
-                f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
-                "(torch.nn.Parameter or None expected). What recomputes a weight from other parameters, as "
-                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise."
-            )
-
-    return property(read, write)
 
 
 def noisy_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:

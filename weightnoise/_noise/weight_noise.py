@@ -19,7 +19,7 @@ from weightnoise._noise.draws import (
     moved,
 )
 from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, Rest, was_offloaded
-from weightnoise._noise.held import can_rest
+from weightnoise._noise.held import HeldDraw, can_rest
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
@@ -131,13 +131,7 @@ class WeightNoise(Drawing):
             return weight
         running = self.frames.running
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        at_rest = control.rest  # Before the rest of it is looked at.
-        if eager and running and not torch.is_grad_enabled() and at_rest:
-            noisy: Tensor = at_rest[0].noisy
-            _, of, counts = at_rest[0]
-            now = weight._version, noisy._version, STEPS[0], weight.data_ptr()
-            if weight is of and now == counts and running[-1] is not None:
-                return noisy
+        at_rest = control.rest  # Before what else it says is looked at.
         kept: Any = running[-1] if running else None
         if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
@@ -146,13 +140,8 @@ class WeightNoise(Drawing):
         if effective is None or (not plain and is_over_mesh(self.name, weight)):
             return weight if effective is None else noisy_over_mesh(self, weight, effective, kept)
         factor = effective.factor if eager else self._factor_of_graph(effective)
-        held = effective.held
-        if held is not None and eager and not torch.is_grad_enabled() and can_rest(self, held, weight):
-            noisy = held.noisy_weight(self, weight, factor)
-            if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
-                noisy.__dict__ = weight.__dict__
-                counts = weight._version, noisy._version, optimizer_steps(), weight.data_ptr()
-                at_rest[:] = [Rest(noisy, weight, counts)]
+        if eager and (held := effective.held) and not torch.is_grad_enabled() and can_rest(self, held, weight):
+            noisy: Tensor = self._put_to_rest(held, weight, factor, at_rest)
         elif kept is None:
             noisy = apply_draw(self, weight, self.draw(weight, effective, eager), factor)
         else:
@@ -181,6 +170,24 @@ class WeightNoise(Drawing):
                 look.at(self, weight, noisy, factor)
             if weight.__dict__ and type(noisy) is Tensor:  # Other classes keep their numbers there.
                 noisy.__dict__ = weight.__dict__
+        return noisy
+
+    def rested(self, weight: Tensor, at_rest: list[Rest]) -> Tensor | None:
+        """The noisy weight that a read with gradients off may return as it is; None where there is none."""
+        running = self.frames.running
+        if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
+            return None
+        noisy, of, counts = at_rest[0]
+        now = weight._version, noisy._version, STEPS[0], weight.data_ptr()
+        return noisy if of is weight and counts == now else None
+
+    def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Rest]) -> Tensor:
+        """The noisy weight of a held draw, for the next reads to return at once where torch counts all changes."""
+        noisy = held.noisy_weight(self, weight, factor)
+        if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
+            noisy.__dict__ = weight.__dict__
+            counts = weight._version, noisy._version, optimizer_steps(), weight.data_ptr()
+            at_rest[:] = [Rest(noisy, weight, counts)]
         return noisy
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:
