@@ -92,7 +92,8 @@ def noisy_property(name: str) -> property:
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
                 "(torch.nn.Parameter or None expected). What recomputes a weight from other parameters, as "
-                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise."
+                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise. "
+                "In place of FullyShardedDataParallel, which cuts weights out of a flat tensor, use fully_shard."
             )
 
     return property(read, write)
