@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrizations
 
@@ -360,3 +361,17 @@ def check_ranges_that_are_not_set_are_refused() -> None:
     model = shard(wn.add_activation_noise(make(), wn.Converter(8, learned=True), at="input"))
     with pytest.raises(wn.UnsupportedActivationError, match="from the batches of this process alone"):
         model(own())
+
+
+def check_flat_parameters_are_refused() -> None:
+    for original in (True, False):
+        options: dict[str, Any] = {"device_id": torch.device("cpu"), "use_orig_params": original}
+        for min_ndim in (1, 2):
+            model = FullyShardedDataParallel(make(), **options)
+            with pytest.raises(
+                wn.UnsupportedParameterError, match=r"keeps .* in one flat tensor.* Use fully_shard"
+            ):
+                wn.add_weight_noise(model, 0.1, min_ndim=min_ndim)
+            assert not wn.has_weight_noise(model)
+        with pytest.raises(TypeError, match=r"FullyShardedDataParallel, .* use fully_shard"):
+            FullyShardedDataParallel(wn.add_weight_noise(make(), 0.1), **options)(own())

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import weightnoise
 from weightnoise._torch import modes
 from weightnoise._torch.checkpoints import CHECKPOINT_CODES
+from weightnoise._torch.forwards import PUTS_PARTS
 from weightnoise._torch.generator import seed_cpu
 
 ROOT = Path(weightnoise.__file__).parent
@@ -64,6 +65,11 @@ def test_a_compiled_module_still_names_the_one_inside() -> None:
 def test_a_constant_is_marked_as_torch_does() -> None:
     assert torch.compiler.assume_constant_result(lambda: True)._dynamo_marked_constant  # type: ignore[attr-defined]
     assert torch.compiler.disable(lambda: True)._torchdynamo_disable
+
+
+def test_ddp_still_puts_dtensors_in_place_by_this_function() -> None:
+    ddp = pytest.importorskip("torch.distributed.tensor.parallel.ddp")
+    assert {name for name in PUTS_PARTS if callable(getattr(ddp, name))} == PUTS_PARTS
 
 
 def test_what_they_say() -> None:

@@ -66,7 +66,8 @@ def _writer(name: str) -> Callable[[nn.Module, Any], None]:
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as parameter '{name}' "
                 "(torch.nn.Parameter or None expected). What recomputes a weight from other parameters, as "
-                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise."
+                "torch.nn.utils.weight_norm, spectral_norm and prune do, has to be registered before the noise. "
+                "In place of FullyShardedDataParallel, which cuts weights out of a flat tensor, use fully_shard."
             )
 
     return write

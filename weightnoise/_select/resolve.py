@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -26,7 +26,7 @@ from weightnoise._select.axis import batch_dims
 from weightnoise._select.candidates import Candidate, find_candidates
 from weightnoise._select.choose import Spec, choose
 from weightnoise._select.patterns import Key, label, listed
-from weightnoise._torch.modules import distributed_wrapper
+from weightnoise._torch.modules import distributed_wrapper, flattened
 from weightnoise.laws import Law as FullLaw
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete
@@ -92,7 +92,7 @@ def resolve(
         uncovered=lambda key, won: _too_few_dimensions(key, won, min_ndim),
     )
     problems += _placement_problems(candidates, chosen, estimator, memory)
-    problems += _learned_too_late(model, chosen)
+    problems += _learned_too_late(model, chosen) + _flattened(model, chosen or candidates)
     if not chosen and not problems:
         problems.append(_nothing_covered(candidates, min_ndim))
     raise_problems(problems)
@@ -179,6 +179,19 @@ def _learned_too_late(model: nn.Module, chosen: Mapping[Candidate, Noise]) -> li
         UnsupportedParameterError(
             f"The strengths learned on {listed(learned)} would not be synchronised: {wrapper} has "
             "listed its Parameters already. Add the noise before the model is wrapped."
+        )
+    ]
+
+
+def _flattened(model: nn.Module, covered: Iterable[Candidate]) -> list[WeightNoiseError]:
+    flat = flattened(model)
+    names = [candidate.name for candidate in covered if candidate.owner in flat] if flat else []
+    if not names:
+        return []
+    return [
+        UnsupportedParameterError(
+            f"FullyShardedDataParallel keeps {listed(names)} in one flat tensor, whose noise the layers would not "
+            "see. Use fully_shard or DistributedDataParallel, which leave the weights to their modules."
         )
     ]
 

@@ -31,7 +31,7 @@ _UPKEEP -= {"__init__", "forward", "_call_impl", "_wrapped_call_impl", "_slow_fo
 _UPKEEP |= {"reset_parameters", "__getstate__", "__copy__", "__deepcopy__", "__reduce_ex__"}
 
 # By which DDP puts DTensors in the place of their parts, in a hook of its first forward.
-_PUTS_PARTS = {"_update_module_param"}
+PUTS_PARTS = {"_update_module_param"}
 
 
 def reads_weight(function: FunctionT) -> FunctionT:
@@ -62,7 +62,7 @@ def place() -> Found:
             frame = _without_call(frame)
         elif code is _CALL or name == "forward" or id(code) in _CHECKPOINTS:
             return Found("forward", frame)
-        elif name in _PUTS_PARTS:
+        elif name in PUTS_PARTS:
             return Found("upkeep", frame)
         elif (name in _STEPS or name in _UPKEEP) and _class_of_method(frame) is not None:
             return Found("forward" if name in _STEPS else "upkeep", frame)

@@ -77,6 +77,13 @@ def is_replica(module: nn.Module) -> bool:
     return bool(getattr(module, "_is_replica", False))
 
 
+def flattened(model: nn.Module) -> set[nn.Module]:
+    """The modules whose parameters `FullyShardedDataParallel` keeps in one flat tensor."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    wrappers = (module for module in model.modules() if kind is not None and isinstance(module, kind))
+    return {inside for wrapper in wrappers for inside in wrapper.modules()}
+
+
 def is_dtensor(weight: object) -> bool:
     """Whether it is a tensor over several processes."""
     # By its interface: importing torch.distributed.tensor takes long, and its place has moved.
