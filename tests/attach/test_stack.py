@@ -243,7 +243,7 @@ def test_pruned_weights_stay_zero_and_pruning_can_be_made_final_inside_no_noise(
     wn.add_weight_noise(model, 0.1)
     model(torch.ones(1, 3))
     assert torch.equal(model.weight == 0, pruned == 0)
-    with wn.no_noise(model):
+    with wn.no_noise(model), pytest.warns(wn.LeftCleanWarning, match="'weight_orig' was deleted"):
         prune.remove(model, "weight")
     assert torch.equal(model.weight, pruned)
     wn.remove_weight_noise(model)

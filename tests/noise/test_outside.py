@@ -224,12 +224,14 @@ def test_tools_that_fold_prune_and_fuse_read_the_parameter(size: int) -> None:
     x = torch.randn(2, size)
     normed = nn.utils.weight_norm(nn.Linear(size, size))
     expected = normed(x)
-    nn.utils.remove_weight_norm(noisy(normed))
+    with pytest.warns(wn.LeftCleanWarning, match="'weight_g' was deleted"):
+        nn.utils.remove_weight_norm(noisy(normed))
     torch.testing.assert_close(wn.remove_weight_noise(normed)(x), expected)
 
     pruned = prune.l1_unstructured(nn.Linear(size, size), "weight", 0.5)
     expected = pruned.weight.detach().clone()
-    prune.remove(noisy(pruned), "weight")
+    with pytest.warns(wn.LeftCleanWarning, match="'weight_orig' was deleted"):
+        prune.remove(noisy(pruned), "weight")
     assert torch.equal(clean(pruned), expected)
 
     conv, norm, image = nn.Conv2d(8, size, 3).eval(), nn.BatchNorm2d(size).eval(), torch.randn(1, 8, 5, 5)

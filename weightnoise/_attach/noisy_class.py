@@ -166,7 +166,7 @@ def _look_at_new(owner: nn.Module, name: str, param: nn.Parameter) -> None:
 
 def _is_gone(owner: nn.Module, name: str, other: str) -> bool:
     """Whether a tool has deleted the Parameter of that name, past this class, while it registers another one."""
-    deleted = name != other and name not in owner._parameters and name not in owner.__dict__
+    deleted = name.startswith(f"{other}_") and name not in owner._parameters and name not in owner.__dict__
     return deleted and isinstance(parametrizations(owner).get(name), InPlaceList)
 
 
