@@ -73,7 +73,6 @@ LIMITS: dict[str, Limit] = {
         lambda w: wn.Gaussian(S * spread(w)), lambda draw, w: draw[1][0], 1e-4,
     ),
     "stuck at 0": (wn.StuckAt(0.3), lambda w: wn.DropConnect(0.3, rescale=False), same, 0.0),
-    "no flips": (wn.BitFlip(0.0, bits=4), lambda w: wn.Quantize(4), lambda draw, w: wn.Quantize(4).draw(w), 1e-6),
     "noise of a step": (
         wn.QuantizationNoise(3), lambda w: wn.Uniform(float(w.abs().max()) / 6), same, 1e-6,
     ),
@@ -84,7 +83,8 @@ LIMITS: dict[str, Limit] = {
         wn.VariationalDropout(S), lambda w: wn.Gaussian(S**0.5, relative_to="value"), same, 1e-6,
     ),
     "shared": (
-        wn.Correlated(wn.Gaussian(S), shared=0), lambda w: wn.Gaussian(S), lambda draw, w: draw.expand(w.shape), 0.0,
+        wn.Correlated(wn.Gaussian(S), shared=0), lambda w: wn.Gaussian(S),
+        lambda draw, w: draw.expand(w.shape), 0.0,
     ),
     "room temperature": (
         wn.Temperature(25.0), lambda w: wn.Gaussian(0.0), lambda draw, w: torch.zeros_like(w), 1e-6,
