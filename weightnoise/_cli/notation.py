@@ -26,8 +26,8 @@ def read_spec(text: str, allowed: Iterable[Any] = ()) -> Spec:
     """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` or ``.yaml`` file.
 
     In Python's notation there are laws and devices by name, numbers, strings, None, lists and dicts, and
-    nothing is evaluated; ``SONOS(time=86400.0)`` is ``replace(devices.SONOS, time=86400.0)``. JSON is what `spec_to_config`
-    makes; ``allowed`` is what it may name besides.
+    nothing is evaluated; ``SONOS(time=86400.0)`` is ``replace(devices.SONOS, time=86400.0)``. JSON is what
+    `spec_to_config` makes; ``allowed`` is what it may name besides.
 
     Raises:
         CommandError: for what cannot be read, and for what is no spec.
