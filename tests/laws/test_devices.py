@@ -279,6 +279,9 @@ def test_configs_and_the_command_line(name: str) -> None:
     assert wn.spec_from_config(json.loads(json.dumps(wn.spec_to_config(law)))) == law
     assert wn.spec_from_config({"type": f"devices.{name}", "chip": 3}) == law
     assert read_spec(repr(law)) == law
+    named = f"devices.{name}"
+    assert repr(law) == ("ProgrammingNoise(chip=3)" if name == "PCM" else f"replace({named}, chip=3)")
+    assert repr(getattr(devices, name)) == ("ProgrammingNoise()" if name == "PCM" else named)
     assert read_spec(f"{name}(chip=3)") == read_spec(f"devices.{name}(chip=3)") == law
     assert read_spec(name) == read_spec(f"devices.{name}") == getattr(devices, name)
     assert read_spec(f"[Clip(2.5), {name}]")[1] == getattr(devices, name)

@@ -26,8 +26,8 @@ def read_spec(text: str, allowed: Iterable[Any] = ()) -> Spec:
     """The spec that ``text`` writes: as in Python, in JSON, or as the name of a ``.json`` or ``.yaml`` file.
 
     In Python's notation there are laws and devices by name, numbers, strings, None, lists and dicts, and
-    nothing is evaluated; ``SONOS(time=86400.0)`` is that device at another time. JSON is what `spec_to_config`
-    makes; ``allowed`` is what it may name besides.
+    nothing is evaluated; ``SONOS(time=86400.0)`` is ``replace(devices.SONOS, time=86400.0)``. JSON is what
+    `spec_to_config` makes; ``allowed`` is what it may name besides.
 
     Raises:
         CommandError: for what cannot be read, and for what is no spec.
@@ -102,6 +102,8 @@ def _value(node: ast.expr | None) -> Any:
             return replace(_value(node.func), **{str(one.arg): _value(one.value) for one in node.keywords})
         case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="devices"), attr=name) if name in devices.__all__:
             return getattr(devices, name)
+        case ast.Call(func=ast.Name(id="replace"), args=[device]):
+            return replace(_value(device), **{str(one.arg): _value(one.value) for one in node.keywords})
         case ast.Call(func=ast.Name(id=name)):
             if name not in _LAWS:
                 known = get_close_matches(name, _LAWS) or _LAWS

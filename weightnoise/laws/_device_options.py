@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
+from dataclasses import fields
 from typing import Any
 
 from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import DeviceRangeWarning, OptionError
 from weightnoise.laws._curves import check_curve, is_table
+from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_chip, check_rate
 from weightnoise.laws._regions import Regions
 
@@ -67,6 +70,22 @@ def _check_numbers(option: str, values: object, lengths: tuple[int, ...]) -> Non
         raise OptionError(
             f"{_NAME}({option}=...) must be a tuple of {lengths[-1]} finite numbers, got {values!r}."
         )
+
+
+def named_repr(law: Any) -> str:
+    """``replace(devices.SONOS, time=86400.0)`` where that is shorter than all of its numbers."""
+    text, measured = law_repr(law), sys.modules.get("weightnoise.devices")  # None while that is imported.
+    for name in () if measured is None else measured.__all__:
+        base = getattr(measured, name, law)
+        changed = [
+            f", {option.name}={getattr(law, option.name)!r}"
+            for option in fields(law)
+            if getattr(law, option.name) != getattr(base, option.name)
+        ]
+        written = f"replace(devices.{name}{''.join(changed)})" if changed else f"devices.{name}"
+        if name != "PCM" and len(written) < len(text):
+            text = written
+    return text
 
 
 def warn_beyond(law: Any) -> None:

@@ -14,9 +14,8 @@ from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._conductances import sums, targets
 from weightnoise.laws._curves import Curve, Table, evaluate
-from weightnoise.laws._device_options import check_device, warn_beyond
+from weightnoise.laws._device_options import check_device, named_repr, warn_beyond
 from weightnoise.laws._law import Law, straight_through
-from weightnoise.laws._options import law_repr
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._regions import Per, Regions, Tile, regions_problem
@@ -126,9 +125,12 @@ class ProgrammingNoise(Law):
     chip: int | None = None
     gradient: Gradient = "straight-through"
 
-    __repr__ = law_repr
     of_chip = True
     normal_draw = True
+
+    def __repr__(self) -> str:
+        """As one would write it."""
+        return named_repr(self)
 
     def __post_init__(self) -> None:
         check_device(self)
