@@ -57,7 +57,7 @@ def add_activation_noise(
     tensor of a mapping. At the input it is the first positional argument, else the only floating-point
     tensor among the keywords. Anything else is an error in the forward that says so.
 
-    What a law learns there, or measures as `Converter` does, is one number or one for each channel, in a
+    What a law learns there, or measures as `Converter` does, is one number or one for each channel. It stands in a
     submodule of the module: ``0.activation_noise.output.strength``. See `learned_strengths`.
 
     Args:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from weightnoise._attach.activation_state import ActivationState, put_state, state_of, take_state
 from weightnoise._attach.module_noise import clean_reads
 from weightnoise._errors import UnsupportedActivationError, WeightNoiseError
-from weightnoise._noise.checkpoints import EffectiveControl, effective_control, fresh, held_draw
+from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective_control, fresh, held_draw
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.layers import Layout, channels_of
@@ -91,10 +91,12 @@ class ActivationNoise:
                 f"What the law on {self._place()} has learned has no numbers: it is on the meta device. Load a "
                 "checkpoint, or leave the module out of offloading, which brings what forwards of its own use."
             )
-        if state.settled:
+        compiling = torch.compiler.is_compiling()
+        if state.settled and (compiling or not self.control.recomputing):
             return own
-        look = _first_ranges_untraced if torch.compiler.is_compiling() else _first_ranges
-        now = look(self, state, module, value, effective)
+        now = (_ranges_untraced if compiling else _ranges)(self, module, value, effective)
+        if now is None:
+            return own
         return {name: now[name] + 0.0 * own[name] if own[name].requires_grad else now[name] for name in own}
 
     def watch(self, module: nn.Module, look: Callable[[Tensor], Tensor]) -> RemovableHandle:
@@ -167,20 +169,34 @@ class ActivationNoise:
         return f"ActivationNoise({self.law!r}, at={self.at!r}, when={self.control.when!r})"
 
 
-def _first_ranges(
-    noise: ActivationNoise, state: ActivationState, module: nn.Module, value: Tensor, effective: EffectiveControl
-) -> dict[str, Tensor]:
-    """The ranges in a forward that sets them: written into the model, which compiled code leaves to Python."""
+def _ranges(
+    noise: ActivationNoise, module: nn.Module, value: Tensor, effective: EffectiveControl
+) -> dict[str, Tensor] | None:
+    """The ranges in a forward that sets them, and in its recomputation; None where they are what they are now."""
+    state: ActivationState = state_of(module, noise.at)
+    key = noise, "ranges"
+    if state.settled and not (isinstance(effective, Recalled) and effective.noted(key)):
+        return None
     if is_replica(module):
         raise UnsupportedActivationError(
             f"The converter on {noise._place()} would set its range in a replica of the model, which DataParallel "
             "throws away. Call weightnoise.calibrate_ranges(model, loader) before the model is wrapped."
         )
     look = functools.partial(state.starts, value, module.training, noise._place())
-    return fresh(effective, (noise, "ranges"), look, numbers=False)
+    return fresh(effective, key, look, numbers=False)
 
 
-_first_ranges_untraced = untraced(_first_ranges)
+@untraced
+def _ranges_untraced(
+    noise: ActivationNoise, module: nn.Module, value: Tensor, effective: EffectiveControl
+) -> dict[str, Tensor] | None:
+    """The same for compiled code: ranges are written into the model, and it leaves that to Python."""
+    if isinstance(effective_control(noise, module.training), Recalled):
+        raise UnsupportedActivationError(
+            f"The converter on {noise._place()} would set its range in compiled code in a checkpoint, which "
+            "computes it again as other code. Call weightnoise.calibrate_ranges(model, loader) first."
+        )
+    return _ranges(noise, module, value, effective)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

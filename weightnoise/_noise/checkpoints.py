@@ -119,6 +119,11 @@ class Recalled:
                 region.draws.setdefault(noise, []).append(draw)
         return draw
 
+    def noted(self, key: Any) -> bool:
+        """Whether the forward has looked up something that its recomputation has yet to look up."""
+        again = self._again
+        return again is not None and again.drawn.get(key, -1) + 1 < len(again.draws.get(key, ()))
+
 
 # The contexts that are open and the factor of the schedule.
 Held: TypeAlias = "tuple[Sequence[Override], float]"
@@ -160,9 +165,8 @@ def held_draw(effective: EffectiveControl, held: HeldDraw, noise: Any, value: Te
 
 def regions_around() -> tuple[Region, ...]:
     """The checkpointed regions that this thread is in, whether for the first time or again."""
-    if not may_be_in_checkpoint():
-        return ()
-    return tuple(_region(one) for one in running_checkpoints(OPENERS))
+    found = running_checkpoints(OPENERS) if may_be_in_checkpoint() else ()
+    return tuple(_region(one) for one in found)
 
 
 def effective_control(noise: Any, training: bool, frames: Frames | None = None) -> EffectiveControl | None:
@@ -210,9 +214,8 @@ def effective_control_in_region(
 
 def _remember(checkpoint: Checkpoint, noise: Any, now: Then, frames: Frames | None) -> Region:
     region = _region(checkpoint)
-    if noise not in region.then:
-        around = tuple(override for override in now.overrides if region not in override.regions)
-        region.then[noise] = Then(around, now.scheduled, now.training)
+    around = tuple(override for override in now.overrides if region not in override.regions)
+    region.then.setdefault(noise, Then(around, now.scheduled, now.training))
     if frames is not None and frames.running and frames not in region.before:
         kept = frames.running[-1]
         if kept is not None and not _is_any(frames.running, checkpoint.opened):
