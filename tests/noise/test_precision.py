@@ -198,3 +198,54 @@ def test_looks_are_few(size: int) -> None:
         looks.append(own.due)
     assert before == 16
     assert len(set(looks)) == 3  # 16, 256, 4096
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Any]:
+    torch._dynamo.reset()
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
+OUTSIDE_EAGER: dict[str, Callable[[nn.Module], Callable[[Tensor], Any]]] = {
+    "compiled": compiled,
+    "vmap": lambda model: torch.func.vmap(model, randomness="different"),
+    "one draw": lambda model: torch.func.vmap(model, randomness="same"),
+    "no randomness": lambda model: torch.func.vmap(model),
+    "gradient": lambda model: torch.func.grad(lambda x: model(x).sum()),
+    "forward mode": lambda model: torch.func.jacfwd(model, randomness="same"),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("strength", [1e-5, 0.1, 1e38])
+@pytest.mark.parametrize("way", OUTSIDE_EAGER)
+def test_compiled_code_and_transformations_look_too(way: str, strength: float, size: int) -> None:
+    model = nn.Sequential(nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False))
+    wn.add_weight_noise(model, wn.Gaussian(0.1))
+    x = torch.randn(3, size)
+    with wn.scale_noise(model, strength / 0.1), wn.hold_noise(model, seed=1):
+        call = OUTSIDE_EAGER[way](model.to(torch.bfloat16))
+        before = torch.random.get_rng_state()
+        found = said(lambda: [call(x.bfloat16()) for _ in range(3)])
+        assert torch.equal(torch.random.get_rng_state(), before)
+    expected = {1e-5: wn.NoiseRoundsAwayWarning, 0.1: None, 1e38: wn.InfiniteNoiseWarning}[strength]
+    kinds = [kind for kind in found if issubclass(kind, UserWarning)]  # Not those about torch itself.
+    assert kinds == ([] if expected is None else [expected] * 2)  # Once for each of the parameters.
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("add", [wn.add_weight_noise, wn.add_activation_noise])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_absmax", "uniform", "drop_connect", "chain", "log_normal"])
+def test_a_conversion_within_a_hold_keeps_the_draw(
+    name: str, grad: bool, add: Callable[..., nn.Module], dtype: torch.dtype, size: int
+) -> None:
+    model, x = add(nn.Linear(size, size, bias=False), LAWS[name]), torch.eye(size)
+    with torch.set_grad_enabled(grad), wn.hold_noise(model, seed=1):
+        before = model(x)
+        model.to(dtype)
+        after = model(x.to(dtype))
+    assert after.dtype == dtype
+    # Roundings of the weight, of what is added to it and of the sum.
+    atol = 4 * torch.finfo(dtype).eps * before.abs().max().item() + 1e-6
+    torch.testing.assert_close(after.double(), before.double(), rtol=0, atol=atol)

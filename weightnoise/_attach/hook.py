@@ -81,7 +81,7 @@ class ActivationNoise:
                 law = fresh(effective, (self, "law"), look, numbers=False) if self.in_units else look()
         noise = self._draw(law, value, effective)
         factor = self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
-        return apply_law(law, value, noise, factor, strengths)
+        return apply_law(law, value, noise, factor, strengths).to(value.dtype)  # Converted in a hold, say.
 
     def _strengths(self, module: nn.Module, value: Tensor, effective: EffectiveControl) -> dict[str, Tensor]:
         state: ActivationState = state_of(module, self.at)

@@ -78,6 +78,8 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
             noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
         else:
             noisy = noise.handed.apply(weight, draw, factor)
+        if noisy.dtype is not weight.dtype:  # The weight was converted within a hold.
+            noisy = noisy.to(weight.dtype)
     if noise.padding_row is not None:
         own = clean if exact else clean.detach()
         noisy = CleanRow.apply(noisy, own, noise.padding_row, exact)  # type: ignore[no-untyped-call]

@@ -95,6 +95,12 @@ class Learning(nn.Module):
                 self._buffers[name] = _as_weight(value, weight)
         self._note(before)
 
+    def parameter(self) -> Tensor | None:
+        """What the owner has under the name; None without an owner, and for what a transformation has wrapped."""
+        owner = None if self.owner is None else self.owner()
+        weight = None if owner is None else owner._parameters.get(self.tensor_name)
+        return weight if type(weight) is nn.Parameter else None
+
     def _weight(self) -> Tensor | None:
         """The weight, or zeros in its place; None where neither it nor what is learned has a place for numbers."""
         owner = None if self.owner is None else self.owner()

@@ -13,8 +13,9 @@ from torch import Tensor
 from weightnoise._errors import InfiniteNoiseWarning, NoiseRoundsAwayWarning
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._random import seeds as _seeds
-from weightnoise._torch.modes import has_numbers, is_captured, runs_eagerly
+from weightnoise._torch.modes import has_numbers, is_captured, outside_transforms, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
+from weightnoise._torch.tracing import traced_frames, traced_object, while_tracing
 from weightnoise.laws import Law
 from weightnoise.laws._complete import has_user_law
 from weightnoise.laws._law import apply_law
@@ -67,25 +68,48 @@ class Lookout:
         """Look at a noisy weight and what it was made from; warn if its numbers do not hold the noise."""
         if not has_numbers(weight) or is_captured(weight) or is_dtensor(weight):
             return
-        size = abs(factor)
-        if size == 0:
+        if factor == 0:
             return
-        if weight.dtype is not self.dtype:
+        self._note(weight.dtype, abs(factor))
+        if self.reads >= self.due:
+            self.due = _RARER * self.reads
+        if not self.warned and weight.numel() and _is_suspicious(weight.detach(), noisy.detach()):
+            self._look(noise, weight.detach(), factor)
+
+    def from_outside(self, noise: WeightNoise, factor: float) -> None:
+        """Look at the Parameter where a noisy weight is no plain tensor: in a transformation, or while tracing."""
+        weight = noise.parameter()
+        if weight is None or not has_numbers(weight) or is_dtensor(weight) or is_captured(weight) or factor == 0:
+            return
+        if weight.dtype is not self.dtype or not self.least <= abs(factor) <= self.most:
+            self._note(weight.dtype, abs(factor))
+            if not self.warned:
+                with outside_transforms():
+                    self._look(noise, weight.detach(), factor)
+
+    def _note(self, dtype: torch.dtype, size: float) -> None:
+        if dtype is not self.dtype:
             self.least, self.most = size, size
         if not self.least <= size <= self.most:  # A ramp is looked at some times, and not at every step.
             self.least, self.most = min(self.least, size / _NEAR), max(self.most, size * _NEAR)
-        self.dtype = weight.dtype
-        if self.reads >= self.due:
-            self.due = _RARER * self.reads
-        if self.warned or weight.numel() == 0 or not _is_suspicious(weight.detach(), noisy.detach()):
-            return
-        found = fault(noise.handed, weight.detach(), size, noise.strengths())
+        self.dtype = dtype
+
+    def _look(self, noise: WeightNoise, weight: Tensor, factor: float) -> None:
+        found = fault(noise.handed, weight, abs(factor), noise.strengths())
         if found is not None:
             self.warned = True
             text = _ROUNDS_AWAY if found == "rounds away" else _INFINITE
             kind = NoiseRoundsAwayWarning if found == "rounds away" else InfiniteNoiseWarning
             dtype = str(weight.dtype).removeprefix("torch.")
-            warnings.warn(text.format(name=noise.name, dtype=dtype, factor=factor), kind, stacklevel=3)
+            warnings.warn(text.format(name=noise.name, dtype=dtype, factor=factor), kind, stacklevel=4)
+
+
+@while_tracing
+def look_while_tracing() -> None:
+    """Look at the weight whose read Dynamo traces. It hands nothing over, or it would compile for each noise."""
+    noise = next((one for frame in traced_frames() if (one := traced_object(frame, "self")) is not None), None)
+    if noise is not None and hasattr(noise, "lookout"):
+        noise.lookout.from_outside(noise, noise.control.factor)
 
 
 def fault(law: Law, weight: Tensor, factor: float, strengths: Mapping[str, Tensor]) -> Fault | None:

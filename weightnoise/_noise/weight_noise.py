@@ -23,7 +23,7 @@ from weightnoise._noise.held import HeldDraw, can_rest
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
-from weightnoise._noise.precision import Lookout
+from weightnoise._noise.precision import Lookout, look_while_tracing
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
@@ -31,7 +31,7 @@ from weightnoise._torch.dtensors import stand_in
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
-from weightnoise._torch.modes import may_matter, runs_eagerly
+from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import STEPS, optimizer_steps
 from weightnoise.laws import Noise
@@ -192,6 +192,10 @@ class WeightNoise(Drawing):
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:
         refuse_export("weight", self.name)
+        if torch.compiler.is_compiling():
+            look_while_tracing()
+        elif in_transform():
+            self.lookout.from_outside(self, effective.factor)
         return self.factor(effective)
 
     def factor(self, effective: EffectiveControl) -> float:

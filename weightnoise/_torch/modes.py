@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
@@ -34,6 +36,11 @@ def in_transform() -> bool:
 def runs_eagerly() -> bool:
     """Whether operations do what they say on the tensors that they get: no compiler, mode or transformation."""
     return not torch.compiler.is_compiling() and _dispatch_modes() == 0 and _transformation() is None
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """Operations inside do what they say on plain tensors, whatever transformation of `torch.func` is running."""
+    return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()
 
 
 def in_dual_level() -> bool:
