@@ -217,6 +217,8 @@ def test_a_logarithmic_axis_keeps_the_zero() -> None:
     with_zero = run(law=law, levels=[0, 25, 86400], draws=2)
     axes = with_zero.plot(log=True).axes[0]
     assert axes.get_xscale() == "symlog"
+    assert axes.get_xlim()[0] > -10  # The smallest level above 0 is 25: no decades below 0.
+    assert axes.get_xlim()[1] > 86400
     place = axes.transData.transform([(time, 0.0) for time in (0, 25, 250, 86400)])[:, 0]
     assert place[0] < place[1] < place[2] < place[3]  # Each has a place of its own.
     assert place[2] - place[1] > 0.1 * (place[3] - place[0])  # One decade of three and a half.

@@ -29,16 +29,14 @@ def plot_report(report: RobustnessReport, metric: str, level: str = "noise level
     clean = dict.fromkeys(filter(math.isfinite, report.clean.values()))
     for place, value in enumerate(clean):
         line = axes.axvline if bars else axes.axhline
-        line(value, color="#444444", linestyle=":", label=None if place else "without noise")
+        line(value, color="#444444", linestyle=":", label=None if place else "without noise", zorder=3)
+    if log:  # Before anything is drawn, since margins are measured on this scale.
+        _logarithmic(axes, report.levels)
     if bars:
-        _bars(axes, report, metric, level)
-        if clean:
-            axes.legend(frameon=False)
+        _bars(axes, report, metric, level, bool(clean))
     else:
         draw_bands(axes, report, metric)
         axes.set(xlabel=level)
-    if log:
-        _logarithmic(axes, report.levels)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -74,12 +72,13 @@ def draw_bands(axes: Any, report: RobustnessReport, metric: str, colors: Sequenc
     axes.legend(frameon=False)
 
 
-def _bars(axes: Any, report: RobustnessReport, metric: str, level: str) -> None:
+def _bars(axes: Any, report: RobustnessReport, metric: str, level: str, lined: bool) -> None:
     parts = {name: report[name] for name in report.curves}
     order = sorted(parts, key=lambda name: parts[name].mean.item(), reverse=report.higher_is_better)
     means = [parts[name].mean.item() for name in order]
     axes.barh(order, means, xerr=[parts[name].sem.nan_to_num(0.0).item() for name in order], color=_COLORS[0])
-    axes.set(xlabel=f"{metric} (mean ± standard error over draws)")
+    dotted = "; dotted: without noise" if lined else ""  # A legend would lie on the bars.
+    axes.set(xlabel=f"{metric} (mean ± standard error over draws{dotted})")
     axes.set_title(f"{level} {level_name(report.levels[0])}, most sensitive at the top", fontsize="medium")
 
 
