@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def test_offloaded_weights() -> None:
     assert not torch.allclose(model(X), make()(X))
     with wn.no_noise(model):
         assert torch.equal(model(X), make()(X))
+
+
+def test_offloaded_ranges_of_converters() -> None:
+    """What is learned on activations comes along in each forward; what is written, or is relative, does not."""
+    law = wn.Converter(5, learned=True)
+    expected = wn.add_activation_noise(make(), law, at="input")
+    late = wn.add_activation_noise(make(), law, at="input")
+    wn.calibrate_ranges(expected, [X])
+    model = copy.deepcopy(expected)
+    relative = wn.add_activation_noise(copy.deepcopy(expected), wn.OutputNoise(0.1))
+    for each in (model, late, relative):
+        accelerate.cpu_offload(each, execution_device="cpu")
+    assert torch.equal(model(X), expected(X))
+    with pytest.raises(wn.UnsupportedActivationError, match="would set a range that is offloaded"):
+        late(X)
+    with pytest.raises(wn.UnsupportedActivationError, match="relative to a weight that is offloaded"):
+        relative(X)
 
 
 def test_offloaded_weights_of_random_noise() -> None:

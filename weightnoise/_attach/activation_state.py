@@ -56,6 +56,10 @@ class ActivationState(Learning):
                 learned[name], ties = shared.setdefault(group, (learned[name], ties))
         self.learn(learned, ties, stand_in)
 
+    def forward(self) -> dict[str, Tensor]:
+        """What is learned and measured, by name: a call, so that tools that offload modules bring it in place."""
+        return self.strengths()
+
     def starts(self, value: Tensor, training: bool, place: str) -> dict[str, Tensor]:
         """What the law takes while ranges are being set: copies, which no later batch changes.
 
@@ -64,6 +68,11 @@ class ActivationState(Learning):
             training: whether the module is in that mode.
             place: what to call it in an error.
         """
+        if any(one.is_meta for one in self._strengths()) and not value.is_meta:
+            raise UnsupportedActivationError(
+                f"The converter on {place} would set a range that is offloaded, and lose it. Call "
+                "weightnoise.calibrate_ranges(model, loader) before the model is offloaded."
+            )
         self.count()
         if training and value.numel():
             self._look(value, place)

@@ -85,11 +85,11 @@ class ActivationNoise:
 
     def _strengths(self, module: nn.Module, value: Tensor, effective: EffectiveControl) -> dict[str, Tensor]:
         state: ActivationState = state_of(module, self.at)
-        own = state.strengths()
+        own: dict[str, Tensor] = state()
         if not value.is_meta and any(one.is_meta for one in own.values()):
             raise UnsupportedActivationError(
                 f"What the law on {self._place()} has learned has no numbers: it is on the meta device. Load a "
-                "checkpoint, or leave the module out of offloading, which brings what forwards of its own use."
+                "checkpoint first."
             )
         compiling = torch.compiler.is_compiling()
         if state.settled and (compiling or not self.control.recomputing):
@@ -118,7 +118,7 @@ class ActivationNoise:
         if self.learns:
             state: ActivationState = state_of(module, self.at)
             state.require_ranges(self._place())
-            strengths = state.strengths()
+            strengths = state()
         return converter.full_scale(
             like, {"range": strengths[f"range{end}"]} if f"range{end}" in strengths else {}
         )

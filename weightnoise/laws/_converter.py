@@ -206,7 +206,7 @@ class Converter(Law):
         """The law for one call: itself, or in units of the layer's largest product."""
         if not self.relative_to:
             return self
-        return _InUnits(self, largest_product(module, self.per == "tensor"))
+        return _InUnits(self, largest_product(module, inputs, self.per == "tensor"))
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of ``module``, or None."""

@@ -29,8 +29,13 @@ def product_problem(module: nn.Module, at: str) -> str | None:
     return None if _input_converters(module) else _NEEDS
 
 
-def largest_product(module: nn.Module, whole: bool) -> Tensor:
+def largest_product(module: nn.Module, inputs: Any, whole: bool) -> Tensor:
     """The range of the converter at the input times max |w|: of the layer, or of each output, as it is stored."""
+    if module.weight.is_meta and not getattr(inputs, "is_meta", True):
+        raise UnsupportedActivationError(
+            f"The law on the output of {type(module).__name__} is relative to a weight that is offloaded, and "
+            "gone when there is an output. Leave this layer out of offloading."
+        )
     with torch.no_grad():
         weight: Tensor = wide(module.weight).abs()  # type: ignore[arg-type]
         largest = weight.amax() if whole else weight.flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 2))
@@ -91,7 +96,7 @@ class OutputNoise(Law):
 
     def at(self, module: nn.Module, inputs: Tensor) -> Scaled:
         """The law for one call."""
-        return Scaled(self.std * largest_product(module, self.per == "tensor"), normal=True)
+        return Scaled(self.std * largest_product(module, inputs, self.per == "tensor"), normal=True)
 
     def module_problem(self, module: nn.Module, at: str) -> str | None:
         """Why it does not fit the activations of ``module``, or None."""
