@@ -112,6 +112,7 @@ def assert_nothing_is_stuck(model: nn.Module) -> None:
     for module in model.modules():
         attached = module_noise(module)
         assert attached is None or attached.frames.running == []
+    assert not model._forward_pre_hooks
     for noise in every_noise(model):
         control = noise.control
         assert (control.overrides, control.off, control.held, control.factor) == ([], False, None, 1.0)
@@ -385,6 +386,11 @@ def reset(model: nn.Module) -> None:
         held.reset()
 
 
+def advance(model: nn.Module) -> None:
+    with wn.hold_noise(model, seed=0, every=1, rho=0.5) as held:
+        held.advance()
+
+
 def enter(context: Callable[[nn.Module], Any], model: nn.Module) -> None:
     with context(model):
         pass
@@ -396,10 +402,12 @@ CONTEXTS: dict[str, Callable[[nn.Module], object]] = {
     "scale_noise": partial(enter, partial(wn.scale_noise, factor=0.5)),
     "force_noise": partial(enter, wn.force_noise),
     "reset": reset,
+    "advance": advance,
 }
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::weightnoise.ForwardsNotCountedWarning")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_an_interrupt_at_any_line_of_a_context_leaves_it_closed(context: str) -> None:
     assert interrupted_at_every_line(noisy, CONTEXTS[context], assert_nothing_is_stuck) > 50

@@ -82,8 +82,12 @@ class NoiseContext:
         except BaseException:  # An interrupt half-way: noise must not stay switched.
             self._lift(entry or self._latest())
             raise
+        self._left(entry, kind)
+
+    def _left(self, entry: Entry, kind: type[BaseException] | None) -> None:
+        """Warn of what went wrong inside, now that the context is closed."""
         if kind is GeneratorExit:
-            warnings.warn(_ABANDONED, AbandonedContextWarning, stacklevel=2)
+            warnings.warn(_ABANDONED, AbandonedContextWarning, stacklevel=3)
 
     def __call__(self, function: FunctionT) -> FunctionT:
         """The function, method or coroutine function with its body inside the context."""

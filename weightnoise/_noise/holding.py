@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -99,28 +98,25 @@ class HeldNoise(NoiseContext):
         return self._latest()
 
     def _lay(self, entry: Entry) -> Any:
-        super()._lay(entry)
-        if self._forwards is not None:
-            model, every = self._forwards
-            entry.hook = entry.hook or _Forwards(every, lambda: self._move_on(entry, 1))
-            entry.hook.handle = model.register_forward_pre_hook(entry.hook, prepend=True)
-        return self
+        try:
+            if self._forwards is not None:
+                model, every = self._forwards
+                entry.hook = entry.hook or _Forwards(every, lambda: self._move_on(entry, 1))
+                entry.hook.handle = model.register_forward_pre_hook(entry.hook, prepend=True)
+            return super()._lay(entry)
+        except BaseException:  # An interrupt too, up to the last line.
+            self._lift(entry)
+            raise
 
     def _lift(self, entry: Entry) -> None:
-        if entry.hook is not None:
+        if entry.hook is not None and entry.hook.handle is not None:
             entry.hook.handle.remove()
         super()._lift(entry)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        entry = self._latest()
-        super().__exit__(kind, error, trace)
+    def _left(self, entry: Entry, kind: type[BaseException] | None) -> None:
+        super()._left(entry, kind)
         if kind is None and entry.hook is not None and not entry.hook.total:
-            warnings.warn(_NOT_COUNTED, ForwardsNotCountedWarning, stacklevel=2)
+            warnings.warn(_NOT_COUNTED, ForwardsNotCountedWarning, stacklevel=3)
 
 
 class _Forwards:
