@@ -75,6 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let ``-n`` keep groups of tests together."""
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "loadgroup"
+    if hasattr(config, "workerinput"):  # A worker reads the command line again.
+        config.option.loadgroup = True
 
 
 @pytest.hookimpl(tryfirst=True)  # Before xdist looks at the groups.
