@@ -17,15 +17,19 @@ settings.register_profile(
 settings.load_profile("default")
 
 
-# The models here are tiny; two threads that wait for each other on a busy machine take many times longer.
-torch.set_num_threads(1)
+@pytest.hookimpl(tryfirst=True)  # Before what several tests share is made.
+def pytest_runtest_setup() -> None:
+    """Begin from the same random state, on one thread."""
+    torch.manual_seed(0)
+    # The models here are tiny; two threads that wait for each other on a busy machine take many times longer.
+    torch.set_num_threads(1)
+    # What the inductor of torch 2.5 compiles switches subnormal numbers off for the whole process, once loaded.
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
-    # What the inductor of torch 2.5 compiles switches subnormal numbers off for the whole process, once loaded.
-    torch.set_flush_denormal(False)
+    torch.manual_seed(0)  # What several tests share may have drawn.
 
 
 @pytest.fixture(autouse=True)
