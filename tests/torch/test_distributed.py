@@ -122,7 +122,11 @@ def test_the_scripts_in_the_docs(script: str, tmp_path: Path) -> None:
     # Each says what it found in a file of its rank, where the docs print it.
     to_file = "open(str(dist.get_rank()), 'w').write("
     (tmp_path / "train.py").write_text(script.replace("print(", to_file))
-    assert torchrun("train.py", folder=tmp_path) == ""
+    said_by_torch = torchrun("train.py", folder=tmp_path)
+    if "terminate called without an active exception" in said_by_torch:
+        # On a busy machine a thread of gloo's may outlive the group as the process ends, after all was printed.
+        said_by_torch = torchrun("train.py", folder=tmp_path)
+    assert said_by_torch == ""
     said = [(tmp_path / str(rank)).read_text().partition(": ") for rank in range(2)]
     assert [rank for rank, _, _ in said] == ["rank 0", "rank 1"]
     assert said[0][2] == said[1][2]
