@@ -210,9 +210,23 @@ def test_a_fit_is_drawn() -> None:
         ({"curve": "spline"}, r"curve=...\) must be one of"),
         ({"degree": 9}, r"degree=...\) must be a whole number from 0 to 8"),
         ({"knots": 0}, r"knots=...\) must be a whole number"),
+        ({"measured": torch.ones(2, 12), "times": [1.0, float("inf")]}, r"times=...\) must be two times or more"),
+        ({"measured": torch.ones(2, 12), "times": "soon"}, r"times=...\) must be a tensor or a list"),
+        ({"target": "PCM"}, r"target=...\) must be a tensor or a list"),
+        ({"measured": [[1.0], [2.0, 3.0]]}, r"measured=...\) must be a tensor or a list"),
+        ({"measured": torch.ones(12, dtype=torch.complex64)}, r"measured=...\) must be real numbers"),
     ],
 )
 def test_options_are_checked(change: dict[str, Any], text: str) -> None:
     options: dict[str, Any] = {"target": torch.linspace(0, 1, 12), "measured": torch.ones(12), **change}
     with pytest.raises(wn.OptionError, match=text):
         wn.fit_device(options.pop("target"), options.pop("measured"), **options)
+
+
+def test_a_fit_in_inference_mode_is_the_same() -> None:
+    target = torch.linspace(0, 25, 50)
+    measured = target + torch.randn(3, 50)
+    expected = wn.fit_device(target, measured)
+    with torch.inference_mode():
+        found = wn.fit_device(target.clone(), measured.clone())
+    assert found.law == expected.law

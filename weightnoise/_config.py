@@ -75,7 +75,7 @@ def spec_from_config(config: Any, *, allow: Iterable[Any] = ()) -> Spec:
         {'head.*': None, '*': 0.1}
     """
     reader, config = Reader(tuple(allow)), _plain(config)
-    if isinstance(config, list) and any(isinstance(one, dict) and "match" in one for one in config):
+    if isinstance(config, list) and any(map(_is_rule, config)):
         config = _matched(config)
     if isinstance(config, dict) and NAMES.isdisjoint(config):
         return {reader.key(key): reader.value(value) for key, value in config.items()}
@@ -92,12 +92,18 @@ def _plain(config: Any) -> Any:
     return config
 
 
+def _is_rule(item: Any) -> bool:
+    return isinstance(item, dict) and ("match" in item or ("law" in item and NAMES.isdisjoint(item)))
+
+
 def _matched(rules: list[Any]) -> dict[Any, Any]:
     """A list of rules as the mapping that it stands for."""
     spec: dict[Any, Any] = {}
     for rule in rules:
         if not isinstance(rule, dict) or set(rule) != {"match", "law"}:
             raise SpecError(f"Each item must be {{'match': pattern, 'law': law}}, got {rule!r}.")
+        if not isinstance(rule["match"], str):
+            raise SpecError(f"{rule!r}: 'match' is one pattern, a text. Give an item for each pattern.")
         if rule["match"] in spec:
             raise SpecError(f"{rule['match']!r} is matched twice: the second law could never apply.")
         spec[rule["match"]] = rule["law"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from dataclasses import is_dataclass, replace
 from functools import partial
@@ -32,6 +33,8 @@ class Reader:
         if isinstance(value, list):
             return [self.value(item) for item in value]
         if not isinstance(value, dict):
+            if _is_number_as_text(value):
+                raise SpecError(f"The law of a configuration is {value!r}:{_TEXT.format(text=value)}")
             return value
         if len(NAMES & value.keys()) == 2:
             raise SpecError(f"{value!r} has its name twice: leave 'type' or '_target_' out.")
@@ -40,7 +43,8 @@ class Reader:
         try:
             return law(**options)
         except (TypeError, ValueError) as error:
-            raise SpecError(f"{value!r}: {error}") from None
+            text = next((one for one in options.values() if _is_number_as_text(one)), None)
+            raise SpecError(f"{value!r}: {error}{'' if text is None else _TEXT.format(text=text)}") from None
 
     def key(self, key: Any) -> Any:
         """A pattern, or the class that it names."""
@@ -102,6 +106,17 @@ _UNKNOWN = (
     "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module "
     "before it is read."
 )
+
+
+_TEXT = " {text!r} is text: write it without quotes, and in YAML with a point, as in 1.0e-3."
+
+
+def _is_number_as_text(value: Any) -> bool:
+    """Whether it is text that reads as a number, for which YAML takes 1e-3."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 _NO_NUMBERS: Any = object()

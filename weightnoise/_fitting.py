@@ -124,6 +124,21 @@ def fit_device(
     check_choice("fit_device", "curve", curve, ("polynomial", "table"))
     check_count("fit_device", "degree", degree, 0, 8)
     check_count("fit_device", "knots", knots, 1)
+    with torch.inference_mode(False), torch.no_grad():
+        return _fit(target, measured, times, g_max, g_min, curve, degree, knots, weights)
+
+
+def _fit(
+    target: Any,
+    measured: Any,
+    times: Any,
+    g_max: float | None,
+    g_min: float | None,
+    curve: str,
+    degree: int,
+    knots: int,
+    weights: bool,
+) -> DeviceFit:
     g, x, t = _data(target, measured, times, weights)
     full = g.abs().max().item() if g_max is None else check_strength("fit_device", "g_max", g_max)
     empty = g.min().item() if g_min is None else check_strength("fit_device", "g_min", g_min)
@@ -187,8 +202,8 @@ def _data(
     target: Tensor, measured: Tensor, times: Sequence[float] | Tensor | None, weights: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The targets in a row, what was read as (times, reads, devices), and the times, all as float64 on the CPU."""
-    g, x = (torch.as_tensor(one).detach().to("cpu", torch.float64) for one in (target, measured))
-    t = None if times is None else torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    g, x = _numbers("target", target), _numbers("measured", measured)
+    t = None if times is None else _numbers("times", times)
     lead = x.ndim - g.ndim
     if tuple(x.shape[lead:]) != tuple(g.shape) or lead not in ((0, 1) if t is None else (1, 2)):
         raise OptionError(
@@ -204,7 +219,7 @@ def _data(
     if not weights and bool((g < 0).any()):
         raise OptionError("fit_device(target=...) has negative conductances. For weights give weights=True.")
     if t is not None:
-        ascending = t.ndim == 1 and len(t) > 1 and bool((t.diff() > 0).all()) and t[0] > 0
+        ascending = t.ndim == 1 and len(t) > 1 and bool((t.diff() > 0).all() and t[0] > 0 and t.isfinite().all())
         if weights or not ascending or len(t) != x.shape[0]:
             raise OptionError(
                 f"fit_device(times=...) must be two times or more, positive and ascending, one for each row of "
@@ -212,3 +227,14 @@ def _data(
             )
     x = x.reshape(1 if t is None else x.shape[0], -1, g.numel())
     return g.flatten(), x, t
+
+
+def _numbers(option: str, value: Any) -> Tensor:
+    """The numbers as float64 on the CPU, in memory of their own: those of inference mode cannot be fitted to."""
+    try:
+        given = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"fit_device({option}=...) must be a tensor or a list of numbers: {error}") from error
+    if given.is_complex():
+        raise OptionError(f"fit_device({option}=...) must be real numbers, got {given.dtype}.")
+    return torch.empty(given.shape, dtype=torch.float64, device="cpu").copy_(given)

@@ -457,3 +457,45 @@ def test_compiled_code_in_a_checkpoint_takes_ranges_that_are_set() -> None:
         call().square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert_close(gradients[0], gradients[1])
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: one.detach().clone() for name, one in [*model.named_parameters(), *model.named_buffers()]}
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_functional_call_sets_the_ranges_that_it_is_given_alone(learned: bool, size: int) -> None:
+    model = noisy({"0": wn.Converter(8, range="max", batches=1, learned=learned)}, size)
+    first = _state(model)
+    torch.func.functional_call(model, first, (torch.full((2, size), 3.0),))
+    assert first[NAME].item() == 3.0
+    model(torch.full((2, size), 5.0))
+    assert range_of(model).item() == 5.0
+    second = _state(noisy({"0": wn.Converter(8, range="max", batches=1, learned=learned)}, size))
+    torch.func.functional_call(model, second, (torch.full((2, size), 7.0),))
+    assert second[NAME].item() == 7.0
+    model(torch.full((2, size), 9.0))
+    assert range_of(model).item() == 5.0
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("transformation", ["vmap", "grad"])
+def test_a_range_that_would_be_set_in_a_transformation_is_refused(transformation: str, learned: bool) -> None:
+    model = noisy({"0": wn.Converter(8, range="max", batches=2, learned=learned)})
+    parameters, x = {"2.bias": torch.zeros(3)}, torch.ones(2, 8)
+
+    def total(parameters: dict[str, Tensor]) -> Tensor:
+        y: Tensor = torch.func.functional_call(model, parameters, (x,))
+        return y.sum()
+
+    calls: dict[str, Any] = {
+        "vmap": lambda: torch.vmap(model)(x),
+        "grad": lambda: torch.func.grad(total)(parameters),
+    }
+    with pytest.raises(
+        wn.UnsupportedActivationError, match=r"input of module '0' .* transformation of torch.func"
+    ):
+        calls[transformation]()
+    wn.calibrate_ranges(model, [x])
+    calls[transformation]()

@@ -301,6 +301,7 @@ def test_configs_and_the_command_line(name: str) -> None:
         ({"stuck": (0.6,)}, r"stuck=...\) must be 2 numbers"),
         ({"measured": (0.0, 1.0)}, r"measured=...\) must be 3 numbers"),
         ({"t_read": 0.0}, r"t_read=...\) must be positive"),
+        ({"t_read": 100.0}, r"t_read=100.0\) must be at most time \+ t0, 20.0"),
         ({"compensate": "column"}, r"compensate=...\) must be one of"),
     ],
 )

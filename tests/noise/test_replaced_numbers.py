@@ -43,6 +43,94 @@ def test_a_held_weight_follows_the_numbers_of_its_parameter(way: str, size: int)
         torch.testing.assert_close(model(x), noise, rtol=0, atol=1e-6)  # The sum was rounded.
 
 
+def _data_there_and_back(weight: nn.Parameter, numbers: torch.Tensor) -> None:
+    """Memory that is given back is what the next tensor of the size gets."""
+    weight.data = torch.empty(0)
+    weight.data = numbers.clone()
+
+
+def _half_and_float(weight: nn.Parameter, numbers: torch.Tensor) -> None:
+    module = nn.ParameterList([weight])
+    module.half().float()
+
+
+def _functional_call(model: nn.Module, name: str, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.func.functional_call(model, {name: value}, (x,))
+    return found
+
+
+def _replaced(model: nn.Module, name: str, value: torch.Tensor, way: str, x: torch.Tensor) -> torch.Tensor:
+    """The output once another value has been put in place of a Parameter in some way."""
+    parameter = dict(model.named_parameters())[name]
+    if way == "functional_call":
+        return _functional_call(model, name, value, x)
+    if way == "functional_call with a Parameter":
+        return _functional_call(model, name, nn.Parameter(value), x)
+    if way == "assign":
+        model.load_state_dict({**model.state_dict(), name: value}, assign=True)
+    elif way == "there and back":
+        _data_there_and_back(parameter, value)
+    elif way == "transposed":
+        parameter.data = parameter.data.t()
+    elif way == "half and float":
+        _half_and_float(parameter, value)
+    else:
+        WAYS[way](parameter, value)
+    found: torch.Tensor = model(x)
+    return found
+
+
+REPLACED = [
+    "data",
+    "swap_tensors",
+    "assign",
+    "there and back",
+    "functional_call",
+    "functional_call with a Parameter",
+]
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("way", [*REPLACED, "transposed", "half and float"])
+@pytest.mark.parametrize("name", ["weight", "parametrizations.weight.0.strength"])
+def test_a_held_weight_follows_whatever_it_is_made_of(name: str, way: str, size: int) -> None:
+    if name != "weight" and way == "transposed":
+        pytest.skip("a strength for the tensor is a number")
+    model: Any = wn.add_weight_noise(nn.Linear(size, size, bias=False), wn.ParametricNoise(0.1))
+    value = 3 * dict(model.named_parameters())[name].detach() + 0.01
+    x = torch.eye(size)
+    with wn.hold_noise(model, seed=0):
+        with torch.no_grad():
+            before = [model(x) for _ in range(2)][-1]
+            found = _replaced(model, name, value, way, x)
+        expected = _functional_call(model, name, value, x) if "call" in way else model(x)
+    assert not torch.equal(found, before)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
+
+
+def test_numbers_of_inference_mode_are_looked_at_each_time() -> None:
+    model: Any = wn.add_weight_noise(nn.Linear(8, 8, bias=False), wn.ParametricNoise(0.1))
+    name, x = "parametrizations.weight.0.strength", torch.eye(8)
+    with wn.hold_noise(model, seed=0), torch.inference_mode():
+        strength = dict(model.named_parameters())[name].clone()
+        before = _functional_call(model, name, strength, x) - model._parameters["weight"].T
+        strength.mul_(3.0)  # Not counted.
+        after = _functional_call(model, name, strength, x) - model._parameters["weight"].T
+    torch.testing.assert_close(after, 3 * before)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_a_read_at_rest_follows_memory_that_is_given_back(size: int) -> None:
+    model: Any = wn.add_weight_noise(nn.Linear(size, size, bias=False), 0.05)
+    weight, x = model._parameters["weight"], torch.eye(size)
+    with wn.hold_noise(model, seed=0), torch.no_grad():
+        noise = [model(x) for _ in range(2)][-1] - weight.T
+        for fill in (1.0, 2.0, 3.0):
+            _data_there_and_back(weight, torch.full((size, size), fill))
+            for _ in range(2):
+                torch.testing.assert_close(model(x), noise + fill, rtol=0, atol=1e-6)  # The sum was rounded.
+
+
 @pytest.mark.parametrize("size", [8, 64])
 def test_a_held_weight_follows_a_conversion(size: int) -> None:
     model: Any = wn.add_weight_noise(nn.Linear(size, size), 0.05)

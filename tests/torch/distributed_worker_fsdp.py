@@ -214,6 +214,20 @@ def check_contexts() -> None:
             assert_ranks_differ(model(batch(0)))
 
 
+def check_a_held_weight_follows_changes_that_are_not_counted() -> None:
+    for before, by_layer in layouts():
+        model, single = build(GAUSSIAN, before, by_layer), wn.add_weight_noise(make(), GAUSSIAN)
+        with torch.no_grad(), wn.hold_noise(model, seed=3), wn.hold_noise(single, seed=3):
+            for _ in range(5):  # All are gathered into one tensor, often at one address, without a count.
+                for _ in range(2):
+                    assert torch.equal(model(own()), single(own()))
+                for one in model.modules():
+                    if hasattr(one, "reshard"):
+                        one.reshard()
+                for parameter in (*model.parameters(), *single.parameters()):
+                    parameter.mul_(1.5)
+
+
 def check_a_hold_over_a_backward() -> None:
     model = build(GAUSSIAN)
     single = [wn.add_weight_noise(make(), GAUSSIAN) for _ in range(RANKS)]

@@ -7,6 +7,7 @@ They stand in a submodule, ``activation_noise``, so that optimizers, checkpoints
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from weightnoise._errors import UnsupportedActivationError
 from weightnoise._noise.learning import Learning, Ties
 from weightnoise._torch.groups import group_in_forward, together
 from weightnoise._torch.layers import activation_shapes, channels_of
+from weightnoise._torch.modes import in_transform, runs_eagerly
 from weightnoise._torch.modules import ACTIVATION_NOISE, ActivationStates
 from weightnoise.laws import Law
 from weightnoise.laws._converter import converters
@@ -31,6 +33,7 @@ class ActivationState(Learning):
         measured: the converters whose ranges come from the data, by the ends of the names of their strengths.
         seen: how many batches each of them has seen.
         settled: whether all of them have their ranges.
+        counted: the buffers that say so.
     """
 
     def __init__(self, law: Any, handed: Law, module: nn.Module, at: str) -> None:
@@ -41,6 +44,7 @@ class ActivationState(Learning):
         self.measured = {end: one for end, one in converters(handed) if one.from_data}
         self.seen = dict.fromkeys(self.measured, 0)
         self.settled = not self.measured
+        self.counted: list[Tensor | None] = []
         self.built_for = torch.Size(activation_shapes(channels_of(module, at))[0])
 
     def set_up(self, like: Tensor, shared: dict[str, tuple[nn.Parameter, Ties]]) -> None:
@@ -74,7 +78,13 @@ class ActivationState(Learning):
                 "weightnoise.calibrate_ranges(model, loader) before the model is offloaded."
             )
         self.count()
-        if training and value.numel():
+        if training and value.numel() and not self.settled:
+            if in_transform():
+                raise UnsupportedActivationError(
+                    f"The converter on {place} would set its range inside a transformation of torch.func, which "
+                    "cannot write it. Call weightnoise.calibrate_ranges(model, loader) first, or run the first "
+                    "batches outside."
+                )
             self._look(value, place)
         self.require_ranges(place)
         return {name: getattr(self, name).detach().clone() for name in self.strength_names}
@@ -83,8 +93,8 @@ class ActivationState(Learning):
         """Raise an error while a range has no number."""
         if not self.settled and 0 in self.seen.values():
             raise UnsupportedActivationError(
-                f"The converter on {place} takes its range from the data and has seen none. Run a batch in "
-                "training mode, or call weightnoise.calibrate_ranges(model, loader)."
+                f"The converter on {place} takes its range from the data and has seen none, or none of finite "
+                "numbers. Run a batch in training mode, or call weightnoise.calibrate_ranges(model, loader)."
             )
 
     def _look(self, value: Tensor, place: str) -> None:
@@ -132,8 +142,19 @@ class ActivationState(Learning):
     def count(self) -> None:
         """Read from the buffers how many batches were seen."""
         counts = {end: getattr(self, f"batches{end}") for end in self.measured}
+        self.counted = self._counts()
         self.seen = {end: 0 if count.is_meta else int(count) for end, count in counts.items()}
         self._see()
+
+    def keep_up(self) -> None:
+        """Count again where other buffers are in place of those that were counted, as in `functional_call`."""
+        counts = self._counts()
+        same = len(counts) == len(self.counted) and all(map(operator.is_, counts, self.counted))
+        if not same and runs_eagerly() and not any(one is None or one.is_meta for one in counts):
+            self.count()
+
+    def _counts(self) -> list[Tensor | None]:
+        return [self._buffers.get(f"batches{end}") for end in self.measured]
 
     def reset_parameters(self) -> None:
         """Give the law its first values; ranges from data have none then."""

@@ -92,6 +92,8 @@ class ActivationNoise:
                 "checkpoint first."
             )
         compiling = torch.compiler.is_compiling()
+        if state.measured and not compiling:
+            state.keep_up()
         if state.settled and (compiling or not self.control.recomputing):
             return own
         now = (_ranges_untraced if compiling else _ranges)(self, module, value, effective)

@@ -18,8 +18,10 @@ from torch.autograd.graph import increment_version
 from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.draws import Key, apply_draw, drawing_alone
 from weightnoise._noise.paths import Step, parted, total
+from weightnoise._noise.recipe import Stamp
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
+from weightnoise._torch.modules import is_fully_sharded
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Law, Noise
 
@@ -53,12 +55,15 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
 def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
     """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
     # Inference tensors count no changes; with another estimator the noise goes on the output.
+    owner = None if noise.owner is None else noise.owner()
+    if owner is not None and is_fully_sharded(owner):
+        return False  # `fully_shard` writes the weight of each forward, uncounted, into one tensor.
     return (
         noise.rests
         and held.reads is None
         and noise.estimator == "shared"
         and type(weight) is torch.nn.Parameter
-        and not weight.is_inference()
+        and not (weight.is_inference() or weight.is_complex())  # Nor how often they are conjugated.
     )
 
 
@@ -69,7 +74,16 @@ class Made(NamedTuple):
     version: int
     of: Tensor
     state: tuple[Any, ...]
+    stamps: list[Stamp]  # Of the weight, and of the tensors that the law has learned or been given.
     law: Noise  # Kept, so that no other law is at its address.
+
+    def holds(self, sources: list[Tensor]) -> bool:
+        """Whether nothing has changed since that torch counts, in what it was made from and in itself."""
+        return (
+            self.of is sources[0]
+            and self.noisy._version == self.version
+            and all(stamp.holds(one) for stamp, one in zip(self.stamps, sources, strict=True))
+        )
 
 
 @dataclass(eq=False)
@@ -157,17 +171,21 @@ class HeldDraw:
     def noisy_weight(self, noise: WeightNoise, weight: Tensor, factor: float) -> Tensor:
         """Return the noisy weight of the draw, made again only when something that it is made from has changed.
 
-        For reads with gradients off; the draw stays. Conversions and swap_tensors put new numbers into one object.
+        For reads with gradients off; the draw stays. Conversions, swap_tensors, functional_call and assigned
+        checkpoints put other numbers in place of the weight or of what is learned, often at the same address.
         """
         place = id(noise.handed), noise.padding_row
         made = self.made.get(place)
-        others = (*noise.law_tensors, *noise.strengths().values()) if noise.strength_names else noise.law_tensors
-        counts = tuple([tensor._version for tensor in others]) if others else None
-        state = (weight._version, weight.data_ptr(), factor, optimizer_steps(), counts)
-        if made is None or made.of is not weight or made.state != state or made.noisy._version != made.version:
+        learned = noise.strengths().values() if noise.strength_names else ()
+        sources = [weight, *learned, *noise.law_tensors]
+        state = factor, optimizer_steps()
+        if made is None or made.state != state or not made.holds(sources):
             with drawing_alone(), torch.inference_mode(False), torch.no_grad():
                 noisy = apply_draw(noise, weight, self.draw(noise.handed, weight), factor)
-                made = self.made[place] = Made(noisy, noisy._version, weight, state, noise.handed)
+                if any(one.is_inference() for one in sources):  # They count no changes.
+                    return noisy
+                stamps = [Stamp(one) for one in sources]
+                made = self.made[place] = Made(noisy, noisy._version, weight, state, stamps, noise.handed)
         return made.noisy
 
     def _draw(self, law: Law, weight: Tensor) -> None:

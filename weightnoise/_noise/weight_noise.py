@@ -177,9 +177,9 @@ class WeightNoise(Drawing):
         running = self.frames.running
         if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
             return None
-        noisy, of, counts = at_rest[0]
+        noisy, of, alias, counts = at_rest[0]
         now = weight._version, noisy._version, STEPS[0], weight.data_ptr()
-        return noisy if of is weight and counts == now else None
+        return noisy if of is weight and counts == now and weight.is_set_to(alias) else None
 
     def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Rest]) -> Tensor:
         """The noisy weight of a held draw, for the next reads to return at once where torch counts all changes."""
@@ -187,7 +187,7 @@ class WeightNoise(Drawing):
         if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
             noisy.__dict__ = weight.__dict__
             counts = weight._version, noisy._version, optimizer_steps(), weight.data_ptr()
-            at_rest[:] = [Rest(noisy, weight, counts)]
+            at_rest[:] = [Rest(noisy, weight, weight.detach(), counts)]
         return noisy
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:

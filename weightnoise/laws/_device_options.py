@@ -39,6 +39,11 @@ def check_device(law: Any) -> None:
         )
     if not isinstance(law.pairs, tuple) or not all(is_number(pair) and pair > 0 for pair in law.pairs):
         raise OptionError(f"{_NAME}(pairs=...) must be a tuple of positive numbers, got {law.pairs!r}.")
+    if law.t_read is not None and law.t_read > law.time + law.t0:
+        raise OptionError(
+            f"{_NAME}(t_read={law.t_read!r}) must be at most time + t0, {law.time + law.t0!r}: a read of that "
+            "length began before the programming. Give t_read=None for read noise that does not grow."
+        )
     _check_limits(law)
     if not isinstance(law.compensate, Regions):
         check_choice(_NAME, "compensate", law.compensate, (True, False, "tensor", "output", "global"))
