@@ -57,7 +57,7 @@ class LogNormal(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * exp(s * noise - s^2 / 2)`` with ``s = factor * std``."""
         std = factor * self.std
-        ratio = torch.exp(wide(noise) * std - std * std / 2)
+        ratio = torch.rsub(wide(noise), std * std / -2, alpha=-std).exp_()
         if self.gradient == "exact":
             return (weight * ratio).to(weight.dtype)
         return straight_through(weight, (weight.detach() * ratio).to(weight.dtype))

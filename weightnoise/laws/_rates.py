@@ -64,6 +64,14 @@ def event_mask(uniform: Tensor, rate: float, factor: float, *, rare: bool | None
     return (_at_bottom if factor >= 0 else _at_top)(uniform, rate * abs(factor), rare)
 
 
+def spared(uniform: Tensor, rate: float, factor: float) -> Tensor:
+    """1 where the event of `event_mask` does not happen and 0 where it does, in the dtype of the numbers."""
+    if is_rare(rate) or isinstance(factor, Tensor):
+        return (~event_mask(uniform, rate, factor)).to(uniform.dtype)
+    rate = rate * abs(factor)  # In place, as there are no booleans to convert: a third of the time.
+    return uniform.clone().ge_(rate) if factor >= 0 else uniform.clone().lt_(1.0 - rate)
+
+
 def _at_bottom(uniform: Tensor, rate: float, rare: bool) -> Tensor:
     """Which numbers lie in [0, rate)."""
     return torch.where(uniform < 0, uniform < rate - 1.0, uniform < rate) if rare else uniform < rate
@@ -104,3 +112,13 @@ def spread_blocks(mask: Tensor, weight: Tensor, block: int) -> Tensor:
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:
     rows = weight.shape[0]
     return rows, weight.numel() // rows if rows else 0
+
+
+def rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:
+    """``round(code + u)`` with u on [-1/2, 1/2), without the sum, whose rounding moves whole numbers."""
+    low = code.floor()
+    fraction = code - low
+    up, mirrored = uniform >= 1.0 - fraction, uniform < fraction
+    if isinstance(factor, Tensor):
+        return low + torch.where(factor < 0, mirrored, up)
+    return low + (up if factor >= 0 else mirrored)
