@@ -137,3 +137,37 @@ def test_what_is_no_number_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = applied(law, weight, draw, 16, monkeypatch)
     assert noisy[5].isnan().any()
     assert noisy[6].isfinite().all()
+
+
+COMPILED: dict[str, Law] = {
+    **{name: LAWS[name] for name in ("a day", "tables", "rounded")},
+    "salt and pepper": wn.SaltAndPepper(0.2),
+    "std": wn.Gaussian(0.1, relative_to="std"),
+    "absmax": wn.Gaussian(0.1, relative_to="absmax"),
+    "learned": wn.ParametricNoise(0.1),
+    "log-normal": wn.LogNormal(0.1),
+    "masks": wn.DropConnect(0.2),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("law", COMPILED.values(), ids=COMPILED)
+def test_compiled_code_makes_large_weights_whole(law: Law) -> None:
+    model = wn.add_weight_noise(torch.nn.Linear(256, 256), law)
+    x = torch.randn(2, 256)
+    with wn.hold_noise(model, seed=0):
+        expected = model(x)
+        found = torch.compile(model, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("law", COMPILED.values(), ids=COMPILED)
+def test_large_weights_in_transformations(law: Law) -> None:
+    weight, other = torch.randn(2, 256, 200)
+    draw = law.draw(weight)
+
+    def of(weight: Tensor) -> Tensor:
+        return law.apply(weight, draw, 0.7)
+
+    together = torch.func.vmap(of)(torch.stack([weight, other]))
+    torch.testing.assert_close(together, torch.stack([of(weight), of(other)]), rtol=1e-4, atol=1e-5)

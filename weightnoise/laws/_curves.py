@@ -119,7 +119,7 @@ def _interpolated(table: Sequence[tuple[float, float]], g: Tensor) -> Tensor:
     places = tuple(place for place, _ in table)
     first, last = places[0], places[-1]
     inside = g.clamp(first, last).contiguous()
-    cells = _cells(places)
+    cells = None if torch.compiler.is_compiling() else _cells(places)  # Dynamo knows no fractions.
     if cells is None:
         piece = torch.bucketize(inside.detach(), g.new_tensor(places[1:-1]))
     else:  # A twentieth of the time of a search.

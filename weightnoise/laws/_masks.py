@@ -68,7 +68,7 @@ class DropConnect(Law):
         left = 1.0 - self.p * abs(factor)
         short = weight.dtype.itemsize < 4  # There 1 / (1 - p) would be rounded, for all weights alike.
         if self.rescale and not short:
-            keep = keep / left
+            keep = keep.div_(left)
         noisy = (weight if self.gradient == "exact" else weight.detach()) * spread_blocks(keep, weight, self.block)
         if self.rescale and short:
             noisy = noisy / left

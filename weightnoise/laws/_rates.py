@@ -10,6 +10,7 @@ from torch import Tensor
 from weightnoise._checks import check_count, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise._torch.modes import in_transform
 
 _RARE = 2.0**-10  # Below this rate, float32 numbers of 24 bits are too coarse: one unit is 2^-24.
 
@@ -66,7 +67,7 @@ def event_mask(uniform: Tensor, rate: float, factor: float, *, rare: bool | None
 
 def spared(uniform: Tensor, rate: float, factor: float) -> Tensor:
     """1 where the event of `event_mask` does not happen and 0 where it does, in the dtype of the numbers."""
-    if is_rare(rate) or isinstance(factor, Tensor):
+    if is_rare(rate) or isinstance(factor, Tensor) or in_transform():  # vmap has no rule for `ge_`.
         return (~event_mask(uniform, rate, factor)).to(uniform.dtype)
     rate = rate * abs(factor)  # In place, as there are no booleans to convert: a third of the time.
     return uniform.clone().ge_(rate) if factor >= 0 else uniform.clone().lt_(1.0 - rate)

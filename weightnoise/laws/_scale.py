@@ -64,7 +64,9 @@ def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...]) -> Ten
         return wide(torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True)))
     # The sum of many squares is no number of float16.
     weight = wide(weight)
-    count, norm = math.prod(weight.shape[dim] for dim in dims), weight
+    count, norm = 1, weight
+    for dim in dims:
+        count *= weight.shape[dim]
     if relative_to == "std":
         return _quick_std(weight, dims) if quick else torch.std(weight, dim=dims, correction=0, keepdim=True)
     for some in (dims[-1:], dims[:-1]):  # In two steps: one sum of 10^7 squares is off by 4e-4 in float32.
