@@ -14,7 +14,7 @@ from torch import Tensor
 from weightnoise._torch.autograd import Identity
 from weightnoise._torch.modes import PLAIN, in_dual_level, is_plain, runs_eagerly
 
-PIECE = 1 << 16  # Numbers for each thread. With fewer, the calls cost more than what stays in the cache saves.
+PIECE = 1 << 16  # Numbers. With fewer, the calls cost more than what stays in the cache saves.
 LARGE = 1 << 15  # Numbers for which another pass costs more than a function of our own.
 
 
@@ -30,10 +30,11 @@ def by_pieces(fn: Callable[..., Tensor], weight: Tensor, *others: Tensor | float
     tensors = [one for one in (weight, *others) if isinstance(one, Tensor)]
     if not _can_be_cut(tensors):
         return fn(weight, *others)
-    size = PIECE * torch.get_num_threads()
-    if weight.numel() < 2 * size or weight.shape[0] < 2 or not is_plain(weight):
+    # Several threads wait for each other at the end of every operation: of more pieces more often.
+    alone = torch.get_num_threads() == 1
+    if not alone or weight.numel() < 2 * PIECE or weight.shape[0] < 2 or not is_plain(weight):
         return fn(weight, *others)
-    rows = max(1, size // (weight.numel() // weight.shape[0]))
+    rows = max(1, PIECE // (weight.numel() // weight.shape[0]))
     out = torch.empty_like(weight)
     for start in range(0, weight.shape[0], rows):
         count = min(rows, weight.shape[0] - start)
