@@ -17,7 +17,7 @@ from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.options import Options
 from tests.benchmarks.peers.environments import REQUIREMENTS
 from tests.benchmarks.record import Record
-from tests.benchmarks.sections import SECTIONS
+from tests.benchmarks.sections import ON_REQUEST, SECTIONS
 from tests.benchmarks.workloads import WORKLOADS
 
 
@@ -25,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     many: dict[str, Any] = {"nargs": "*", "metavar": "NAME"}
-    made.add_argument(
-        "--sections", **many, default=list(SECTIONS), choices=list(SECTIONS), help=f"of {', '.join(SECTIONS)}"
-    )
+    usual = [name for name in SECTIONS if name not in ON_REQUEST]
+    about = f"of {', '.join(SECTIONS)} (default: all but {', '.join(ON_REQUEST)})"
+    made.add_argument("--sections", **many, default=usual, choices=list(SECTIONS), help=about)
     made.add_argument("--seconds", type=float, default=10.0, help="time for each comparison (default: 10)")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--workloads", **many, default=list(WORKLOADS), choices=list(WORKLOADS))

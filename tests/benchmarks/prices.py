@@ -19,6 +19,8 @@ LAWS: dict[str, wn.Noise] = {
     "Gaussian(0.01)": wn.Gaussian(0.01),
     "Gaussian(0.01, relative_to='absmax')": wn.Gaussian(0.01, relative_to="absmax"),
     "Gaussian(0.01, relative_to='absmax', per=0)": wn.Gaussian(0.01, relative_to="absmax", per=0),
+    "Gaussian(0.01, relative_to='std')": wn.Gaussian(0.01, relative_to="std"),
+    "Gaussian(0.01, relative_to='absmax', per=1)": wn.Gaussian(0.01, relative_to="absmax", per=1),
     "Uniform(0.01)": wn.Uniform(0.01),
     "LogNormal(0.01)": wn.LogNormal(0.01),
     "DropConnect(0.1)": wn.DropConnect(0.1),
@@ -26,12 +28,14 @@ LAWS: dict[str, wn.Noise] = {
     "ParametricNoise(0.01)": wn.ParametricNoise(0.01),
     "Variational()": wn.Variational(),
     "VariationalDropout()": wn.VariationalDropout(),
+    "SaltAndPepper(0.01)": wn.SaltAndPepper(0.01),
     "Quantize(8)": wn.Quantize(8),
     "StuckAt(0.01)": wn.StuckAt(0.01),
     "BitFlip(0.001)": wn.BitFlip(0.001),
     "Clip(2.5)": wn.Clip(2.5),
     "ProgrammingNoise()": wn.ProgrammingNoise(),
     "ProgrammingNoise(time=86400.0)": wn.ProgrammingNoise(time=DAY),
+    "devices.SONOS": wn.devices.SONOS,
 }
 
 

@@ -13,6 +13,7 @@ from tests.benchmarks import (
     moves,
     numbers,
     prices,
+    real,
     steps,
     tensors,
     together,
@@ -34,5 +35,8 @@ SECTIONS: dict[str, Section] = {
     "moves": Section(moves.run, moves.table),
     "numbers": Section(numbers.run, numbers.table),
     "prices": Section(prices.run, prices.table),
+    "real": Section(real.run, real.table),
     "peers": Section(peers.measure, peers.table),
 }
+
+ON_REQUEST = ("real",)  # Minutes and gigabytes.

@@ -16,6 +16,7 @@ from weightnoise._random import draws as _random
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
+from weightnoise.laws._pieces import by_pieces
 from weightnoise.laws._rates import check_rate, draw_events, event_mask, rate_problem
 from weightnoise.laws._scale import Gradient, extremes, wide
 
@@ -75,8 +76,12 @@ class SaltAndPepper(Law):
             raise OptionError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         low, high = extremes(clean, "tensor") if self.levels is None else map(clean.new_tensor, self.levels)
-        pepper, salt = event_mask(noise, self.p / 2, factor), event_mask(noise, self.p / 2, -factor)
-        noisy = torch.where(salt, high, torch.where(pepper, low, clean))
+
+        def replaced(clean: Tensor, noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
+            pepper, salt = event_mask(noise, self.p / 2, factor), event_mask(noise, self.p / 2, -factor)
+            return torch.where(salt, high, torch.where(pepper, low, clean))
+
+        noisy = by_pieces(replaced, clean, noise, low, high)
         return noisy if self.gradient == "exact" else straight_through(weight, noisy)
 
     def factor_problem(self, factor: float) -> str | None:

@@ -12,31 +12,46 @@ from weightnoise.laws._regions import Per, Regions, regional
 from weightnoise.laws._scale import extremes, statistic, wide
 
 
-def targets(
-    weight: Tensor, pairs: tuple[float, ...], span: float, per: Per
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """What the devices of each weight are programmed to above g_min, and the way back.
+def units(weight: Tensor, pairs: tuple[float, ...], span: float, per: Per) -> tuple[Tensor, Tensor | None]:
+    """The weight that one unit of conductance stands for, and the weight at g_min of single devices.
 
     Args:
         weight: in float32 or better.
         pairs: how much the difference of each pair counts, the pair that is filled first at the beginning; ()
             for one device, at 0 for the smallest weight and at ``span`` for the largest.
-        span: the largest of these conductances.
+        span: the largest conductance above g_min.
         per: what has a scale of its own.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    if pairs:
+        return statistic(weight, "absmax", per).clamp(min=tiny) / (sum(pairs) * span), None
+    low, high = (wide(bound) for bound in extremes(weight, per))
+    return (high - low).clamp(min=tiny) / span, low
+
+
+def targets(
+    weight: Tensor, pairs: tuple[float, ...], span: float, unit: Tensor, low: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What the devices of each weight are programmed to above g_min, and the way back.
+
+    Args:
+        weight: in float32 or better; a part of one, with what belongs to it of ``unit`` and ``low``.
+        pairs: as for `units`.
+        span: as for `units`.
+        unit: of `units`.
+        low: of `units`.
 
     Returns:
         Conductances of the shape (devices, *weight.shape), the positive one of a pair first; and a function from
         what is added to them to what is added to the weight.
     """
-    tiny = torch.finfo(weight.dtype).tiny
-    if not pairs:
-        low, high = (wide(bound) for bound in extremes(weight, per))
-        unit = (high - low).clamp(min=tiny) / span
+    if low is not None:
         return ((weight - low) / unit).unsqueeze(0), lambda moved: moved[0] * unit
-    unit = statistic(weight, "absmax", per).clamp(min=tiny) / (sum(pairs) * span)
     positive = weight.clamp(min=0.0)
     # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
     left = torch.stack((positive, positive - weight)) / unit
+    if pairs == (1.0,):
+        return left, lambda moved: (moved[0] - moved[1]) * unit
     devices = []
     for place, factor in enumerate(pairs):
         part = left / factor

@@ -12,6 +12,7 @@ from weightnoise._errors import OptionError
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._options import with_plain_numbers
+from weightnoise.laws._pieces import straight_through as straight_through
 from weightnoise.laws._protocols import ActivationLaw as ActivationLaw
 from weightnoise.laws._protocols import Noise as Noise
 from weightnoise.laws._regions import Regions, Tile, laid_out, regions_problem
@@ -253,8 +254,3 @@ def apply_law(law: Noise, weight: Tensor, noise: Any, factor: float, strengths: 
         noisy: Tensor = law.apply(weight, noise, factor, strengths)  # type: ignore[call-arg]
         return noisy
     return law.apply(weight, noise, factor)
-
-
-def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
-    """Exactly the value of ``noisy``, with the gradient going to ``weight`` unchanged."""
-    return noisy + (weight - weight.detach())

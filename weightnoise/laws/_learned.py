@@ -22,7 +22,7 @@ from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Regions
-from weightnoise.laws._scale import Gradient, scale_of, wide
+from weightnoise.laws._scale import Gradient, add_scaled, scale_of, wide
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
@@ -116,7 +116,7 @@ class LearnedDeviation(Law):
         self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """``weight + factor * deviation(weight) * noise``."""
-        return (weight + self.deviation(weight, strengths) * noise * factor).to(weight.dtype)
+        return add_scaled(weight, noise, factor, self.deviation(weight, strengths)).to(weight.dtype)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """The standard deviation, of either sign."""

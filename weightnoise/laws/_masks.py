@@ -10,7 +10,7 @@ from weightnoise._checks import check_choice, check_count, check_strength
 from weightnoise._errors import OptionError
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
-from weightnoise.laws._rates import draw_blocks, event_mask, rate_problem, spread_blocks
+from weightnoise.laws._rates import draw_blocks, rate_problem, spared, spread_blocks
 from weightnoise.laws._scale import Gradient
 
 
@@ -64,10 +64,14 @@ class DropConnect(Law):
         """``weight * mask``, the mask scaled by 1 / (1 - p) when ``rescale`` is set."""
         if problem := self.factor_problem(factor):
             raise OptionError(problem)
-        keep = spread_blocks(~event_mask(noise, self.p, factor), weight, self.block)
-        noisy = (weight if self.gradient == "exact" else weight.detach()) * keep.to(weight.dtype)
-        if self.rescale:  # In this order: 1 / (1 - p) is rounded in a short dtype, for all weights alike.
-            noisy = noisy / (1.0 - self.p * abs(factor))
+        keep = spared(noise, self.p, factor).to(weight.dtype)
+        left = 1.0 - self.p * abs(factor)
+        short = weight.dtype.itemsize < 4  # There 1 / (1 - p) would be rounded, for all weights alike.
+        if self.rescale and not short:
+            keep = keep.div_(left)
+        noisy = (weight if self.gradient == "exact" else weight.detach()) * spread_blocks(keep, weight, self.block)
+        if self.rescale and short:
+            noisy = noisy / left
         return noisy if self.gradient == "exact" else straight_through(weight, noisy)
 
     def apply_part(self, part: Tensor, noise: Tensor, factor: float, over_parts: object) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
+from weightnoise._torch.modes import in_dual_level, runs_eagerly
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._scale import Gradient, wide
@@ -57,10 +58,13 @@ class LogNormal(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * exp(s * noise - s^2 / 2)`` with ``s = factor * std``."""
         std = factor * self.std
-        ratio = torch.exp(wide(noise) * std - std * std / 2)
+        ratio = torch.rsub(wide(noise), std * std / -2, alpha=-std).exp_()
         if self.gradient == "exact":
             return (weight * ratio).to(weight.dtype)
-        return straight_through(weight, (weight.detach() * ratio).to(weight.dtype))
+        clean = weight.detach()
+        alone = runs_eagerly() and ratio.dtype is weight.dtype and not in_dual_level()
+        # One new tensor less, which for a large weight is a fifth of the time.
+        return straight_through(weight, (ratio.mul_(clean) if alone else clean * ratio).to(weight.dtype))
 
     def apply_part(self, part: Tensor, noise: Tensor, factor: float, over_parts: object) -> Tensor:
         """As for `Gaussian`."""

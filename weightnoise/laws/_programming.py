@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -12,21 +13,21 @@ from torch import Tensor
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
-from weightnoise.laws._conductances import sums, targets
-from weightnoise.laws._curves import Curve, Table, evaluate
+from weightnoise.laws._conductances import sums, targets, units
+from weightnoise.laws._curves import LEAST, Curve, Table, clamped_line, evaluate, power_law
 from weightnoise.laws._device_options import check_device, named_repr, warn_beyond
 from weightnoise.laws._law import Law, straight_through
+from weightnoise.laws._pieces import by_pieces
 from weightnoise.laws._quantize import precise
 from weightnoise.laws._rates import draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._regions import Per, Regions, Tile, regions_problem
-from weightnoise.laws._scale import Gradient, wide
+from weightnoise.laws._scale import Gradient, add_scaled, wide
 
 Draw: TypeAlias = (
     "tuple[Tensor, Tensor | None, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None, Tensor]"
 )
 
 _MEASURED, _MEASURED_G_MAX = (0.26348, 1.9650, -1.1731), 25.0  # In microsiemens.
-_LEAST = 1e-7  # Of g_max: the logarithm of a conductance of 0 is not needed, its clamped value is.
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,22 @@ class ProgrammingNoise(Law):
         if problem := self.factor_problem(factor):
             raise OptionError(problem)
         exact = self.gradient == "exact"
-        clean = wide(weight if exact else weight.detach())
-        target, back = targets(clean, self.pairs, self.g_max - self.g_min, self.regions)
-        target = target + self.g_min
+        clean = weight if exact else weight.detach()
+        unit, low = units(wide(clean), self.pairs, self.g_max - self.g_min, self.regions)
+        make, parts = partial(self._noisy, factor), (clean, unit, low, *noise)
+        summed = self.compensate not in (False, "global")  # Over devices of all of the weight.
+        noisy = make(*parts) if summed else by_pieces(make, *parts)
+        return noisy if exact else straight_through(weight, noisy)
+
+    def _noisy(self, factor: float, weight: Tensor, unit: Tensor, low: Tensor | None, *noise: Any) -> Tensor:
+        """What becomes of a weight or a part of it, without a choice of its gradient."""
+        clean = wide(weight)
+        target, back = targets(clean, self.pairs, self.g_max - self.g_min, unit, low)
+        target = target + self.g_min if self.g_min else target
         made = self._conductances(target, noise, factor)
         if len(noise) == 4:
             made = self._with_stuck(made, noise[3], factor)
-        noisy = (clean + back(made - target)).to(weight.dtype)  # Of no noise, the weight to the last bit.
-        return noisy if exact else straight_through(weight, noisy)
+        return (clean + back(made - target)).to(weight.dtype)  # Of no noise, the weight to the last bit.
 
     def _curve(self, curve: Curve, g: Tensor) -> Tensor:
         return evaluate(curve, g, self.time / self.t0, self.t0, (self.g_max, self._share))
@@ -186,7 +195,7 @@ class ProgrammingNoise(Law):
         programming, drift, read = noise[:3]
         mean = target + abs(factor) * self._curve(self.shift, target) if self.shift else target
         sigma = self._deviation(self.programming, mean)
-        made = programmed = (mean + sigma * programming * factor).clamp(min=0.0)
+        made = programmed = add_scaled(mean, programming, factor, sigma).clamp(min=0.0)
         if drift is not None and (self.drift or self.relaxation):
             made = self._drifted(programmed, target, mean, drift, factor)
         if self.compensate:
@@ -195,37 +204,35 @@ class ProgrammingNoise(Law):
             growth = 1.0
             if self.t_read is not None:
                 growth = math.sqrt(math.log((self.time + self.t0 + self.t_read) / (2 * self.t_read)))
-            made = made + self._read_deviation(programmed, made) * growth * read * factor
+            made = add_scaled(made, read, growth * factor, self._read_deviation(programmed, made))
         return made.clamp(*self.bounds)
 
     def _drifted(self, programmed: Tensor, target: Tensor, mean: Tensor, e: Tensor, factor: float) -> Tensor:
         if self.relaxation:
-            return programmed + self._deviation(self.relaxation, mean) * e * factor
-        return programmed * (1.0 + self.time / self.t0) ** -self._exponent(target / self.g_max, e, factor)
+            return add_scaled(programmed, e, factor, self._deviation(self.relaxation, mean))
+        decay = self._exponent(target / self.g_max, e, factor) * -math.log1p(self.time / self.t0)
+        return programmed * decay.exp()
 
     def _exponent(self, ratio: Tensor, drift: Tensor, factor: float) -> Tensor:
-        log = ratio.clamp(min=_LEAST).log()
-        mean, spread = ((a + b * log).clamp(low, high) for a, b, low, high in (self.drift, self.drift_spread))  # type: ignore[misc]
-        return (mean * abs(factor) + spread * drift * factor).abs()
+        mean, spread = (clamped_line(ratio, *line) for line in (self.drift, self.drift_spread))
+        return add_scaled(mean * abs(factor), drift, factor, spread).abs()
 
     def _read_deviation(self, programmed: Tensor, drifted: Tensor) -> Tensor:
         if isinstance(self.read[0], tuple):
             return self._deviation(self.read, drifted)
         read: Any = self.read
         scale, power, cap = read
-        ratio = (programmed / self.g_max).clamp(min=_LEAST)
-        deviation: Tensor = drifted * (scale / ratio**power).clamp(max=cap)
-        return deviation
+        return drifted * power_law(programmed, self.g_max, scale, power).clamp(max=cap)
 
     def _compensation(self, before: Tensor, after: Tensor, factor: float) -> Tensor:
         over: Any = "tensor" if self.compensate is True else self.compensate
         if over != "global":
-            return sums(before, over) / sums(after, over).clamp(min=_LEAST)
+            return sums(before, over) / sums(after, over).clamp(min=LEAST)
         full = before.new_full((1,), self.g_max)
         left = full + abs(factor) * self._curve(self.shift, full)
         if self.drift:
             left = self._drifted(left, full, full, torch.zeros_like(full), factor)
-        return full / left.clamp(min=_LEAST)
+        return full / left.clamp(min=LEAST)
 
     def _with_stuck(self, made: Tensor, numbers: Tensor, factor: float) -> Tensor:
         low, high = self.stuck

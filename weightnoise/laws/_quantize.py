@@ -12,7 +12,15 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
-from weightnoise.laws._rates import check_rate, draw_blocks, event_mask, rate_problem, spread_blocks
+from weightnoise.laws._pieces import by_pieces
+from weightnoise.laws._rates import (
+    check_rate,
+    draw_blocks,
+    event_mask,
+    rate_problem,
+    rounded_at_random,
+    spread_blocks,
+)
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, add_scaled, extremes, statistic, wide
 
@@ -180,12 +188,15 @@ class Quantize(Law):
         if problem := self.factor_problem(factor):
             raise OptionError(problem)
         rounding, chosen = noise
-        clean = precise(weight)
-        step, zero, bottom, top = self._grid(clean)
-        code = clean / divisor(step) + zero
-        code = code.round() if rounding is None else _rounded_at_random(code, rounding, factor)
-        code = code.clamp(bottom, top)
-        rounded = (step * (code - zero)).to(weight.dtype)
+        step, zero, bottom, top = self._grid(precise(weight))
+
+        def round_(weight: Tensor, step: Tensor, zero: Tensor | float, rounding: Tensor | None) -> Tensor:
+            code = wide(weight) / divisor(step) + zero
+            code = code.round() if rounding is None else rounded_at_random(code, rounding, factor)
+            code = code.clamp(bottom, top)
+            return (step * (code - zero)).to(weight.dtype)
+
+        rounded = by_pieces(round_, weight.detach(), step, zero, rounding)
         if chosen is not None:
             picked = spread_blocks(event_mask(chosen, self.subset, factor), weight, self.block)
             rounded = torch.where(picked, rounded, weight.detach())
@@ -247,13 +258,3 @@ class QuantizationNoise(Law):
         clean = weight if self.gradient == "exact" else weight.detach()
         step, _ = step_and_zero(clean, 2**self.bits - self.symmetric, self.symmetric, self.regions)
         return add_scaled(weight, noise, factor * 0.5, step)
-
-
-def _rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:
-    """``round(code + u)`` with u on [-1/2, 1/2), without the sum, whose rounding moves whole numbers."""
-    low = code.floor()
-    fraction = code - low
-    up, mirrored = uniform >= 1.0 - fraction, uniform < fraction
-    if isinstance(factor, Tensor):
-        return low + torch.where(factor < 0, mirrored, up)
-    return low + (up if factor >= 0 else mirrored)

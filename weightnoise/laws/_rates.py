@@ -10,6 +10,7 @@ from torch import Tensor
 from weightnoise._checks import check_count, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise._torch.modes import in_transform
 
 _RARE = 2.0**-10  # Below this rate, float32 numbers of 24 bits are too coarse: one unit is 2^-24.
 
@@ -64,6 +65,14 @@ def event_mask(uniform: Tensor, rate: float, factor: float, *, rare: bool | None
     return (_at_bottom if factor >= 0 else _at_top)(uniform, rate * abs(factor), rare)
 
 
+def spared(uniform: Tensor, rate: float, factor: float) -> Tensor:
+    """1 where the event of `event_mask` does not happen and 0 where it does, in the dtype of the numbers."""
+    if is_rare(rate) or isinstance(factor, Tensor) or in_transform():  # vmap has no rule for `ge_`.
+        return (~event_mask(uniform, rate, factor)).to(uniform.dtype)
+    rate = rate * abs(factor)  # In place, as there are no booleans to convert: a third of the time.
+    return uniform.clone().ge_(rate) if factor >= 0 else uniform.clone().lt_(1.0 - rate)
+
+
 def _at_bottom(uniform: Tensor, rate: float, rare: bool) -> Tensor:
     """Which numbers lie in [0, rate)."""
     return torch.where(uniform < 0, uniform < rate - 1.0, uniform < rate) if rare else uniform < rate
@@ -104,3 +113,13 @@ def spread_blocks(mask: Tensor, weight: Tensor, block: int) -> Tensor:
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:
     rows = weight.shape[0]
     return rows, weight.numel() // rows if rows else 0
+
+
+def rounded_at_random(code: Tensor, uniform: Tensor, factor: float) -> Tensor:
+    """``round(code + u)`` with u on [-1/2, 1/2), without the sum, whose rounding moves whole numbers."""
+    low = code.floor()
+    fraction = code - low
+    up, mirrored = uniform >= 1.0 - fraction, uniform < fraction
+    if isinstance(factor, Tensor):
+        return low + torch.where(factor < 0, mirrored, up)
+    return low + (up if factor >= 0 else mirrored)

@@ -1,0 +1,1 @@
+"""Everything that needs a GPU, behind one command: ``python -m tests.gpu``."""
