@@ -58,7 +58,10 @@ class LogNormal(Law):
     def apply(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
         """``weight * exp(s * noise - s^2 / 2)`` with ``s = factor * std``."""
         std = factor * self.std
-        ratio = torch.rsub(wide(noise), std * std / -2, alpha=-std).exp_()
+        if runs_eagerly():
+            ratio = torch.rsub(wide(noise), std * std / -2, alpha=-std).exp_()
+        else:  # For compiled code alpha is a constant, and a schedule's factor none.
+            ratio = (wide(noise) * std - std * std / 2).exp()
         if self.gradient == "exact":
             return (weight * ratio).to(weight.dtype)
         clean = weight.detach()
