@@ -58,7 +58,7 @@ MARKED = {
 # Files whose tests share what takes long to make: one process makes it.
 TOGETHER = ("cli/test_digits", "pretrained")
 # What a quick run leaves out, but for tests that are marked with ``quick``: one of each kind.
-LEFT_OUT = ("full", "compile", "distributed", "ecosystem", "slow", "pretrained")
+LEFT_OUT = ("full", "exhaustive", "compile", "distributed", "ecosystem", "slow", "pretrained")
 _MANY = 8
 # Of the larger products, a run has as many cases as it takes to see every pair of values of two axes together.
 _MANY_PAIRS = 16
@@ -66,7 +66,7 @@ _MANY_PAIRS = 16
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out what is {', '.join(LEFT_OUT)}")
-    parser.addoption("--product", action="store_true", help="every case of large products, not every pair alone")
+    parser.addoption("--product", action="store_true", help="every case of large products, and what takes a billion numbers")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -107,6 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif not config.getoption("--product"):
         large = [product for product in products.values() if len(product) > _MANY_PAIRS]
         left = {item for product in large for item in product}.difference(*map(_pairs, large))
+        left |= {item for item in items if item.get_closest_marker("exhaustive")}
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
 

@@ -200,7 +200,7 @@ def test_a_hundred_million_normals_are_normal() -> None:
     assert 5.2 < largest < 6.231  # The expected largest of 1e8 is 5.73; 6.2303 is the end of 31 bits.
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_a_billion_normals_are_normal() -> None:
     check_normal(250, 4 * 10**6)

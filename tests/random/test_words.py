@@ -69,7 +69,7 @@ def test_no_pattern_in_a_million_words(stream: battery.Stream) -> None:
     assert min(found.values()) > 1e-6, found
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_no_pattern_in_many_words(stream: battery.Stream) -> None:
