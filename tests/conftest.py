@@ -66,7 +66,9 @@ _MANY_PAIRS = 16
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out what is {', '.join(LEFT_OUT)}")
-    parser.addoption("--product", action="store_true", help="every case of large products, and what takes a billion numbers")
+    parser.addoption(
+        "--product", action="store_true", help="all of large products, and what takes a billion numbers"
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
