@@ -230,3 +230,24 @@ def test_a_fit_in_inference_mode_is_the_same() -> None:
     with torch.inference_mode():
         found = wn.fit_device(target.clone(), measured.clone())
     assert found.law == expected.law
+
+
+@pytest.mark.parametrize("count", [8 * 8, 64 * 64])
+@pytest.mark.parametrize("curve", ["polynomial", "table"])
+@pytest.mark.parametrize("reads", [1, 4])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
+def test_many_devices_of_one_target_are_one_group(share: float, reads: int, curve: Any, count: int) -> None:
+    # Most weights of a network are small: half of its devices are empty, more than a group of ten has.
+    generator = torch.Generator().manual_seed(0)
+    alike = int(share * count)
+    target = torch.cat([torch.zeros(alike), torch.linspace(0.5, 25.0, count - alike)]).double()
+    errors = torch.randn(reads, count, generator=generator, dtype=torch.float64) * 0.1
+    programmed = target + 0.5 * torch.randn(count, generator=generator, dtype=torch.float64)
+    fit = wn.fit_device(target, programmed + errors, curve=curve, degree=0)
+    assert (fit.programming.places.diff() > 0).all()
+    # 4 standard errors of a root mean square, and a tenth for what is fitted.
+    expected = (0.25 + (0.01 if reads == 1 else 0.0)) ** 0.5
+    assert fit.residuals.isfinite().all()
+    assert fit.residuals.square().mean().sqrt().item() == pytest.approx(1.0, abs=4 / (2 * count) ** 0.5 + 0.1)
+    pooled = (fit.programming.values.square().mean()).sqrt().item()
+    assert pooled == pytest.approx(expected, rel=0.3)

@@ -49,12 +49,16 @@ def rounded(value: Any) -> float:
 
 
 def groups(g: Tensor, count: int) -> Tensor:
-    """The number of the group of each device: of equal targets where these are few, else of neighbours."""
+    """The number of the group of each device: of equal targets where these are few, else of neighbours.
+
+    Devices of one target are in one group, so that no two groups lie at the same place.
+    """
     unique: Any = torch.unique
-    different, which = unique(g, return_inverse=True)
-    if len(different) <= count:
-        return which  # type: ignore[no-any-return]
-    return g.argsort(stable=True).argsort() * count // len(g)  # The place in the order of each.
+    different, which, sizes = unique(g, return_inverse=True, return_counts=True)
+    if len(different) > count:
+        before = sizes.cumsum(0) - sizes  # How many devices have a smaller target.
+        which = unique(before * count // len(g), return_inverse=True)[1][which]
+    return which  # type: ignore[no-any-return]
 
 
 def deviations(g: Tensor, squares: Tensor, which: Tensor, freedom: int, beside: Tensor | None = None) -> Points:
