@@ -310,13 +310,17 @@ def draw_programming_curves() -> Figure:
         right.text(time, 0.42, f" {name}", fontsize=7, color="#555555", ha="right", rotation=90)
     right.set(xscale="log", ylim=(0.4, 1.1), xlabel="time after programming (s)")
     right.set(ylabel="slope, noisy on clean weights", title="drift")
-    for axes in axes_pair:
+    write_small(axes_pair)
+    return figure
+
+
+def write_small(panels: Any) -> None:
+    """Give panels side by side a legend, and texts that are as small as those of the other figures."""
+    for axes in panels:
         axes.legend(fontsize=7)
         axes.tick_params(labelsize=8)
-        axes.title.set_fontsize(9)
-        axes.xaxis.label.set_fontsize(9)
-        axes.yaxis.label.set_fontsize(9)
-    return figure
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(9)
 
 
 def draw_devices() -> Figure:
@@ -340,12 +344,7 @@ def draw_devices() -> Figure:
             right.plot(times, [100 * one for one in moved], color=color, marker=".", label=name)
     left.set(xlabel="weight / largest weight", ylabel="root mean square error, %", ylim=(0, 8), title="at first")
     right.set(xscale="log", yscale="log", xlabel="time (s)", title="over time, all weights")
-    for axes in axes_pair:
-        axes.legend(fontsize=7)
-        axes.tick_params(labelsize=8)
-        axes.title.set_fontsize(9)
-        axes.xaxis.label.set_fontsize(9)
-        axes.yaxis.label.set_fontsize(9)
+    write_small(axes_pair)
     return figure
 
 

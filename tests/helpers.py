@@ -42,3 +42,16 @@ def in_forward(function: Callable[..., T], *args: Any) -> T:
 def seen(owner: Any, name: str = "weight") -> Tensor:
     """The weight as the forward of another module sees it now: a draw of its own while noise is on."""
     return in_forward(getattr, owner, name)
+
+
+def captured(model: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
+    """A CUDA graph of a forward without gradients, and the output that each replay writes."""
+    side: Any = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        model(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        output: Tensor = model(x)
+    return graph, output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 from PIL import Image
 
 import weightnoise as wn
+from tests.docs import DOCS, script
 
-DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted((DOCS / "laws").glob("*.md"))
 
 
@@ -28,13 +27,7 @@ def shown(page: Path) -> list[str]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_figures", DOCS / "figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "docs_figures", module)  # Dataclasses look up their module.
-    spec.loader.exec_module(module)
-    return module
+    return script("figures", monkeypatch)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import base64
 import importlib.util
 import io
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.docs import DOCS, script
+
 NEEDS = {
     "cartpole": ["gymnasium", "torchrl"],
     "pretrained": ["all_minilm_l6_v2", "chatterbot_corpus", "safetensors", "tokenizers", "transformers", "yaml"],
@@ -23,13 +23,9 @@ NEEDS = {
 NAMES = sorted(path.stem for path in (DOCS / "examples").glob("*.ipynb"))
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_notebooks", DOCS / "notebooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def notebooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("notebooks", monkeypatch)
 
 
 def kinds(notebook: dict[str, Any]) -> list[list[str]]:
@@ -45,11 +41,10 @@ def figures(notebook: dict[str, Any]) -> list[Image.Image]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Those of the packages that the examples are about.
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_and_prints_and_draws_what_it_holds(name: str) -> None:
+def test_it_runs_and_prints_and_draws_what_it_holds(name: str, notebooks: ModuleType) -> None:
     for package in NEEDS.get(name, []):
         if importlib.util.find_spec(package) is None:  # One prints when it is imported.
             pytest.skip(f"needs {package}, of the extra 'ecosystem' or 'pretrained'")
-    notebooks = load()
     with torch.random.fork_rng(devices=[]):
         now = notebooks.run(name)
     kept = notebooks.read(name)
@@ -59,8 +54,8 @@ def test_it_runs_and_prints_and_draws_what_it_holds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_a_page_with_a_title_and_figures_that_have_a_text(name: str) -> None:
-    notebook = load().read(name)
+def test_it_is_a_page_with_a_title_and_figures_that_have_a_text(name: str, notebooks: ModuleType) -> None:
+    notebook = notebooks.read(name)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert f"include: docs/examples/{name}.ipynb" in (DOCS / "examples" / f"{name}.md").read_text()
     first, *rest = notebook["cells"]
@@ -77,8 +72,8 @@ def test_it_is_a_page_with_a_title_and_figures_that_have_a_text(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_links_lead_somewhere(name: str) -> None:
-    cells = load().read(name)["cells"]
+def test_its_links_lead_somewhere(name: str, notebooks: ModuleType) -> None:
+    cells = notebooks.read(name)["cells"]
     text = "".join(line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"])
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s:]+)\)", text)]
     assert links

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -18,9 +17,9 @@ from PIL import Image
 
 import weightnoise as wn
 import weightnoise.testing
+from tests.docs import DOCS, script
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 
 
@@ -95,13 +94,7 @@ def test_the_files_that_the_settings_name_are_there() -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(DOCS))  # Where it finds figures.py, as when it is run.
-    spec = importlib.util.spec_from_file_location("docs_guide_figures", DOCS / "guide_figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("guide_figures", monkeypatch)
 
 
 def test_guides_show_the_figures_that_are_drawn(figures: ModuleType) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import weightnoise as wn
+from tests.helpers import captured
 from weightnoise._random import philox
 
 ROOT = Path(__file__).parents[2]
@@ -129,14 +130,7 @@ def _noisy() -> tuple[nn.Module, Tensor]:
 def graphs() -> str:
     """A replayed CUDA graph draws anew each time."""
     model, x = _noisy()
-    side: Any = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.no_grad():
-        model(x)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
-        output = model(x)
+    graph, output = captured(model, x)
     seen = set()
     for _ in range(20):
         graph.replay()

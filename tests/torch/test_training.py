@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import CASES, kinds_of_noise
+from tests.helpers import captured
 from tests.reference import held_weights, plain_copy_with
 
 X = torch.linspace(-1.0, 1.0, 32).reshape(8, 4)
@@ -314,14 +315,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA grap
 def test_a_cuda_graph_draws_at_every_replay() -> None:
     model = make().cuda()
     x = X.cuda()
-    side: Any = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.no_grad():
-        model(x)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
-        output = model(x)
+    graph, output = captured(model, x)
     graph.replay()
     first = output.clone()
     graph.replay()
