@@ -93,10 +93,10 @@ def fitted_deviation(
 
     Each square is one of a normal number of variance ``sigma(r)^2 + beside``.
     """
-    powers = torch.stack([r**power for power in range(degree + 1)], dim=1)
+    powers = _powers(r, degree)
     first = torch.linalg.lstsq(powers, start.at(r).unsqueeze(1)).solution[:, 0]
     unit = squares.mean().sqrt().clamp(min=1e-30)  # So that all coefficients are of the order of 1.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         own = (first / unit).clone().requires_grad_()
         optimizer = torch.optim.LBFGS([own], max_iter=300, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
@@ -115,13 +115,18 @@ def fitted_deviation(
     return coefficients, covariance.diagonal().sqrt()
 
 
+def _powers(r: Tensor, degree: int) -> Tensor:
+    """The powers of each number from 0 to the degree, in a row."""
+    return torch.stack([r**power for power in range(degree + 1)], dim=1)
+
+
 def fitted_mean(r: Tensor, values: Tensor, sigma: Tensor, degree: int) -> Tensor | None:
     """A polynomial mean by weighted least squares; None where it is not to be told from 0.
 
     That is up to 4 standard deviations of chi-square above its mean.
     """
     weights = 1.0 / sigma.clamp(min=sigma.max() * 1e-3 + 1e-30)
-    powers = torch.stack([r**power for power in range(degree + 1)], dim=1) * weights.unsqueeze(1)
+    powers = _powers(r, degree) * weights.unsqueeze(1)
     found = torch.linalg.lstsq(powers, (values * weights).unsqueeze(1)).solution[:, 0]
     chi_square = (powers @ found).square().sum().item()
     freedom = degree + 1

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from matplotlib.figure import Figure
 
+from weightnoise.laws._curves import polynomial
+
 DeviceFit: TypeAlias = Any  # It imports this file for its `plot`.
 
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's, apart for colour-blind readers.
@@ -44,9 +46,7 @@ def _deviations(axes: Any, fit: DeviceFit) -> None:
             dtype=torch.float64,
             device="cpu",
         )
-        axes.plot(
-            r * full, sum(c * r**power for power, c in enumerate(fit.coefficients)), color=_BLUE, label="fit"
-        )
+        axes.plot(r * full, polynomial(fit.coefficients, r), color=_BLUE, label="fit")
     axes.set(xlabel="target", ylabel="standard deviation", ylim=(0, None))
     axes.set_title("spread", fontsize="medium")
     axes.legend(frameon=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightnoise._attach.activation_state import ActivationState, state_of
+from weightnoise._attach.activation_state import ActivationState, over_batches, state_of
 from weightnoise._attach.hook import activation_noises
 from weightnoise._checks import check_choice
 from weightnoise._contexts import no_noise
@@ -95,11 +95,8 @@ class _Look:
         if value.numel():
             now = self.converter.measured(value, self.method).reshape(self.found.shape).to(self.found)
             if bool(now.isfinite().all()):
+                self.found = over_batches(self.found, now, self.count, self.method == "max")
                 self.count += 1
-                most = self.method == "max"
-                self.found = (
-                    torch.maximum(self.found, now) if most else self.found + (now - self.found) / self.count
-                )
         return value
 
 

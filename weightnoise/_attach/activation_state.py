@@ -118,12 +118,8 @@ class ActivationState(Learning):
             return
         own, count = getattr(self, f"range{end}"), self.seen[end]
         with torch.no_grad():
-            found = found.reshape(own.shape).to(own)
-            if count and self.measured[end].range == "max":
-                found = torch.maximum(own, found)
-            elif count:
-                found = own + (found - own) / (count + 1)
-            own.copy_(found)
+            most = self.measured[end].range == "max"
+            own.copy_(over_batches(own, found.reshape(own.shape).to(own), count, most))
             self.seen[end] = count + 1
             getattr(self, f"batches{end}").fill_(count + 1)
 
@@ -168,6 +164,20 @@ class ActivationState(Learning):
     def extra_repr(self) -> str:
         """Return the text that `print(model)` shows."""
         return repr(self.law)
+
+
+def over_batches(before: Tensor, now: Tensor, count: int, most: bool) -> Tensor:
+    """The range of some batches and of one more: the largest, or the mean of all.
+
+    Args:
+        before: the range so far; any number where the count is 0.
+        now: that which the batch asks for.
+        count: how many batches there were.
+        most: whether the largest is asked for.
+    """
+    if count == 0:
+        return now
+    return torch.maximum(before, now) if most else before + (now - before) / (count + 1)
 
 
 def learned_shapes(handed: Law, module: nn.Module, at: str) -> dict[str, tuple[int, ...]]:

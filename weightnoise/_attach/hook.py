@@ -19,7 +19,7 @@ from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.layers import Layout, channels_of
 from weightnoise._torch.modules import is_replica, walk
-from weightnoise._torch.tracing import untraced
+from weightnoise._torch.tracing import outside_graphs
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import complete
 from weightnoise.laws._converter import converters
@@ -188,7 +188,7 @@ def _ranges(
     return fresh(effective, key, look, numbers=False)
 
 
-@untraced
+@outside_graphs
 def _ranges_untraced(
     noise: ActivationNoise, module: nn.Module, value: Tensor, effective: EffectiveControl
 ) -> dict[str, Tensor] | None:

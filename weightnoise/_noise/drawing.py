@@ -15,6 +15,7 @@ from weightnoise._noise.learning import Learning
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modes import in_transform
+from weightnoise._torch.modules import is_fully_sharded
 
 Memory: TypeAlias = Literal["keep", "recompute"]
 
@@ -27,6 +28,11 @@ class Drawing(Learning):
     memory: Memory
     takes_keys: bool  # Whether a key can stand for a draw of the law.
     chip_draw: Any = None  # The draw of the law's chip.
+
+    def is_managed(self) -> bool:
+        """Whether `fully_shard` manages the owner, and writes the weight of each forward."""
+        owner = None if self.owner is None else self.owner()
+        return owner is not None and is_fully_sharded(owner)
 
     def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
         """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""

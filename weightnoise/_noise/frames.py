@@ -34,14 +34,13 @@ class Rest(NamedTuple):
     Attributes:
         of: the weight that it was made from.
         alias: of the weight. It keeps the memory, which other numbers could else be put into.
-        counts: how often the weight and the noisy weight were changed, how many steps optimizers had made, and
-            where the numbers of the weight were.
+        counts: how often the weight and the noisy weight were changed, and how many steps optimizers had made.
     """
 
     noisy: Tensor
     of: Tensor
     alias: Tensor
-    counts: tuple[int, int, int, int]
+    counts: tuple[int, int, int]
 
 
 class Frames(threading.local):

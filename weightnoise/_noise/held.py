@@ -21,7 +21,6 @@ from weightnoise._noise.paths import Step, parted, total
 from weightnoise._noise.recipe import Stamp
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
-from weightnoise._torch.modules import is_fully_sharded
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Law, Noise
 
@@ -55,15 +54,13 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
 def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
     """Whether a noisy weight of a held draw stays right until something is changed that torch counts."""
     # Inference tensors count no changes; with another estimator the noise goes on the output.
-    owner = None if noise.owner is None else noise.owner()
-    if owner is not None and is_fully_sharded(owner):
-        return False  # `fully_shard` writes the weight of each forward, uncounted, into one tensor.
     return (
         noise.rests
         and held.reads is None
         and noise.estimator == "shared"
         and type(weight) is torch.nn.Parameter
         and not (weight.is_inference() or weight.is_complex())  # Nor how often they are conjugated.
+        and not noise.is_managed()  # The weights of all forwards are written, uncounted, into one tensor.
     )
 
 

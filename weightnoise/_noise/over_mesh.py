@@ -24,7 +24,7 @@ from weightnoise._random import seeds as _seeds
 from weightnoise._torch import dtensors
 from weightnoise._torch.autograd import Identity
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modules import is_dtensor, is_fully_sharded
+from weightnoise._torch.modules import is_dtensor
 
 if TYPE_CHECKING:
     from weightnoise._noise.held import HeldDraw
@@ -52,7 +52,7 @@ def noisy_over_mesh(noise: WeightNoise, weight: Tensor, effective: EffectiveCont
         interrupted: Any = torch.compiler.disable(noisy_over_mesh)  # type: ignore[no-untyped-call]
         made: Tensor = interrupted(noise, weight, effective, kept)
         return made
-    if kept is None and _is_managed(noise):
+    if kept is None and noise.is_managed():
         return weight  # FSDP2 looks at its sharded Parameter between forwards.
     if problem := mesh_problem(weight, noise.estimator, noise.memory):
         raise UnsupportedParameterError(f"Parameter '{noise.name}' {problem}")
@@ -100,7 +100,7 @@ def make_held(noise: Any, held: HeldDraw, weight: Any) -> None:
     """
     if not is_dtensor(weight):
         held.make(noise.handed, weight)
-    elif not _is_managed(noise):
+    elif not noise.is_managed():
         make_over_mesh(noise, held, weight)
     elif not waits_for_forward(noise, weight):
         held.make(noise.handed, weight)
@@ -108,12 +108,7 @@ def make_held(noise: Any, held: HeldDraw, weight: Any) -> None:
 
 def waits_for_forward(noise: Any, weight: Any) -> bool:
     """Whether a draw that is held has to wait for a forward, and so needs a seed."""
-    return bool(weight.is_meta or (is_dtensor(weight) and _is_managed(noise) and weight.device_mesh.ndim > 1))
-
-
-def _is_managed(noise: Any) -> bool:
-    owner = None if noise.owner is None else noise.owner()
-    return owner is not None and is_fully_sharded(owner)
+    return bool(weight.is_meta or (is_dtensor(weight) and noise.is_managed() and weight.device_mesh.ndim > 1))
 
 
 def make_over_mesh(noise: WeightNoise, held: HeldDraw, weight: Any) -> None:

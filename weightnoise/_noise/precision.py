@@ -60,8 +60,7 @@ class Lookout:
         """Look where it is time to; the hot path spells this out."""
         if runs_eagerly():
             self.reads += 1
-            known = weight.dtype is self.dtype and self.least <= abs(factor) <= self.most
-            if not known or self.reads >= self.due:
+            if not self._knows(weight.dtype, factor) or self.reads >= self.due:
                 self.at(noise, weight, noisy, factor)
 
     def at(self, noise: WeightNoise, weight: Tensor, noisy: Tensor, factor: float) -> None:
@@ -81,11 +80,14 @@ class Lookout:
         weight = noise.parameter()
         if weight is None or not has_numbers(weight) or is_dtensor(weight) or is_captured(weight) or factor == 0:
             return
-        if weight.dtype is not self.dtype or not self.least <= abs(factor) <= self.most:
+        if not self._knows(weight.dtype, factor):
             self._note(weight.dtype, abs(factor))
             if not self.warned:
                 with outside_transforms():
                     self._look(noise, weight.detach(), factor)
+
+    def _knows(self, dtype: torch.dtype, factor: float) -> bool:
+        return dtype is self.dtype and self.least <= abs(factor) <= self.most
 
     def _note(self, dtype: torch.dtype, size: float) -> None:
         if dtype is not self.dtype:

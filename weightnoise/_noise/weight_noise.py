@@ -178,7 +178,7 @@ class WeightNoise(Drawing):
         if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
             return None
         noisy, of, alias, counts = at_rest[0]
-        now = weight._version, noisy._version, STEPS[0], weight.data_ptr()
+        now = weight._version, noisy._version, STEPS[0]
         return noisy if of is weight and counts == now and weight.is_set_to(alias) else None
 
     def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Rest]) -> Tensor:
@@ -186,7 +186,7 @@ class WeightNoise(Drawing):
         noisy = held.noisy_weight(self, weight, factor)
         if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
             noisy.__dict__ = weight.__dict__
-            counts = weight._version, noisy._version, optimizer_steps(), weight.data_ptr()
+            counts = weight._version, noisy._version, optimizer_steps()
             at_rest[:] = [Rest(noisy, weight, weight.detach(), counts)]
         return noisy
 

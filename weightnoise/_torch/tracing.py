@@ -36,14 +36,6 @@ def while_tracing(function: FunctionT) -> FunctionT:
     return function
 
 
-def untraced(function: FunctionT) -> FunctionT:
-    """Let Dynamo leave a call of a function to Python; for calls from compiled code alone, as it imports Dynamo.
-
-    As `torch.compiler.disable` does, which imports it at once.
-    """
-    return torch._disable_dynamo(function)  # type: ignore[attr-defined, return-value]
-
-
 def traced_frames() -> Iterator[Any]:
     """What Dynamo knows of the functions that it is tracing, innermost first, found on Python's stack."""
     translator: Any = getattr(sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslatorBase", ())

@@ -14,8 +14,8 @@ from weightnoise._random import seeds as _seeds
 from weightnoise._torch.autograd import Identity
 from weightnoise.laws._flipping import BITS, DTYPES, NAMES, flip, positions_of
 from weightnoise.laws._law import Law, straight_through
-from weightnoise.laws._options import law_repr
-from weightnoise.laws._quantize import check_bits, divisor, precise, step_and_zero
+from weightnoise.laws._options import check_bits, law_repr
+from weightnoise.laws._quantize import divisor, precise, step_and_zero
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, rate_problem
 from weightnoise.laws._regions import Per, Tile
 

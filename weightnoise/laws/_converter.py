@@ -15,9 +15,9 @@ from weightnoise._errors import OptionError
 from weightnoise.laws._complete import Completed
 from weightnoise.laws._law import Law
 from weightnoise.laws._learned import filled_per
-from weightnoise.laws._options import law_repr
+from weightnoise.laws._options import check_levels, law_repr
 from weightnoise.laws._products import largest_product, product_problem
-from weightnoise.laws._quantize import MOST_BITS, check_bits, divisor
+from weightnoise.laws._quantize import divisor
 from weightnoise.laws._regions import Per
 from weightnoise.laws._scale import statistic, wide
 
@@ -93,12 +93,8 @@ class Converter(Law):
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        if (self.bits is None) == (self.levels is None):
-            raise OptionError("Converter takes bits, the length of a code, or levels, how many there are: one.")
-        if self.levels is not None:
-            check_count("Converter", "levels", self.levels, 2, 2**MOST_BITS)
         check_choice("Converter", "signed", self.signed, (True, False))
-        check_bits("Converter", 2 if self.bits is None else self.bits, self.signed, self.per)
+        check_levels("Converter", self.bits, self.levels, self.signed, self.per)
         for option in ("k", "quantile"):
             check_strength("Converter", option, getattr(self, option))
         if not self.k or not 0 < self.quantile <= 1:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from weightnoise._checks import plain_number
+from weightnoise._checks import check_choice, check_count, check_per, plain_number
+from weightnoise._errors import OptionError
 from weightnoise.laws._regions import check_tile, regions_of
+
+_MOST_BITS = 16  # A float32 weight still has several values per step.
 
 
 def law_repr(law: Any) -> str:
@@ -37,3 +40,21 @@ def with_plain_numbers(check: Callable[[Any], None]) -> Callable[[Any], None]:
         object.__setattr__(self, "regions", regions_of(self))
 
     return post_init
+
+
+def check_levels(law: str, bits: object, levels: object, symmetric: object, per: object) -> None:
+    """Raise `OptionError` unless either ``bits`` or ``levels`` says how many levels there are."""
+    if (bits is None) == (levels is None):
+        raise OptionError(f"{law} takes bits, the length of a code, or levels, how many there are: one.")
+    if levels is not None:
+        check_count(law, "levels", levels, 2, 2**_MOST_BITS)
+    check_bits(law, 2 if bits is None else bits, symmetric, per)
+
+
+def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
+    """Raise `ValueError` for a code that cannot be, or for an unknown ``per``."""
+    check_choice(law, "symmetric", symmetric, (True, False))
+    check_count(law, "bits", bits, 1, _MOST_BITS)
+    check_per(law, per)
+    if symmetric and bits == 1:
+        raise OptionError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")

@@ -7,11 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from weightnoise._checks import check_choice, check_count, check_per, is_number
+from weightnoise._checks import check_choice, check_count, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise.laws._law import Law, straight_through
-from weightnoise.laws._options import law_repr
+from weightnoise.laws._options import check_bits, check_levels, law_repr
 from weightnoise.laws._pieces import by_pieces
 from weightnoise.laws._rates import (
     check_rate,
@@ -23,17 +23,6 @@ from weightnoise.laws._rates import (
 )
 from weightnoise.laws._regions import Per, Tile
 from weightnoise.laws._scale import Gradient, add_scaled, extremes, statistic, wide
-
-MOST_BITS = 16  # A float32 weight still has several values per step.
-
-
-def check_bits(law: str, bits: object, symmetric: object, per: object) -> None:
-    """Raise `ValueError` for a code that cannot be, or for an unknown ``per``."""
-    check_choice(law, "symmetric", symmetric, (True, False))
-    check_count(law, "bits", bits, 1, MOST_BITS)
-    check_per(law, per)
-    if symmetric and bits == 1:
-        raise OptionError(f"{law}(bits=1) has the single level 0 when symmetric; use 2 bits, or symmetric=False.")
 
 
 def step_and_zero(
@@ -134,11 +123,7 @@ class Quantize(Law):
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
-        if (self.bits is None) == (self.levels is None):
-            raise OptionError("Quantize takes bits, the length of a code, or levels, how many there are: one.")
-        if self.levels is not None:
-            check_count("Quantize", "levels", self.levels, 2, 2**MOST_BITS)
-        check_bits("Quantize", 2 if self.bits is None else self.bits, self.symmetric, self.per)
+        check_levels("Quantize", self.bits, self.levels, self.symmetric, self.per)
         check_choice("Quantize", "stochastic", self.stochastic, (True, False))
         self._check_range()
         if self.stochastic and self._levels == 2 and not self.symmetric and self.low is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per, check_strength, is_number
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise.laws._curves import polynomial
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Tile
@@ -125,9 +126,9 @@ class StateDependentNoise(Law):
         scale = statistic(weight, self.relative_to, self.regions)
         unit = torch.where(scale > 0, scale, 1.0) / self.g_max
         state = weight.abs() / unit
-        sigma = _polynomial(self._pieces[-1], state)
+        sigma = polynomial(self._pieces[-1], state)
         for piece, end in zip(self._pieces[-2::-1], self.breaks[::-1], strict=True):
-            sigma = torch.where(state <= end, _polynomial(piece, state), sigma)
+            sigma = torch.where(state <= end, polynomial(piece, state), sigma)
         # Nothing is known of a device whose range is 0: all of its weights are 0.
         std = torch.where(scale > 0, sigma.clamp(min=0.0) * unit, 0.0)
         if self.threshold is None:
@@ -140,13 +141,6 @@ class StateDependentNoise(Law):
         if self.threshold:
             return None
         return self._deviation(wide(weight if self.gradient == "exact" else weight.detach()))[0]
-
-
-def _polynomial(coefficients: tuple[float, ...], state: Tensor) -> Tensor:
-    total = torch.full_like(state, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        total = total * state + coefficient
-    return total
 
 
 def _are_numbers(values: object) -> bool:
