@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from tests.benchmarks.contenders import CONTENDERS, Step
+from tests.benchmarks.contenders import CONTENDERS, Contender, Step
 from tests.benchmarks.workloads import Workload
 
 Row: TypeAlias = dict[str, Any]
@@ -66,12 +66,14 @@ def short(number: float) -> float:
     return float(f"{number:.5g}")
 
 
-def steps_for(workload: Workload, contenders: Sequence[str], std: float = 0.01) -> dict[str, Step]:
+def steps_for(
+    workload: Workload, contenders: Sequence[str], std: float = 0.01, ways: Mapping[str, Contender] = CONTENDERS
+) -> dict[str, Step]:
     """One step for each contender, on copies of one model and with one batch; the plain step comes first."""
     torch.manual_seed(0)
     model = workload.model()
     names = dict.fromkeys(["plain", *contenders])
-    return {name: CONTENDERS[name](workload, copy.deepcopy(model), std) for name in names}
+    return {name: ways[name](workload, copy.deepcopy(model), std) for name in names}
 
 
 def compare(workload: Workload, contenders: Sequence[str], seconds: float, progress: Progress) -> list[Row]:

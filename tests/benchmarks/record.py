@@ -42,11 +42,20 @@ def machine() -> dict[str, str | int]:
 
 def described(on: Mapping[str, str | int]) -> str:
     """A machine in a line."""
-    threads = f"{on['threads']} thread{'s' if on['threads'] != 1 else ''}"
     return (
-        f"{on['processor']}, {threads}, torch {on['torch']}, Python {on['python']}, "
+        f"{on['processor']}, {_threads(on)}, torch {on['torch']}, Python {on['python']}, "
         f"weightnoise {on['weightnoise']}, engine {on['engine']}"
     )
+
+
+def _threads(on: Mapping[str, str | int]) -> str:
+    return f"{on['threads']} thread{'s' if on['threads'] != 1 else ''}"
+
+
+def heading(on: Mapping[str, str | int]) -> str:
+    """The line above a table: the instruction set and the threads, which its figures depend on most."""
+    level = re.search(r"\((.+?)\)", str(on["engine"]))
+    return f"*{level[1] if level else 'torch only'}, {_threads(on)}:*"
 
 
 def read(path: Path | None) -> Record:
@@ -72,7 +81,9 @@ def entry(rows: Iterable[Row], seconds: float, took: float = 0.0) -> dict[str, A
 def blocks(record: Record) -> dict[str, str]:
     """The text of each section, and of the machines."""
     found = {
-        name: SECTIONS[name].table(record[name]["rows"]) for name in SECTIONS if record.get(name, {}).get("rows")
+        name: f"{heading(record[name]['about']['machine'])}\n\n{SECTIONS[name].table(record[name]['rows'])}"
+        for name in SECTIONS
+        if record.get(name, {}).get("rows")
     }
     return {"machine": machines(record), **found} if found else {}
 

@@ -39,7 +39,7 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*arguments, "--contenders", "weightnoise on", *files]) == 0
     out, err = capsys.readouterr()
     assert err == "steps\n"
-    table = out[out.index("| workload") : out.rindex("\n\n<!-- end -->")]
+    table = out[out.index(record.heading(record.machine())) : out.rindex("\n\n<!-- end -->")]
     assert f"| {READS} |" in table
     assert page.read_text() == (
         f"before\n<!-- benchmark: steps -->\n\n{table}\n\n<!-- end -->\n"
@@ -101,6 +101,20 @@ def test_machines_that_differ_are_told_apart() -> None:
     lines = record.machines({"a": first, "b": second}).splitlines()
     assert lines[0].startswith("- a: ")
     assert lines[1].startswith("- b: Abacus, 1 thread, torch ")
+
+
+@pytest.mark.parametrize(
+    ("engine", "threads", "line"),
+    [
+        ("philox (AVX2)", 2, "*AVX2, 2 threads:*"),
+        ("philox (AVX-512); on CUDA philox (Triton)", 1, "*AVX-512, 1 thread:*"),
+        ("torch", 1, "*torch only, 1 thread:*"),
+    ],
+)
+def test_the_instruction_set_stands_above_a_table(engine: str, threads: int, line: str) -> None:
+    made = record.entry([timed("plain", workload="one")], 1.0)
+    made["about"]["machine"] |= {"engine": engine, "threads": threads}
+    assert record.blocks({"steps": made})["steps"].splitlines()[0] == line
 
 
 def test_every_figure_is_drawn(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.benchmarks import (
     numbers,
     prices,
     processes,
+    small,
     tensors,
     together,
 )
@@ -117,6 +118,23 @@ def test_tensors_are_told_per_tensor() -> None:
     ratios, added = tensors.table(rows).split("\n\n")
     assert [line[0] for line in cells(ratios)[2:]] == ["2 of 4 x 4"]
     assert [line[0] for line in cells(added)[2:]] == ["1 of 32 x 32", "3 of 32 x 32"]
+
+
+def test_small_layers_are_told_beside_one_by_hand() -> None:
+    rows = small.run(FAST, models=["Linear(8, 8), forward", "Linear(8, 8), step"])
+    assert [row["contender"] for row in rows] == ["plain", *small.WAYS] * 2
+    found = cells(small.table([{**row, "ratio": 1.5, "by_hand": 1.2, "milliseconds": 0.01} for row in rows]))
+    assert found[3] == ["Linear(8, 8), step", "10", "1.50", "1.50", "1.50", "1.20"]
+
+
+@pytest.mark.parametrize("name", [name for name in small.MODELS if "1,000" not in name])
+def test_the_layer_by_hand_has_noise_and_the_gradient(name: str) -> None:
+    model = small.MODELS[name].model()
+    clean, (x, y) = model(small.MODELS[name].batch()[0]), small.MODELS[name].batch()
+    small.by_hand(small.MODELS[name], model, 0.5)
+    assert not torch.equal(model(x), clean)
+    nn.functional.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_forwards_in_a_hold_are_told_by_model_and_law() -> None:
