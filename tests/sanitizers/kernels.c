@@ -167,6 +167,20 @@ static void check_coefficients(void) {
     discard(&found);
 }
 
+static void check_marks(int64_t count) {
+    uint32_t expected[32] = {0};
+    memory_t words = filled(count, 0, 3);
+    weightnoise_mark(expected, words.numbers, count, 1);
+    for (int shift = 0; shift < BYTES; shift++) {
+        memory_t same = filled(count, shift, 3);
+        uint32_t found[32] = {0};
+        weightnoise_mark(found, same.numbers, count, 1 + shift % 4);
+        expect(memcmp(found, expected, sizeof found) == 0, "marks");
+        discard(&same);
+    }
+    discard(&words);
+}
+
 /* A sum of all bits (Fowler, Noll and Vo), for other machines to agree with. */
 static uint64_t bits_of(uint64_t sum, const memory_t *made) {
     for (size_t i = 0; i < made->size; i++) sum = (sum ^ ((unsigned char *)made->numbers)[i]) * 0x100000001B3u;
@@ -217,6 +231,7 @@ int main(int count, char **arguments) {
     if (count > 1) return 0; /* That was all. */
     weightnoise_use_threads(in_threads);
     for (int level = 0; level <= weightnoise_level(); level++) check_level(level);
+    for (int i = 0; i < COUNT(SIZES); i++) check_marks(SIZES[i]);
     weightnoise_use_threads(NULL);
     check_fill(9 * 16384, weightnoise_level(), 0);
     check_coefficients();

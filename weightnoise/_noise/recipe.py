@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from typing import TypeAlias
@@ -10,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from weightnoise._random.marks import marks_of
 from weightnoise._torch.autograd import autocast_of, storage_of, under_autocast
 from weightnoise._torch.modes import has_numbers, is_captured
 
@@ -97,13 +97,13 @@ class Recipe:
         """From now on, the sources must stay as they are."""
         self._stamps = [Stamp(tensor) for _, tensor in self._sources()]
         if self.checkpointed and _can_compare(noisy):
-            self._at_first = fingerprint(noisy.detach())
+            self._at_first = marks_of(noisy.detach())
         return self._stamps
 
     def end(self, noisy: Tensor) -> None:
         """From now on, what autograd asks for must have these numbers."""
         if self.uses and _can_compare(noisy):
-            self._at_last = fingerprint(noisy)
+            self._at_last = marks_of(noisy)
 
     def make(self, weight: Tensor) -> Tensor:
         """The noisy weight; an error where it would be another one than in the forward."""
@@ -124,7 +124,7 @@ class Recipe:
 
     def _compared(self, made: Tensor, numbers: Tensor | None) -> Tensor:
         # Much is written past autograd, by NumPy and fused optimizers too, and a law may read what it likes.
-        if numbers is not None and not torch.equal(numbers, fingerprint(made.detach())):
+        if numbers is not None and not torch.equal(numbers, marks_of(made.detach())):
             raise self._changed(", or something else that its noisy weight is made from,")
         return made
 
@@ -160,44 +160,3 @@ def tensors_in(value: object) -> Iterable[Tensor]:
         yield from tensors_in(list(value.values()))
     elif is_dataclass(value) and not isinstance(value, type):
         yield from tensors_in(list(vars(value).values()))
-
-
-# How far apart the numbers are that are added up: primes, and so no multiple of the sides of weights, so that
-# rows, columns and channels that change places are seen. Torch adds up many short rows slowly.
-_SHORT_STEPS = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
-_LONG_STEPS = (1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087)
-_SHORT = 2 * max(_SHORT_STEPS)
-_LONG = 16 * max(_LONG_STEPS)
-
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-
-# Whether to flatten first, the whole numbers to look at, and the size and strides of rows of them; None for few.
-_Layout: TypeAlias = tuple[bool, torch.dtype, tuple[tuple[int, int], tuple[int, int]] | None]
-
-
-def fingerprint(tensor: Tensor) -> Tensor:
-    """Sums of the bits of ``tensor``, at places some steps apart: exact, so that any one change is seen.
-
-    They are whole numbers, so that their order is free, and thereby the number of threads.
-    """
-    if tensor.storage_offset() or not tensor.is_contiguous():
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-    flat, integers, rows = _layout(tensor.shape, tensor.dtype)
-    bits = (tensor.view(-1) if flat else tensor).view(integers)
-    return bits.clone() if rows is None else bits.as_strided(*rows).sum(0)
-
-
-@functools.lru_cache(maxsize=1024)
-def _layout(shape: torch.Size, dtype: torch.dtype) -> _Layout:
-    size, count = dtype.itemsize, shape.numel()
-    # Eight bytes at a time, where these go up in it. The signs of two doubles would cancel in a sum modulo 2^64.
-    width = 8 if count * size % 8 == 0 else size
-    if dtype in (torch.float64, torch.complex128):
-        width = 4
-    flat = not shape or shape[-1] * size % width != 0
-    count = count * size // width
-    if count <= _SHORT:
-        return flat, _INTEGERS[width], None
-    step = min(_SHORT_STEPS if count < _LONG else _LONG_STEPS, key=lambda step: count % step)
-    length = step + count % step
-    return flat, _INTEGERS[width], (((count - length) // step + 1, length), (step, 1))

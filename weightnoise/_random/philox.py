@@ -44,6 +44,7 @@ def _load() -> ctypes.CDLL | None:
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_quantile.argtypes = [pointer]
+    library.weightnoise_mark.argtypes = [pointer, pointer, number, small]
     library.weightnoise_use_threads.argtypes = [pointer]
     if os.name != "nt":  # Windows cannot be asked for a function of any library: there it is one thread.
         # Of the OpenMP runtime that torch has loaded.

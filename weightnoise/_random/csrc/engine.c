@@ -45,6 +45,14 @@ static const kernels_t *kernels_of(int level) {
     return &kernels_baseline;
 }
 
+/* Calls a function in some threads, or once where there are none. It has to do what there is, however often. */
+void run_in_threads(void (*function)(void *), void *job, int threads) {
+    if (threads > 1 && parallel != NULL)
+        parallel(function, job, (unsigned)threads, 0);
+    else
+        function(job);
+}
+
 /* Does piece after piece until none is left: whatever number of threads come, and whichever. */
 static void work(void *argument) {
     job_t *job = argument;
@@ -66,10 +74,7 @@ static void run(job_t job, int threads) {
     if (threads > most) threads = (int)most;
     if (threads < 1) threads = 1;
     job.size = (job.count / threads + GROUP) / GROUP * GROUP;
-    if (threads > 1 && parallel != NULL)
-        parallel(work, &job, (unsigned)threads, 0);
-    else
-        work(&job);
+    run_in_threads(work, &job, threads);
 }
 
 void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int level, int threads) {

@@ -35,7 +35,9 @@ extern const kernels_t kernels_baseline;
 /* The function of an OpenMP runtime that runs another one in all of its threads: GOMP_parallel. */
 typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
 
-/* What Python calls: see engine.c. */
+void run_in_threads(void (*function)(void *), void *job, int threads);
+
+/* What Python calls: see engine.c and marks.c. */
 void weightnoise_use_threads(parallel_t function);
 int weightnoise_level(void);
 void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int level, int threads);
@@ -45,3 +47,4 @@ void weightnoise_add_rows(number_t *out, const number_t *weight, const number_t 
                           int64_t rows, int64_t row_size, float strength, uint64_t key, int level);
 void weightnoise_part(number_t *out, int64_t start, int64_t end, uint64_t key, int level);
 void weightnoise_quantile(number_t *out);
+void weightnoise_mark(uint32_t *out, const void *words, int64_t count, int threads);
