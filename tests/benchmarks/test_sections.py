@@ -67,11 +67,13 @@ def test_compiled_models_are_compared_with_compiled_models(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setitem(WORKLOADS, NAME, SMALL)
     rows = compiled.run(Options(seconds=0.0, workloads=[NAME]))
-    assert [row["contender"] for row in rows] == ["plain", "weightnoise on", "naive parametrization"]
+    assert [row["contender"] for row in rows] == list(compiled.WAYS)
     assert rows[0]["compiled"] == rows[0]["ratio"] == 1.0
     assert all(row["graphs"] == 1 and row["compiled"] > 0 for row in rows)
     found = cells(compiled.table(rows))
-    assert [line[1] for line in found[2:]] == ["weightnoise on", "naive parametrization"]
+    assert [line[1] for line in found[2:]] == list(compiled.NOISY)
+    times = rows[1]["compile_seconds"] / rows[0]["compile_seconds"]
+    assert found[2][6].endswith(f"({times:.1f})")
     difference = rows[1]["compiled"] - rows[1]["ratio"]
     assert float(found[2][4]) == pytest.approx(difference, abs=0.0051)
 
@@ -85,7 +87,18 @@ def test_a_model_that_does_not_compile_is_told_and_takes_nothing_from_others(
     monkeypatch.setattr(compiled, "compare_compiled", fail)
     table = compiled.table(compiled.run(Options(workloads=list(WORKLOADS)[:2])))
     assert columns(table) == {7}
-    assert table.count("RuntimeError: no such operator") == 4
+    assert table.count("RuntimeError: no such operator") == 2 * len(compiled.NOISY)
+
+
+@pytest.mark.parametrize("name", compiled.WAYS)
+def test_what_is_compiled_has_the_noise_that_it_is_called_after(name: str) -> None:
+    model = SMALL.model()
+    before = compiled.WAYS[name](model)
+    x, _ = SMALL.batch()
+    first, _ = model(x), before and before()
+    assert torch.equal(first, model(x)) == (name in ("plain", "weightnoise, hold"))
+    assert (before is not None) == (name == "weightnoise, schedule")
+    assert wn.has_weight_noise(model) == (name.startswith("weightnoise") and "activations" not in name)
 
 
 @pytest.mark.parametrize("size", growth.SIZES[:-1])
