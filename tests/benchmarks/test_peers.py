@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +17,10 @@ from torch import nn
 from tests.benchmarks.contenders import naive, plain
 from tests.benchmarks.draws import DRAWS
 from tests.benchmarks.options import Options
-from tests.benchmarks.peers import adapters, environments, section, worker
-from tests.benchmarks.peers.adapters import ADAPTERS, Noisy
+from tests.benchmarks.peers import adapters, environments, replacing, section, worker
+from tests.benchmarks.peers.adapters import ADAPTERS
 from tests.benchmarks.peers.environments import REQUIREMENTS
+from tests.benchmarks.peers.replacing import Noisy
 from tests.benchmarks.peers.section import MODELS
 from tests.benchmarks.processes import ProcessError
 from tests.benchmarks.workloads import Workload, labels, mlp
@@ -34,6 +38,9 @@ class BayesLinear(nn.Module):
     def forward(self, x):
         weight = self.weight_mu + 2 * self.sigma * torch.randn_like(self.weight_mu)
         return nn.functional.linear(x, weight, self.bias_mu)
+class BayesConv2d(nn.Module):
+    def __init__(self, mu, sigma, inputs, outputs, size, **options):
+        raise NotImplementedError("no padding")
 """
 
 
@@ -55,13 +62,16 @@ def here(folder: Path, name: str, requirement: str, progress: object) -> Path:
 @pytest.mark.usefixtures("fake")
 def test_peers_are_measured_in_processes_and_failures_are_told() -> None:
     options = Options(seconds=0.0, threads=1, names=["torchrl", "torchbnn"])
-    missing, found = section.measure(options, here, layers=2, width=100, models=MODELS[:1])
+    other = [section.OTHER[0], section.OTHER[2]]
+    missing, found = section.measure(options, here, layers=2, width=100, models=MODELS[:1], other=other)
     assert missing["error"] == "ERROR: No matching distribution"
     assert found["version"] == "7.7"
     assert found["strength"] == pytest.approx(0.02, rel=0.05)
     assert [row["contender"] for row in found["rows"]] == ["plain", "weightnoise on", "torchbnn"] * 2
     assert found["memory"]["contender"] == "torchbnn"
-    lines = section.table([missing, found]).splitlines()
+    first, second = section.table([missing, found]).split("\n\n")
+    assert second.splitlines()[2] == "| torchbnn 7.7 | NotImplementedError: no padding | no way |"
+    lines = first.splitlines()
     assert {line.count("|") for line in lines} == {6}
     assert lines[2].startswith("| torchrl | does not run: ERROR: No matching distribution |")
     assert lines[3].startswith("| torchbnn 7.7 |")
@@ -157,15 +167,57 @@ def test_the_strength_of_noise_is_seen_from_outside(std: float, monkeypatch: pyt
     assert found == pytest.approx(std, rel=0.02, abs=1e-7)
 
 
-def test_layers_are_replaced_with_their_weights_as_means() -> None:
-    def make(old: nn.Linear) -> nn.Module:
-        return adapters.means(nn.Linear(old.in_features, old.out_features), old, "weight", "bias")
+class Peers(nn.Module):
+    """A layer of a peer without noise: what torch's does with the means."""
 
-    model, x = mlp(6, 5, 4), torch.randn(3, 6)
-    before, layers = model(x), list(model)
-    adapters.replace_linear(model, make)
-    assert torch.equal(model(x), before)
-    assert [mine is other for mine, other in zip(model, layers, strict=True)] == [False, True, False]
+    def __init__(self, kind: type[nn.Module], *sizes: int, **options: Any) -> None:
+        super().__init__()
+        inner: Any = kind(*sizes, **options)
+        self.inner = inner
+        self.weight_mu, self.bias_mu = inner.weight, inner.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(x)
+        return found
+
+
+def test_layers_are_replaced_with_their_weights_as_means() -> None:
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.Flatten(), nn.Linear(16, 2))
+    for model, x in ((mlp(6, 5, 4), torch.randn(3, 6)), (conv, torch.randn(2, 3, 4, 4))):
+        before, layers = model(x), list(model)
+        ways = [functools.partial(Peers, kind) for kind in (nn.Linear, nn.Conv2d)]
+        noisy = replacing.with_layers(model, *ways)
+        assert torch.equal(noisy.model(x), before)
+        kept = [mine is other for mine, other in zip(model, layers, strict=True)]
+        assert kept == [False, True, False]
+
+
+def test_a_recurrent_layer_has_the_examples_first() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(inputs, outputs, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.lstm(x)[0], None
+
+    plain = nn.Sequential(nn.LSTM(3, 4))
+    model = replacing.with_layers(copy.deepcopy(plain), nn.Linear, lstm=Recurrent).model
+    model[0].inner.lstm.load_state_dict(plain[0].state_dict())  # type: ignore[index, union-attr]
+    x = torch.randn(5, 2, 3)
+    assert torch.equal(model(x)[0], plain(x)[0])
+
+
+def test_the_share_of_noisy_weights_leaves_out_layers_of_torch() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Embedding(6, 2))
+    noisy = replacing.with_layers(copy.deepcopy(model), functools.partial(Peers, Linear))
+    assert replacing.share(noisy, model) == pytest.approx(0.5)
+    assert replacing.share(Noisy(model), model) == 0.0
+    assert replacing.share(Noisy(model, in_place=True), model) == 1.0
+
+
+class Linear(nn.Linear):
+    """A layer that torch does not have."""
 
 
 def test_rho_is_what_softplus_undoes() -> None:

@@ -1,4 +1,4 @@
-"""How each peer puts Gaussian noise on the weights of Linear layers, with its own means.
+"""How each peer puts Gaussian noise on the weights of a model, with its own means and as far as they go.
 
 An adapter gets a plain model and the standard deviation, and returns what a step calls. It runs in the peer's
 environment alone, so that it imports the peer itself.
@@ -9,28 +9,15 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Noisy:
-    """A model with a peer's noise on it.
-
-    Attributes:
-        model: what is called and trained.
-        around: entered for each forward and backward.
-    """
-
-    model: nn.Module
-    around: Callable[[], AbstractContextManager[object]] = nullcontext
-
+from tests.benchmarks.peers.replacing import Noisy, TimeFirst, means, replace, with_layers
 
 Adapter: TypeAlias = Callable[[nn.Module, float], Noisy]
 
@@ -61,40 +48,17 @@ def rho(std: float) -> float:
     return math.log(math.expm1(std))
 
 
-def replace_linear(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """Put another layer in the place of each Linear, with the old weight and bias where it has their means."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(parent, name, make(layer))
-    return model
-
-
-@torch.no_grad()
-def means(layer: nn.Module, of: nn.Linear, weight: str = "weight_mu", bias: str = "bias_mu") -> nn.Module:
-    """The layer with the weight and bias of another as its means."""
-    getattr(layer, weight).copy_(of.weight)
-    if of.bias is not None:
-        getattr(layer, bias).copy_(of.bias)
-    return layer
-
-
-def with_layers(model: nn.Module, layer: Callable[..., nn.Module]) -> Noisy:
-    """The model with a layer of a peer, made of the two sizes and ``bias``, in the place of each Linear."""
-
-    def make(old: nn.Linear) -> nn.Module:
-        return means(layer(old.in_features, old.out_features, bias=old.bias is not None), old)
-
-    return Noisy(replace_linear(model, make))
-
-
 def torchbnn(model: nn.Module, std: float) -> Noisy:
-    """BayesLinear: weight and bias with a learned standard deviation, a fresh draw per forward."""
-    return with_layers(model, partial(load("torchbnn").BayesLinear, 0.0, std))
+    """BayesLinear and BayesConv2d: weight and bias with a learned standard deviation, a fresh draw per forward."""
+    peer = load("torchbnn")
+    return with_layers(model, partial(peer.BayesLinear, 0.0, std), partial(peer.BayesConv2d, 0.0, std))
 
 
 def bayesian_torch(model: nn.Module, std: float) -> Noisy:
-    """dnn_to_bnn: weight and bias with a learned standard deviation, a fresh draw per forward."""
+    """dnn_to_bnn: weight and bias with a learned standard deviation, a fresh draw per forward.
+
+    It stops at the Linear of an attention, and its LSTM has the examples first, a sum for each time step.
+    """
     options = {
         "prior_mu": 0.0,
         "prior_sigma": 1.0,
@@ -103,24 +67,37 @@ def bayesian_torch(model: nn.Module, std: float) -> Noisy:
         "type": "Reparameterization",
         "moped_enable": False,  # It makes the noise relative to each weight.
     }
-    old = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    kinds = {nn.Linear: "weight", nn.Conv2d: "kernel"}
+    old = [layer for layer in model.modules() if type(layer) in kinds]
     load("bayesian_torch.models.dnn_to_bnn").dnn_to_bnn(model, options)
-    new = [layer for layer in model.modules() if hasattr(layer, "mu_weight")]
-    for layer, of in zip(new, old, strict=True):
-        means(layer, of, "mu_weight", "mu_bias")
-    return Noisy(model)
+    new = [m for m in model.modules() if any(hasattr(m, f"mu_{kind}") for kind in kinds.values())]
+    lstms = {type(m): TimeFirst for m in model.modules() if "LSTM" in type(m).__name__}
+    for layer, of in zip([m for m in new if not _inside(m, model, lstms)], old, strict=True):
+        means(layer, of, f"mu_{kinds[type(of)]}", "mu_bias")
+    return Noisy(replace(model, lstms))
+
+
+def _inside(layer: nn.Module, model: nn.Module, kinds: Container[type]) -> bool:
+    return any(layer in list(m.modules()) for m in model.modules() if type(m) in kinds)
 
 
 def blitz(model: nn.Module, std: float) -> Noisy:
-    """BayesianLinear: learned standard deviations; each forward also sums the log-densities of its draw."""
-    return with_layers(model, partial(load("blitz.modules").BayesianLinear, posterior_rho_init=rho(std)))
+    """Its Linear, Conv2d and LSTM: learned standard deviations.
+
+    Each forward also sums the log-densities of its draw. An LSTM starts from its own means.
+    """
+    peer = load("blitz.modules")
+    kinds = peer.BayesianLinear, peer.BayesianConv2d, peer.BayesianLSTM
+    return with_layers(model, *(partial(kind, posterior_rho_init=rho(std)) for kind in kinds))
 
 
 def torch_uncertainty(model: nn.Module, std: float) -> Noisy:
-    """BayesLinear: learned standard deviations; each forward also sums the log-densities of its draw."""
+    """Its Linear and Conv2d: learned standard deviations; each forward also sums the log-densities of its draw."""
     ensure_torchvision()
-    bayes = load("torch_uncertainty.layers.bayesian").BayesLinear
-    return with_layers(model, partial(bayes, sigma_init=rho(std)))
+    peer = load("torch_uncertainty.layers.bayesian")
+    return with_layers(
+        model, *(partial(kind, sigma_init=rho(std)) for kind in (peer.BayesLinear, peer.BayesConv2d))
+    )
 
 
 def torchbayesian(model: nn.Module, std: float) -> Noisy:
@@ -140,7 +117,7 @@ def torchrl(model: nn.Module, std: float) -> Noisy:
     """
     modules = load("torchrl.modules")
 
-    def make(old: nn.Linear) -> nn.Module:
+    def make(old: Any) -> nn.Module:
         start = std * math.sqrt(old.in_features)
         bias = old.bias is not None
         layer = modules.NoisyLinear(
@@ -148,7 +125,7 @@ def torchrl(model: nn.Module, std: float) -> Noisy:
         )
         return means(layer, old)
 
-    replace_linear(model, make).train()
+    replace(model, {nn.Linear: make}).train()
 
     def around() -> AbstractContextManager[object]:
         model.apply(modules.reset_noise)
@@ -161,8 +138,8 @@ def noise_injection(model: nn.Module, std: float) -> Noisy:
     """with_noise: adds to the weights in place and subtracts the same numbers after the backward."""
     package = load("noise_injection")
     generator = package.generators.gaussian(std)
-    weights = package.selectors.by_name(r"weight$")
-    return Noisy(model, lambda: package.with_noise(model, generator, weights))
+    weights = package.selectors.by_name(r"weight(_[ih]h_l0)?$")
+    return Noisy(model, lambda: package.with_noise(model, generator, weights), in_place=True)
 
 
 def analogvnn(model: nn.Module, std: float) -> Noisy:
@@ -170,9 +147,10 @@ def analogvnn(model: nn.Module, std: float) -> Noisy:
     noise = load("analogvnn.nn.noise.GaussianNoise").GaussianNoise
     pseudo = load("analogvnn.parameter.PseudoParameter").PseudoParameter
     for layer in list(model.modules()):
-        if isinstance(layer, nn.Linear):
-            with torch.no_grad():
-                pseudo.parameterize(layer, "weight", noise(std=std, precision=8))
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            if parameter.ndim >= 2:
+                with torch.no_grad():
+                    pseudo.parameterize(layer, name, noise(std=std, precision=8))
     return Noisy(model)
 
 
@@ -196,7 +174,7 @@ def aihwkit_lightning(model: nn.Module, std: float) -> Noisy:
     kinds = load("aihwkit_lightning.simulator.parameters")
 
     def of_layer(name: str, layer: nn.Module, config: Any) -> Any:
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             config.modifier.noise_type = kinds.WeightNoiseInjectionType.ADD_NORMAL
             config.modifier.std_dev = std / float(layer.weight.detach().abs().max())
         return config

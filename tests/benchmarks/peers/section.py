@@ -17,6 +17,11 @@ from tests.benchmarks.processes import TRIMMED, ProcessError, run
 LAYERS = 10  # Some peers take ten times the memory of the weights.
 WORKER = "tests.benchmarks.peers.worker"
 MODELS = ("MLP 784-100-100-10, batch 64", "MLP 1024 x 3 - 10, batch 128")
+OTHER = (
+    "small ResNet, 32 x 32, batch 16",
+    "4-layer Transformer, d = 256, 8 x 128 tokens",
+    "LSTM 128-512, 50 steps, batch 16",
+)
 
 FindPython: TypeAlias = Callable[[Path, str, str, Callable[[str], None]], Path]
 
@@ -27,6 +32,7 @@ def measure(
     layers: int = LAYERS,
     width: int = WIDTH,
     models: Sequence[str] = MODELS,
+    other: Sequence[str] = OTHER,
 ) -> list[Row]:
     """A row for each peer: its version and figures, or the reason why it has none."""
     rows = []
@@ -34,7 +40,7 @@ def measure(
         row: Row = {"peer": name, "requirement": REQUIREMENTS[name]}
         try:
             python = find(options.peers, name, REQUIREMENTS[name], options.about(name))
-            row |= _figures(options, python, name, models)
+            row |= _figures(options, python, name, models, other)
             row["memory"] = _memory(options, python, name, layers, width)
         except ProcessError as error:
             row["error"] = str(error)
@@ -42,11 +48,12 @@ def measure(
     return rows
 
 
-def _figures(options: Options, python: Path, name: str, models: Sequence[str]) -> Row:
+def _figures(options: Options, python: Path, name: str, models: Sequence[str], other: Sequence[str]) -> Row:
     options.progress(f"{name}: steps and draws")
     # There are many of them: half the time for each.
     counts = ["--seconds", str(options.seconds / 2), "--threads", str(options.threads), "--models", *models]
-    out = run([str(python), "-m", WORKER, name, *counts], 300 + 10 * options.seconds)
+    counts += ["--other", *other]
+    out = run([str(python), "-m", WORKER, name, *counts], 600 + 20 * options.seconds)
     found: Row = json.loads(out.splitlines()[-1])
     return found
 
@@ -77,7 +84,29 @@ def table(rows: Sequence[Row]) -> str:
         taken = peer["memory"]
         share = taken["error"] if "error" in taken else f"{taken['share']:.1f}"
         lines.append([name, *cells, share, f"{peer['strength']:.4f}"])
-    return markdown([*heads, "memory / weights", "std of the noise"], lines)
+    first = markdown([*heads, "memory / weights", "std of the noise"], lines)
+    return "\n\n".join([first, *([of_other] if (of_other := other_layers(rows)) else [])])
+
+
+def other_layers(rows: Sequence[Row]) -> str:
+    """Steps of models of other layers, with weightnoise's in the same rounds, and the share that is noisy."""
+    models = list(dict.fromkeys(row["model"] for peer in rows for row in peer.get("other", ())))
+    if not models:
+        return ""
+    lines = []
+    for peer in rows:
+        if peer.get("other"):
+            lines.append([f"{peer['peer']} {peer['version']}", *(_other(peer, model) for model in models)])
+    return markdown(["peer", *(f"step, {model}" for model in models)], lines)
+
+
+def _other(peer: Row, model: str) -> str:
+    found = {row.get("contender"): row for row in peer["other"] if row["model"] == model}
+    if peer["peer"] not in found:
+        return found[None]["error"] if None in found else ""
+    own = found[peer["peer"]]
+    part = "" if own["share"] > 0.99 else f", on {100 * own['share']:.0f} %"
+    return f"{own['ratio']:.2f} ({found['weightnoise on']['ratio']:.2f}){part}"
 
 
 def pair(peer: Row, model: str, what: str) -> str:

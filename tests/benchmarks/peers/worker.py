@@ -18,10 +18,12 @@ from tests.benchmarks.contenders import Step
 from tests.benchmarks.draws import DRAWS, ours, per_draw, plain
 from tests.benchmarks.measure import Row, against, interleave, short, steps_for
 from tests.benchmarks.peaks import high_water
-from tests.benchmarks.peers.adapters import ADAPTERS, Adapter, Noisy
+from tests.benchmarks.peers.adapters import ADAPTERS, Adapter
+from tests.benchmarks.peers.replacing import Noisy, share
 from tests.benchmarks.workloads import WORKLOADS, Workload, mlp
 
 STD = 0.01
+LEAST = 0.1  # The share of the weights below which a peer has no way to put noise on a model.
 DRAWING = {"plain": plain, "weightnoise on": ours}
 
 
@@ -69,6 +71,26 @@ def measure(name: str, adapter: Adapter, models: Sequence[str], seconds: float) 
     return rows
 
 
+def measure_other(name: str, adapter: Adapter, models: Sequence[str], seconds: float) -> list[Row]:
+    """Training steps of models of other layers, with the share of the weights that the peer's noise is on."""
+    rows: list[Row] = []
+    for model in models:
+        workload = WORKLOADS[model]
+        try:
+            noisy = adapter(_model(workload), STD)
+            found = share(noisy, _model(workload))
+            if found < LEAST:
+                rows.append({"model": model, "error": "no way"})
+                continue
+            steps = steps_for(workload, ["plain", "weightnoise on"])
+            times = interleave({**steps, name: training_step(workload, noisy)}, seconds, lambda text: None)
+        except Exception as error:  # Of the peer.
+            rows.append({"model": model, "error": f"{type(error).__name__}: {error}"[:120]})
+        else:
+            rows += [{"model": model, "share": short(found), **against(times, each)} for each in times]
+    return rows
+
+
 def _model(workload: Workload) -> nn.Module:
     torch.manual_seed(0)
     return workload.model()
@@ -105,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", nargs="*", default=[], choices=list(WORKLOADS), metavar="MODEL")
+    parser.add_argument("--other", nargs="*", default=[], choices=list(WORKLOADS), metavar="MODEL")
     parser.add_argument("--memory", nargs=2, type=int, metavar=("LAYERS", "WIDTH"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -115,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif adapter:
         rows = measure(options.name, adapter, options.models, options.seconds)
         found = {"version": metadata.version(options.name), "strength": strength(adapter), "rows": rows}
+        found["other"] = measure_other(options.name, adapter, options.other, options.seconds)
         sys.stdout.write(json.dumps(found) + "\n")
     return 0
 
