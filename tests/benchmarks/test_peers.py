@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.benchmarks.contenders import naive, plain
+import weightnoise as wn
+from tests.benchmarks.contenders import Step, naive, plain
 from tests.benchmarks.draws import DRAWS
 from tests.benchmarks.options import Options
-from tests.benchmarks.peers import adapters, environments, replacing, section, worker
+from tests.benchmarks.peers import adapters, environments, replacing, section, sweeps, worker
 from tests.benchmarks.peers.adapters import ADAPTERS
 from tests.benchmarks.peers.environments import REQUIREMENTS
 from tests.benchmarks.peers.replacing import Noisy
@@ -218,6 +219,28 @@ def test_the_share_of_noisy_weights_leaves_out_layers_of_torch() -> None:
 
 class Linear(nn.Linear):
     """A layer that torch does not have."""
+
+
+def test_a_sweep_measures_every_level_as_often_as_there_are_draws() -> None:
+    seen: list[int] = []
+
+    def peer(model: nn.Module, metric: Callable[[nn.Module], float], levels: Sequence[float]) -> Step:
+        return lambda: seen.append(len([metric(model) for _ in range(sweeps.DRAWS) for _ in levels]))
+
+    sweep = sweeps.Sweep((0.0, 0.1), peer, lambda std: wn.Gaussian(std))
+    rows = sweeps.measure_sweep("torchbnn", sweep, 0.0)
+    assert set(seen) == {2 * sweeps.DRAWS}
+    ratios = {row["contender"]: row["ratio"] for row in rows}
+    assert ratios["plain"] == 1.0
+    table = section.swept([{"peer": "torchbnn", "version": "7.7", "sweep": rows}, {"peer": "torchrl"}])
+    assert table.splitlines()[2] == f"| torchbnn 7.7 | {ratios['torchbnn']:.1f} | {ratios['weightnoise on']:.1f} |"
+    assert section.swept([{"peer": "torchrl"}]) == ""
+
+
+@pytest.mark.parametrize("name", sweeps.SWEEPS)
+def test_the_law_of_a_sweep_is_one_at_every_level(name: str) -> None:
+    for level in sweeps.SWEEPS[name].levels:
+        assert isinstance(sweeps.SWEEPS[name].law(level), wn.Noise)
 
 
 def test_rho_is_what_softplus_undoes() -> None:

@@ -12,6 +12,7 @@ from tests.benchmarks.memory import extra
 from tests.benchmarks.options import Options, markdown
 from tests.benchmarks.peaks import WIDTH
 from tests.benchmarks.peers.environments import REQUIREMENTS, python_of
+from tests.benchmarks.peers.sweeps import DRAWS
 from tests.benchmarks.processes import TRIMMED, ProcessError, run
 
 LAYERS = 10  # Some peers take ten times the memory of the weights.
@@ -85,7 +86,18 @@ def table(rows: Sequence[Row]) -> str:
         share = taken["error"] if "error" in taken else f"{taken['share']:.1f}"
         lines.append([name, *cells, share, f"{peer['strength']:.4f}"])
     first = markdown([*heads, "memory / weights", "std of the noise"], lines)
-    return "\n\n".join([first, *([of_other] if (of_other := other_layers(rows)) else [])])
+    return "\n\n".join(part for part in (first, other_layers(rows), swept(rows)) if part)
+
+
+def swept(rows: Sequence[Row]) -> str:
+    """Evaluations of robustness over the metric alone."""
+    lines = []
+    for peer in rows:
+        found = {row["contender"]: row["ratio"] for row in peer.get("sweep", ())}
+        if found:
+            ratios = [f"{found[name]:.1f}" for name in (peer["peer"], "weightnoise on")]
+            lines.append([f"{peer['peer']} {peer['version']}", *ratios])
+    return markdown([f"a sweep of {DRAWS} draws / metric alone", "package", "weightnoise"], lines) if lines else ""
 
 
 def other_layers(rows: Sequence[Row]) -> str:

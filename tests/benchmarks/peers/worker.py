@@ -20,6 +20,7 @@ from tests.benchmarks.measure import Row, against, interleave, short, steps_for
 from tests.benchmarks.peaks import high_water
 from tests.benchmarks.peers.adapters import ADAPTERS, Adapter
 from tests.benchmarks.peers.replacing import Noisy, share
+from tests.benchmarks.peers.sweeps import SWEEPS, measure_sweep
 from tests.benchmarks.workloads import WORKLOADS, Workload, mlp
 
 STD = 0.01
@@ -139,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = measure(options.name, adapter, options.models, options.seconds)
         found = {"version": metadata.version(options.name), "strength": strength(adapter), "rows": rows}
         found["other"] = measure_other(options.name, adapter, options.other, options.seconds)
+        if options.name in SWEEPS:
+            found["sweep"] = measure_sweep(options.name, SWEEPS[options.name], options.seconds)
         sys.stdout.write(json.dumps(found) + "\n")
     return 0
 
