@@ -16,7 +16,7 @@ from tests.benchmarks.measure import Row
 from tests.benchmarks.options import Options, Section
 from tests.benchmarks.processes import ROOT
 from tests.benchmarks.sections import SECTIONS
-from tests.benchmarks.workloads import WORKLOADS
+from tests.benchmarks.workloads import TRAINED, WORKLOADS
 
 READS = list(WORKLOADS)[-1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -146,3 +146,15 @@ def test_the_page_has_a_place_for_every_section_and_figure() -> None:
 def test_the_page_shows_what_was_measured() -> None:
     page = PAGE.read_text()
     assert record.fill(page, record.blocks(record.read(RESULTS))) == page
+
+
+def test_the_readme_gives_the_range_that_was_measured() -> None:
+    steps = record.read(RESULTS)["steps"]
+    rows = [row for row in steps["rows"] if row["contender"] == "weightnoise on" and row["workload"] in TRAINED]
+    ratios = [row["ratio"] for row in rows]
+    count = ("four", "five", "six")[len(rows) - 4]
+    told = f"{min(ratios):.2f} to {max(ratios):.2f} times as long on the {count} models"
+    readme = (ROOT / "README.md").read_text()
+    assert told in readme
+    level = record.heading(steps["about"]["machine"]).strip("*:").partition(",")[0]
+    assert f"with {level}." in readme
