@@ -1,4 +1,4 @@
-"""Print the tables of the guide on an analog language model: ``python docs/analog_language_model.py --seeds 10``.
+"""Print the tables of the guide on an analog language model: ``python docs/analog_language_model.py --seeds 12``.
 
 The code of the page defines the trainings; here they run with several seeds, the same ones for each student, and
 on the same chips. So the values of a student form a table, trainings by chips, and so do the differences between
@@ -78,7 +78,7 @@ def print_tables(trainings: list[Training]) -> None:
         "nats a token", columns, {name: lambda column, name=name: cell(name, column) for name in trainings[0]}
     )
     print_table(
-        "nats / 1000",
+        "gain, nats / 1000",
         columns,
         {name: lambda column, pair=pair: gain(*pair, column) for name, pair in PARTS.items()},
     )
@@ -87,7 +87,7 @@ def print_tables(trainings: list[Training]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train with several seeds, and print the tables."""
     parser = argparse.ArgumentParser(description="The tables of the guide on an analog language model.")
-    parser.add_argument("--seeds", type=int, default=10, help="how many trainings of each student (default: 10)")
+    parser.add_argument("--seeds", type=int, default=12, help="how many trainings of each student (default: 12)")
     parser.add_argument("--chips", type=int, default=8, help="how many chips of each device (default: 8)")
     parser.add_argument(
         "--steps", type=int, nargs=2, metavar=("TEACHER", "STUDENT"), help="steps of the trainings"
