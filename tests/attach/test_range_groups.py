@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import weightnoise as wn
+from weightnoise._cli.notation import read_spec
 
 RANGE, COUNT = "0.activation_noise.input.range", "0.activation_noise.input.batches"
 LAYERS = (0, 2, 4)
@@ -199,6 +201,28 @@ def test_compiled_code_sets_and_follows_the_range(learned: bool) -> None:
     wn.calibrate_ranges(model, batches(1))
     whole = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close(whole(batches(2)[1]), model(batches(2)[1]))
+
+
+def test_configurations_notations_and_plans() -> None:
+    law = wn.Converter(6, range="quantile", learned=True, group="dac", batches=3, decay=0.01, decay_below=0.02)
+    spec = {"0": law, "2": law}
+    assert wn.spec_from_config(wn.spec_to_config(spec)) == spec
+    assert read_spec(repr(law)) == law
+    model = plain()
+    assert str(wn.plan_activation_noise(model, spec, at="input")).count("group='dac'") == 2
+    with pytest.raises(wn.UnsupportedActivationError, match="have one range"):
+        wn.plan_activation_noise(model, {"0": law, "2": replace(law, k=2.0)}, at="input")
+    assert list(model.state_dict()) == list(plain().state_dict())
+
+
+def test_a_group_that_has_lost_a_layer_waits_for_the_others_alone() -> None:
+    model, data = noisy(batches=1), batches(2)
+    wn.remove_activation_noise(model[4])
+    model(data[0])
+    before = model.state_dict()[RANGE].clone()
+    model(100.0 * data[1])
+    assert torch.equal(model.state_dict()[RANGE], before)
+    assert model.state_dict()[COUNT].item() == 2
 
 
 def test_removal_leaves_the_plain_model() -> None:

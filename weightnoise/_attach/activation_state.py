@@ -196,7 +196,10 @@ def put_state(module: nn.Module, state: ActivationState) -> None:
 def take_state(module: nn.Module, at: str) -> None:
     """Take the state of one side off, where there is one."""
     states = module._modules.get(ACTIVATION_NOISE)
-    if states is not None and states._modules.pop(at, None) is not None and not states._modules:
+    state: Any = None if states is None else states._modules.pop(at, None)
+    if state is not None and state.ties is not None:
+        state.ties.uses -= 1  # Of a group of layers.
+    if state is not None and states is not None and not states._modules:
         del module._modules[ACTIVATION_NOISE]
 
 
