@@ -39,7 +39,7 @@ def calibrate_ranges(
             over the processes of this group; None for all.
 
     Returns:
-        The ranges, by their names in ``state_dict()``.
+        The ranges, by their names in ``state_dict()``; the layers of a group have one, the largest or the mean.
 
     Raises:
         NotNoisyError: if no converter of the model takes its range from the data.
