@@ -54,7 +54,7 @@ class Converter(Law):
         per: what has a range of its own: ``"tensor"``; ``"output"`` or ``"input"``, each channel of the output or
             input of a layer; or the dimension of the channels, from the end.
         batches: how many forwards in training mode set a range from the data.
-        decay: how much of itself a learned range has in its gradient, where it decays; 0.01 in aihwkit.
+        decay: how much of itself a learned range has in its gradient, where it decays; 0.001 in aihwkit.
         decay_below: the share of clipped inputs from which on it does not, above 0 and at most 1.
         range_gradient: what an input inside gives to a learned range: ``"pact"``, nothing; ``"lsq"``, its gradient
             times ``(rounded - x) / r``.
