@@ -42,6 +42,7 @@ def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if compiles:
         torch._dynamo.reset()
+        pytest_collection_finish()  # The compiler is there to stay.
 
 
 # Markers of whole files and folders, by the beginning of their path.
@@ -115,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep torch and the tests themselves out of the collections of garbage that tests ask for."""
+    """Keep torch and the tests themselves out of what looks through the memory, such as collections of garbage."""
     gc.collect()
     gc.freeze()
 
