@@ -208,5 +208,5 @@ def test_the_order_of_answers_changes_nothing() -> None:
 
 def test_two_workers_measure_at_the_same_time(pool: Executor, tmp_path: Path) -> None:
     model, _ = make()
-    run(model, Meeting(tmp_path, os.getpid()), levels=[0.1], executor=pool)  # One after the other, the first never ends.
+    run(model, Meeting(tmp_path, os.getpid()), levels=[0.1], executor=pool)  # One alone would wait for ever.
     assert len(list(tmp_path.iterdir())) == 2
