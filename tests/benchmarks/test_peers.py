@@ -204,7 +204,7 @@ def test_a_recurrent_layer_has_the_examples_first() -> None:
 
     plain = nn.Sequential(nn.LSTM(3, 4))
     model = replacing.with_layers(copy.deepcopy(plain), nn.Linear, lstm=Recurrent).model
-    model[0].inner.lstm.load_state_dict(plain[0].state_dict())  # type: ignore[index, union-attr]
+    model[0].inner.lstm.load_state_dict(plain[0].state_dict())
     x = torch.randn(5, 2, 3)
     assert torch.equal(model(x)[0], plain(x)[0])
 

@@ -79,10 +79,15 @@ def measure_sweep(name: str, sweep: Sweep, seconds: float) -> list[Row]:
 
     plain, ours = fresh(), fresh()
     options: dict[str, Any] = {"levels": list(sweep.levels), "law": sweep.law, "draws": DRAWS, "progress": False}
-    steps: dict[str, Step] = {
-        "plain": lambda: [metric(plain) for _ in range(DRAWS * len(sweep.levels))] and None,
-        "weightnoise on": lambda: wn.evaluate_robustness(ours, metric, **options) and None,
-        name: sweep.peer(fresh(), metric, sweep.levels),
-    }
+
+    def alone() -> None:
+        for _ in range(DRAWS * len(sweep.levels)):
+            metric(plain)
+
+    def evaluate() -> None:
+        wn.evaluate_robustness(ours, metric, **options)
+
+    peer = sweep.peer(fresh(), metric, sweep.levels)
+    steps: dict[str, Step] = {"plain": alone, "weightnoise on": evaluate, name: peer}
     times = interleave(steps, seconds, lambda text: None)
     return [against(times, each) for each in steps]
