@@ -92,8 +92,8 @@ def test_the_front_page_has_a_sentence_a_figure_five_lines_and_whom_it_is_for() 
     assert len([line for line in code.splitlines() if line]) == 5
     assert "## Who is this for?" in text
     asked = text[text.index("## What do you want to do?") : text.index("## Install")]
-    wanted = ("tutorial", "robustness", "strength", "losses", "activations", "huggingface", "hardware-aware")
-    wanted += ("uncertainty", "exploration", "cluster")
+    wanted = ["tutorial", "robustness", "strength", "losses", "activations", "huggingface", "hardware-aware"]
+    wanted += ["uncertainty", "exploration", "cluster"]
     assert [page for page in wanted if f"{page}.md" not in asked] == []
 
 

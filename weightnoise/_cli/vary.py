@@ -37,7 +37,7 @@ def check_levels(levels: Sequence[Any], laws: Mapping[str, Any]) -> None:
     wrong = [
         level
         for level in (one[1] if isinstance(one, tuple) else one for one in levels)
-        if isinstance(level, str) or level < 0
+        if type(level) not in (int, float) or level < 0
     ]
     if wrong and not all(map(is_function, laws.values() or [None])):
         raise CommandError(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,16 @@ Rows = dict[int, Found]
 
 
 class Store:
-    """What has been measured, by cell and draw."""
+    """What has been measured, by cell and draw.
+
+    Attributes:
+        so_far: what has been measured, as the content of a report, with ``done``: how many draws, and of how many
+            (0 where that is open).
+    """
 
     def __init__(self) -> None:
         self.measured: dict[str, Found] = {}
+        self.so_far: Callable[[], Mapping[str, Any]] = dict
 
     def get(self, key: str, number: int) -> Found | None:
         """What was found in a draw of a cell."""

@@ -17,7 +17,7 @@ from weightnoise._robustness.collect import report_of, reported
 from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.goal import DOUBLINGS, Goal, Tolerance, search
 from weightnoise._robustness.intervals import check_confidence
-from weightnoise._robustness.metric import Metric
+from weightnoise._robustness.metric import Metric, fingerprint
 from weightnoise._robustness.plan import LevelLaw, Plan, law_name, make_plan
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, evaluation, rows_of, sample_of
@@ -143,6 +143,7 @@ def run_search(
     (curve, law), *_ = plan.laws.items()
     cells: dict[float, Sequence[Cell]] = {}
     kept = Store() if store is None else store
+    weights = fingerprint(model)
 
     def at(level: float) -> Plan:
         return replace(plan, laws={f"{curve} at {level!r}": law}, levels=((level, level),))
@@ -155,9 +156,14 @@ def run_search(
             replace(cells[level][0], curve=name, place=place): rows[level] for place, level in enumerate(levels)
         }
         whole = replace(plan, levels=tuple((level, level) for level in levels))
-        return report_of(model, whole, found, kept, goal.target, goal.higher_is_better)
+        return report_of(weights, whole, found, kept, goal.target, goal.higher_is_better)
+
+    def so_far() -> dict[str, Any]:
+        found = report()
+        return {**found.to_dict(), "done": [sum(int(mask.sum()) for mask in found.measured.values()), 0]}
 
     with reported(report), evaluation(model, plan, progress, kept, run_on(executor, model)) as run:
+        kept.so_far = so_far
 
         def allowed(level: float) -> bool:
             try:
