@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from weightnoise._errors import OptionTypeError, SpecError, WeightNoiseError, raise_problems
+from weightnoise._checks import check_model
+from weightnoise._errors import SpecError, WeightNoiseError, raise_problems
 from weightnoise._select.patterns import Key, is_key, matches, matches_name, no_match
 from weightnoise._torch.legacy import leave_to_python
 from weightnoise._torch.modes import in_backward
@@ -119,8 +120,7 @@ def _branch_off(output: Any, name: str) -> tuple[Tensor, Any]:
 
 def _choose(model: nn.Module, which: Key | Sequence[Key]) -> dict[nn.Module, str]:
     """The modules to record, with the names to list them under."""
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_model(model)
     keys = [which] if isinstance(which, (str, type)) else list(which)
     nodes = walk(model)
     problems: list[WeightNoiseError] = [] if keys else [SpecError("which is empty. Name modules: which='*'.")]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
-from weightnoise._checks import check_seed, check_sign
+from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._holds import require_noise
 from weightnoise._noise.held import add_draw
@@ -60,7 +60,8 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
         MeZO: Malladi et al., Fine-tuning language models with just forward passes, 2023, arXiv 2305.17333;
         evolution strategies: Salimans et al., 2017, arXiv 1703.03864.
     """
-    check_seed("step_along", seed)
+    check_model(model)
+    seed = check_seed("step_along", seed)
     check_sign("step_along", sign)
     amount = float(amount)
     if not math.isfinite(amount):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weightnoise._attach.attach import attach, detach
 from weightnoise._attach.find import module_noise, noises
 from weightnoise._attach.module_noise import own_noises
-from weightnoise._checks import check_choice
+from weightnoise._checks import check_choice, check_model
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.drawing import Memory
@@ -148,6 +148,7 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
         >>> remove_weight_noise(add_weight_noise(model, 0.1)).weight is weight
         True
     """
+    check_model(model)
     found = list(noises(model))
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to remove.")
@@ -169,7 +170,7 @@ def has_weight_noise(model: nn.Module) -> bool:
         >>> has_weight_noise(nn.Linear(3, 2))
         False
     """
-    return any(True for _ in noises(model))
+    return bool(noisy_parameters(model))
 
 
 def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
@@ -185,6 +186,7 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
         >>> noisy_parameters(add_weight_noise(nn.Linear(3, 2), 0.1))
         {'weight': Gaussian(std=0.1)}
     """
+    check_model(model)
     return {name: noise.law for name, _, noise in noises(model)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from weightnoise._checks import check_count, check_strength
+from weightnoise._checks import check_count, check_model, check_strength
 from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._holds import Reads
 from weightnoise._robustness.cells import Cell, Found, find_cells
@@ -87,9 +87,10 @@ def find_level(
     Source:
         The interval inverts a test at each level, as that of Fieller, Some problems in interval estimation, 1954.
     """
+    check_model(model)
     goal = make_goal(at_least, at_most, quantile, chip_yield)
     confidence = check_confidence("find_level", confidence)
-    check_count("find_level", "draws", draws, 2)
+    draws = check_count("find_level", "draws", draws, 2)
     limits = make_limits(first, highest, resolution)
     options = {
         "seed": seed,

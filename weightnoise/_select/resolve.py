@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from weightnoise._attach.per_example import estimator_problem
+from weightnoise._checks import check_model, plain_number
 from weightnoise._errors import (
     AlreadyNoisyError,
     LeftCleanWarning,
@@ -67,8 +68,8 @@ def resolve(
         TypeError: if ``model`` is no module or ``min_ndim`` no whole number.
         WeightNoiseError: with every problem that was found.
     """
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_model(model)
+    min_ndim, batch_dim = plain_number(min_ndim), plain_number(batch_dim)
     if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
         raise OptionTypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
     if batch_dim is not None and (isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
+from weightnoise._checks import check_model
 from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
@@ -109,6 +110,7 @@ def check_gradients(
         The gradient at the noisy weight: Graves, Practical variational inference for neural
         networks, 2011; straight-through: Bengio et al., 2013, arXiv 1308.3432.
     """
+    check_model(model)
     doubles = [_double(value) for value in inputs]
     noisy = copy.deepcopy(model).double()
     noisy.zero_grad()
