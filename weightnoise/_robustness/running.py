@@ -78,12 +78,18 @@ class Run:
             if found is None:
                 found = next(new)
                 self.store.put(cell.key, number, found)
-                self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows) + 1} of {len(known)}")
+                self.tick(f"{place_of(plan, cell)}, draw {len(rows) + 1} of {len(known)}")
             rows[number] = found
             if is_enough(plan, rows):
                 self.tick.expect(-sum(one is None for place, one in known.items() if place > number))
                 break
         return whole(plan, cell, rows)
+
+
+def place_of(plan: Plan, cell: Cell) -> str:
+    """What a cell is called in a line of progress; the curves of a search have their level in their name."""
+    level = f" at {plan.levels[cell.place][0]}"
+    return f"{cell.curve.removesuffix(level)}{level}"
 
 
 def asked(plan: Plan, cell: Cell) -> Sequence[int]:
