@@ -16,6 +16,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 OPTION = re.compile(r"<code>(--[\w-]+(?: [^<\s]{1,20})?)</code>")
 # What the converter writes with the space of operators, or without it.
 BARS = {r"\lvert": r"\left|", r"\rvert": r"\right|", r"\lVert": r"\left\Vert", r"\rVert": r"\right\Vert"}
+FUNCTION = re.compile(r"<mi>(?:exp|cosh|ln)</mi>")
 SIMILAR = "<mi>&#x0007E;</mi>"
 INCLUDED = re.compile(r"^<!-- include: (\S+) -->$", flags=re.MULTILINE)
 
@@ -81,6 +82,7 @@ def _formula(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
     text = re.sub(r"\\[lr][vV]ert", lambda bar: BARS[bar[0]], html.unescape(found[2]))
     made = convert(text, display=display).replace(SIMILAR, "<mo>&#x0223C;</mo>")
+    made = FUNCTION.sub(r'<mspace width="0.167em" />\g<0>', made)
     return f'<div class="formula">{made}</div>' if display == "block" else made
 
 
