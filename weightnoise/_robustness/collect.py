@@ -15,7 +15,7 @@ import weightnoise
 from weightnoise._random.philox import engine
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.executors import run_on
-from weightnoise._robustness.metric import fingerprint
+from weightnoise._robustness.metric import model_fingerprint
 from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, asked, evaluation, rows_of
@@ -124,7 +124,7 @@ def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str
         "engine": engine().partition(" ")[0],
         "metric": metric_name(plan.metric),
         "law": "; ".join(_laws(plan, cells)),
-        "model": fingerprint(model),
+        "model": model_fingerprint(model),
     }
     if plan.by_parameter:
         made_by["noise on"] = "one parameter at a time"

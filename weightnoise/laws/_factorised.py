@@ -22,22 +22,24 @@ def draw_factors(weight: Tensor, layout: Layout | None) -> Factors:
     Those of the outputs are the layer's, if it is known where these lie. They are drawn in float32, so that weight
     and bias have the same in any dtype.
     """
-    of_outputs, of_inputs = (math.prod(shape) for shape in _shapes(weight, layout))
+    of_outputs, of_inputs = (math.prod(shape) for shape in _factor_shapes(weight, layout))
     if layout is None or layout.output is None:
         outputs = _random.normal(weight.new_empty(of_outputs))
     else:
         like = weight.new_empty(of_outputs, dtype=torch.float32)
         outputs = _common.of_layer(of_outputs, lambda: _random.normal(like), weight.device).to(weight.dtype)
-    return _root(outputs), _root(_random.normal(weight.new_empty(of_inputs)))
+    return _signed_root(outputs), _signed_root(_random.normal(weight.new_empty(of_inputs)))
 
 
 def product(factors: Factors, weight: Tensor, layout: Layout | None) -> Tensor:
     """The factor of its output times that of its input for each weight; of a vector, that of its output."""
-    outputs, inputs = (factor.reshape(one) for factor, one in zip(factors, _shapes(weight, layout), strict=True))
+    outputs, inputs = (
+        factor.reshape(one) for factor, one in zip(factors, _factor_shapes(weight, layout), strict=True)
+    )
     return (outputs if weight.ndim < 2 else outputs * inputs).reshape(weight.shape)
 
 
-def _shapes(weight: Tensor, layout: Layout | None) -> tuple[list[int], list[int]]:
+def _factor_shapes(weight: Tensor, layout: Layout | None) -> tuple[list[int], list[int]]:
     """The shapes in which the two factors broadcast to the weight, with the groups of its layer as a dimension."""
     if weight.ndim < 2:
         return [weight.numel()], [1]
@@ -48,5 +50,5 @@ def _shapes(weight: Tensor, layout: Layout | None) -> tuple[list[int], list[int]
     return [at.groups, *outputs], [at.groups, *inputs]
 
 
-def _root(normal: Tensor) -> Tensor:
+def _signed_root(normal: Tensor) -> Tensor:
     return normal.sign() * normal.abs().sqrt()
