@@ -80,7 +80,7 @@ def layer_seeds(model: nn.Module, die: int | None) -> dict[int, int]:
     seeds: dict[object, int] = {}
     found: dict[int, int] = {}
     for name, owner, noise in noises(model):
-        if noise.shares and die is not None:
+        if noise.shares and noise.estimator == "shared" and die is not None:
             weight = owner._parameters.get(layer_of(noise.tensor_name))
             layer = layer_of(name)
             own = _seeds.derive_seed(die, f"layer {layer}")

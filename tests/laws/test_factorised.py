@@ -603,7 +603,13 @@ def test_an_estimator_shares_nothing(size: int) -> None:
     with torch.no_grad():
         layer._parameters["weight"].zero_()
         layer._parameters["bias"].zero_()
+    x = torch.cat([torch.zeros(1, size), torch.eye(size)])
     for hold in (nullcontext(), wn.hold_noise(layer, seed=0)):
         with hold:
-            y = layer(torch.cat([torch.zeros(1, size), torch.eye(size)])).detach()
+            y = layer(x).detach()
             assert not is_shared((y[1:] - y[0]).abs().T, y[0].abs())
+    wn.share_noise(layer)  # One draw for all examples, as on a chip.
+    for hold in (nullcontext(), wn.hold_noise(layer, seed=0)):
+        with hold:
+            y = layer(x).detach()
+            assert_shared((y[1:] - y[0]).T, y[0])

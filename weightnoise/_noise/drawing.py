@@ -29,6 +29,7 @@ class Drawing(Learning):
     control: NoiseControl
     name: str
     memory: Memory
+    estimator: str
     takes_keys: bool  # Whether a key can stand for a draw of the law.
     shares: bool  # Whether a draw has numbers in common with another parameter of the layer.
     frames: Frames
@@ -66,6 +67,8 @@ class Drawing(Learning):
         return self._fresh(weight, eager, kept)
 
     def _common(self, kept: Any) -> Common:
+        if self.estimator != "shared":  # Its rows have signs of their own for each example.
+            return Common()
         return Common(layer=taken_outside(self) if kept is None else taken_from(kept, self.tensor_name))
 
     def _fresh(self, weight: Tensor, eager: bool, kept: Any) -> Any:

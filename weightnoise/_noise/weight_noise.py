@@ -103,7 +103,7 @@ class WeightNoise(Drawing):
         # What is asked, and called with a weight.
         self.handed = complete(law, f"parameter '{self.name}'").named(self.names).laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
-        self.shares = self.estimator == "shared" and self.handed.shares("layer")
+        self.shares = self.handed.shares("layer")
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
