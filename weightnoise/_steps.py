@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from weightnoise._attach.find import noises
 from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
-from weightnoise._holds import require_noise
-from weightnoise._noise.held import add_draw
+from weightnoise._holds import layer_seeds, require_noise
+from weightnoise._noise.held import HeldDraw, add_draw
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor
@@ -67,9 +67,11 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     if not math.isfinite(amount):
         raise OptionError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
     steps = _weights(model)
+    layers = layer_seeds(model, seed)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
-            add_draw(noise, weight, _seeds.derive_seed(seed, name), sign, amount, seed)
+            own = HeldDraw(_seeds.derive_seed(seed, name), sign, die=seed, layer=layers.get(id(noise)))
+            add_draw(noise, weight, own, amount)
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:

@@ -10,7 +10,7 @@ from weightnoise._cli.jobs import executor, of_shard
 from weightnoise._cli.output import CommandError
 from weightnoise._cli.report import check_plot, show
 from weightnoise._cli.subject import journal, load_subject
-from weightnoise._cli.vary import check_levels
+from weightnoise._cli.vary import check_factors
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.plan import make_plan
 from weightnoise._robustness.report import RobustnessReport
@@ -29,7 +29,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         "reads": options.reads,
     }
     levels = list(chain.from_iterable(options.levels))
-    check_levels(levels, subject.laws)
+    check_factors(levels, subject.laws)
     if options.log_axis and (len(levels) == 1 or any(isinstance(level, (str, tuple)) for level in levels)):
         raise CommandError("--log-axis needs two levels or more, and numbers without names")
     goal = {"threshold": options.threshold, "higher_is_better": not options.lower_is_better}

@@ -32,7 +32,7 @@ def read_laws(texts: Sequence[str], allowed: Sequence[Any], option: str | None) 
     return laws
 
 
-def check_levels(levels: Sequence[Any], laws: Mapping[str, Any]) -> None:
+def check_factors(levels: Sequence[Any], laws: Mapping[str, Any]) -> None:
     """Refuse levels that are no factors, where they are factors."""
     wrong = [
         level

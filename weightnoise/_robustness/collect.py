@@ -16,7 +16,7 @@ import weightnoise
 from weightnoise._random.philox import engine
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.executors import run_on
-from weightnoise._robustness.metric import fingerprint
+from weightnoise._robustness.metric import model_fingerprint
 from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, asked, evaluation, rows_of
@@ -36,7 +36,7 @@ def run_plan(
 ) -> RobustnessReport:
     """The report of a plan."""
     kept, cells = Store() if store is None else store, list[Cell]()
-    weights = fingerprint(model)
+    weights = model_fingerprint(model)
 
     def report(found: Mapping[Cell, Mapping[int, Found]]) -> RobustnessReport:
         return report_of(weights, plan, found, kept, threshold, higher_is_better)

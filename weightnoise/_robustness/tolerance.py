@@ -17,7 +17,7 @@ from weightnoise._robustness.collect import report_of, reported
 from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.goal import DOUBLINGS, Goal, Tolerance, search
 from weightnoise._robustness.intervals import check_confidence
-from weightnoise._robustness.metric import Metric, fingerprint
+from weightnoise._robustness.metric import Metric, model_fingerprint
 from weightnoise._robustness.plan import LevelLaw, Plan, law_name, make_plan
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, evaluation, rows_of, sample_of
@@ -144,7 +144,7 @@ def run_search(
     (curve, law), *_ = plan.laws.items()
     cells: dict[float, Sequence[Cell]] = {}
     kept = Store() if store is None else store
-    weights = fingerprint(model)
+    weights = model_fingerprint(model)
 
     def at(level: float) -> Plan:
         return replace(plan, laws={f"{curve} at {level!r}": law}, levels=((level, level),))

@@ -24,9 +24,10 @@ from weightnoise._errors import (
 from weightnoise._noise.drawing import Memory
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.axis import batch_dims
-from weightnoise._select.candidates import Candidate, find_candidates
+from weightnoise._select.candidates import Candidate, common_layout, find_candidates
 from weightnoise._select.choose import Spec, choose
 from weightnoise._select.patterns import Key, label, listed
+from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import distributed_wrapper, flattened
 from weightnoise.laws import Law as FullLaw
 from weightnoise.laws import Noise
@@ -42,6 +43,7 @@ class Placement:
     tied_with: tuple[str, ...] = ()
     batch_dim: int = 0
     padding_row: int | None = None
+    layout: Layout | None = None  # One for all uses with this law, so that sums are rounded alike.
 
     @property
     def handed(self) -> FullLaw:
@@ -103,7 +105,14 @@ def resolve(
     placed = [candidate for candidate in candidates if candidate in chosen]
     dims = batch_dims(model, placed, batch_dim) if estimator == "flipout" else [0] * len(placed)
     return [
-        Placement(candidate, chosen[candidate], _others(candidate, tied), dim, _padding_row(candidate, tied))
+        Placement(
+            candidate,
+            chosen[candidate],
+            _others(candidate, tied),
+            dim,
+            _padding_row(candidate, tied),
+            common_layout(_alike(candidate, tied, chosen)),
+        )
         for candidate, dim in zip(placed, dims, strict=True)
     ]
 
@@ -207,6 +216,12 @@ def _by_source(candidates: Sequence[Candidate]) -> dict[int, list[Candidate]]:
 
 def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tuple[str, ...]:
     return tuple(other.name for other in tied[id(candidate.source)] if other is not candidate)
+
+
+def _alike(
+    candidate: Candidate, tied: Mapping[int, Sequence[Candidate]], chosen: Mapping[Candidate, Noise]
+) -> list[Candidate]:
+    return [use for use in tied[id(candidate.source)] if repr(chosen.get(use)) == repr(chosen[candidate])]
 
 
 def _padding_row(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> int | None:

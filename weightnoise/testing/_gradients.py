@@ -156,10 +156,6 @@ class _Shift(Law):
         """Draw from the law."""
         return self.law.draw(self.clean)
 
-    def draw_of(self, weight: Tensor, die: int) -> Any:
-        """What the law draws, with what it has in common with other parameters."""
-        return self.law.draw_of(self.clean, die)
-
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the parameters that the law learns."""
         return self.law.strengths(weight)
