@@ -43,9 +43,9 @@ def run(name: str) -> Page:
     return vars(module)
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
+def panels(count: int, size: tuple[float, float] = (7.2, 2.9)) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side, which share their vertical axis."""
-    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
@@ -119,15 +119,15 @@ def uncertainty(page: Page) -> Figure:
 
 def strength(page: Page) -> Figure:
     """Accuracy over the noise at test time, for networks trained at each strength."""
-    figure, (one,) = panels(1)
+    figure, (one,) = panels(1, (5.2, 3.1))  # It shrinks to the width of a telephone.
     colors = (ORANGE, GREY, GREEN, BLUE)
     for color, (strength, found) in zip(colors, page["table"].items(), strict=True):
-        label = f"trained with noise of {strength}" if strength else "trained without noise"
+        label = f"trained with {strength}" if strength else "trained without noise"
         one.plot(page["levels"], found.mean(dim=0), "o-", color=color, label=label, markersize=4)
         low, high = found.amin(dim=0), found.amax(dim=0)
         one.fill_between(page["levels"], low, high, color=color, alpha=0.15, linewidth=0)
-    one.set(xlabel="noise at test time, as a fraction of the largest weight of each layer", ylabel="accuracy, %")
-    one.legend(frameon=False, fontsize=8, loc="lower left")
+    one.set(xlabel="noise at test time, of the largest weight of each layer", ylabel="accuracy, %")
+    one.legend(frameon=False, fontsize=10, loc="lower left")
     return figure
 
 

@@ -13,6 +13,11 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parent.parent
 ADDRESS = "https://github.com/weightnoise/weightnoise"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
+OPTION = re.compile(r"<code>(--[\w-]+(?: [^<\s]{1,20})?)</code>")
+# What the converter writes with the space of operators, or without it.
+BARS = {r"\lvert": r"\left|", r"\rvert": r"\right|", r"\lVert": r"\left\Vert", r"\rVert": r"\right\Vert"}
+FUNCTION = re.compile(r"<mi>(?:exp|cosh|ln)</mi>")
+SIMILAR = "<mi>&#x0007E;</mi>"
 INCLUDED = re.compile(r"^<!-- include: (\S+) -->$", flags=re.MULTILINE)
 
 
@@ -75,10 +80,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _formula(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
-    made = convert(html.unescape(found[2]), display=display)
+    text = re.sub(r"\\[lr][vV]ert", lambda bar: BARS[bar[0]], html.unescape(found[2]))
+    made = convert(text, display=display).replace(SIMILAR, "<mo>&#x0223C;</mo>")
+    made = FUNCTION.sub(r'<mspace width="0.167em" />\g<0>', made)
     return f'<div class="formula">{made}</div>' if display == "block" else made
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers show without a script or a font of the site's."""
-    return FORMULA.sub(_formula, content)
+    """Write formulas as MathML, which browsers show without a script or a font of the site's; mark options."""
+    return OPTION.sub(r'<code class="option">\1</code>', FORMULA.sub(_formula, content))

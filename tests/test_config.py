@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,14 @@ def test_what_has_no_plain_form_is_an_error(spec: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"type": "Gausian", "std": 0.1}, r"'Gausian' names no law. The laws are BitFlip, Chain, Clip"),
+        ({"type": "x"}, r"'x' names no law. The laws are BitFlip, Chain, Clip"),
+        (
+            {"type": "Gausian", "std": 0.1},
+            r"'Gausian' names no law. Closest names: 'Gaussian', ",
+        ),
+        ({"_target_": "weightnoise.Gausian"}, r"before it is read. Closest names: 'Gaussian', "),
+        ({"_target_": "wn.Gaussian"}, r"before it is read. Closest names: 'Gaussian', "),
+        ({"type": "devices.SONAS"}, r"before it is read. Closest names: 'SONOS'."),
         ({"type": "Gaussian", "sdt": 0.1}, "unexpected keyword argument 'sdt'"),
         ({"type": "Gaussian", "std": -1}, "must be a finite number >= 0"),
         ({"type": "no.such.Law"}, "'no.such.Law' names no law of a module that is imported"),
@@ -293,3 +300,9 @@ def test_rules_are_the_mapping_of_their_order() -> None:
     ]
     spec: Any = wn.spec_from_config(rules)
     assert list(spec.items()) == [("head.*", None), (nn.LSTM, [0.1]), ("*", 0.2)]
+
+
+@pytest.mark.parametrize("name", ["SONOS", "devices.SONOS", "weightnoise.devices.SONOS"])
+@pytest.mark.parametrize("key", ["type", "_target_"])
+def test_a_device_by_each_of_its_names(key: str, name: str) -> None:
+    assert wn.spec_from_config({key: name, "time": 60.0}) == replace(wn.devices.SONOS, time=60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import weightnoise as wn
+import weightnoise.testing
 from weightnoise.laws._spec import as_law
 
 NUMBERS: list[Callable[[float], Any]] = [
@@ -70,6 +72,70 @@ def test_a_whole_number_of_any_kind_is_one(number: Callable[[int], Any]) -> None
         first = model.weight
     with wn.hold_noise(model, seed=3):
         assert torch.equal(first, model.weight)
+
+
+@pytest.mark.parametrize("number", WHOLE)
+def test_calls_take_whole_numbers_of_any_kind(number: Callable[[int], Any]) -> None:
+    model = wn.add_weight_noise(nn.Linear(8, 8), wn.Gaussian(0.1), min_ndim=number(2))
+    x, metric = torch.ones(1, 8), lambda model: model(torch.ones(8)).sum()
+    calls: dict[str, Callable[[Any, Any], Any]] = {
+        "predict": lambda two, seed: wn.predict(model, x, draws=two, seed=seed).mean.tolist(),
+        "evaluate": lambda two, seed: wn.evaluate_robustness(
+            model, metric, levels=[1.0], draws=two, seed=seed, progress=False
+        ).to_dict()["curves"],
+        "worst": lambda two, seed: wn.evaluate_robustness(
+            model, metric, levels=[1.0], draws=3, progress=False
+        ).seed_of(1.0, two),
+        "find_level": lambda two, seed: (
+            wn.find_level(model, metric, at_least=-9.0, draws=two, seed=seed, highest=2.0, progress=False)
+            .report.curves["noise"]
+            .tolist()
+        ),
+        "layer_report": lambda two, seed: str(wn.layer_report(model, None, x, draws=two, seed=seed)),
+        "step_along": lambda two, seed: wn.step_along(model, seed, 0.0),
+        "advance": lambda two, seed: wn.hold_noise(model, seed=seed, rho=0.5).__enter__().advance(two),
+        "batch_dim": lambda two, seed: wn.plan_weight_noise(
+            nn.Linear(8, 8), 0.1, estimator="flipout", batch_dim=two
+        ),
+    }
+    for name, call in calls.items():
+        assert str(call(number(2), number(3))) == str(call(2, 3)), name
+
+
+PUBLIC = {name: getattr(wn, name) for name in wn.__all__} | {
+    name: getattr(weightnoise.testing, name) for name in weightnoise.testing.__all__
+}
+OF_A_MODEL = [
+    name
+    for name, one in PUBLIC.items()
+    if inspect.isroutine(inspect.unwrap(one)) or name in ("AdaptiveNoise", "NoiseScheduler")
+    if next(iter(inspect.signature(one).parameters), "") in ("model", "models")
+]
+GIVEN: dict[str, Any] = {"spec": 0.1, "metric": len, "levels": [1.0], "loss": len, "law": 0.1, "which": "*"}
+
+
+@pytest.mark.parametrize("wrong", [[nn.Linear(2, 2)], None, "model", nn.Linear], ids=str)
+@pytest.mark.parametrize("name", OF_A_MODEL)
+def test_what_is_no_module_is_refused_by_name(name: str, wrong: Any) -> None:
+    required = [
+        one
+        for one in inspect.signature(PUBLIC[name]).parameters.values()
+        if one.default is one.empty and one.name not in ("model", "models", "args", "inputs")
+    ]
+    plain = [GIVEN.get(one.name, 1) for one in required if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if name == "predict":
+        plain = [torch.ones(1, 2)]
+    by_name = {one.name: GIVEN.get(one.name, 1) for one in required if one.kind is one.KEYWORD_ONLY}
+    if name == "find_level":
+        by_name["at_least"] = 1.0
+    with pytest.raises(wn.OptionTypeError, match=rf"torch.nn.Module, got {type(wrong).__name__}"):  # noqa: PT012
+        found = PUBLIC[name](wrong, *plain, **by_name)
+        found.__enter__()
+
+
+def test_every_call_that_takes_a_model_is_asked() -> None:
+    assert {"remove_weight_noise", "evaluate_robustness", "predict", "check_gradients"} <= set(OF_A_MODEL)
+    assert len(OF_A_MODEL) > 25
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -136,6 +202,9 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: wn.add_activation_noise(MODEL, 0.1, at="middle"), "at"),  # type: ignore[arg-type]
     (lambda: wn.add_weight_noise(3, 0.1), "must be a torch.nn.Module"),  # type: ignore[type-var]
     (lambda: wn.add_weight_noise(MODEL, 0.1, min_ndim=-1), "min_ndim"),
+    (lambda: wn.evaluate_robustness(MODEL, lambda m: 0.0, levels=0.1, law=0.1), "must be a list of levels"),  # type: ignore[arg-type]
+    (lambda: wn.evaluate_robustness(MODEL, lambda m: 0.0, levels=None, law=0.1), "must be a list of levels"),  # type: ignore[arg-type]
+    (lambda: wn.evaluate_robustness(MODEL, lambda m: 0.0, levels="0,1", law=0.1), "must be a list of levels"),
     (lambda: wn.evaluate_robustness(MODEL, lambda m: 0.0, levels=[], law=wn.Gaussian(0.1)), "at least one level"),
     (lambda: wn.evaluate_robustness(MODEL, lambda m: 0.0, levels=[-1.0], law=wn.Gaussian(0.1)), "levels"),
     (lambda: wn.scale_noise(MODEL, -1.0), "factor"),

@@ -19,12 +19,11 @@ from weightnoise._attach.hook import (
     register,
     unregister,
 )
-from weightnoise._checks import check_choice
+from weightnoise._checks import check_choice, check_model
 from weightnoise._errors import (
     AlreadyNoisyError,
     NoMatchError,
     NotNoisyError,
-    OptionTypeError,
     UnsupportedActivationError,
     WeightNoiseError,
     raise_problems,
@@ -102,8 +101,7 @@ def chosen_modules(
     call: str, model: nn.Module, spec: ActivationSpec, at: At, when: When = "always"
 ) -> dict[Node, ActivationNoise]:
     """The noise for each module that a spec covers; every problem is raised, and nothing is touched."""
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_model(model)
     check_choice(call, "at", at, ("output", "input"))
     problems: list[WeightNoiseError] = []
     nodes = walk(model)
@@ -150,6 +148,7 @@ def remove_activation_noise(model: ModuleT, *, at: At | None = None) -> ModuleT:
         >>> len(model._forward_hooks)
         0
     """
+    check_model(model)
     check_choice("remove_activation_noise", "at", at, (None, "output", "input"))
     found = {module for _, module, noise in activation_noises(model) if at in (None, noise.at)}
     if not found:
@@ -173,6 +172,7 @@ def noisy_activations(model: nn.Module) -> dict[tuple[str, At], Noise]:
         >>> noisy_activations(add_activation_noise(nn.Sequential(nn.Linear(3, 2)), 0.1))
         {('0', 'output'): Gaussian(std=0.1)}
     """
+    check_model(model)
     return {(name, noise.at): noise.law for name, _, noise in activation_noises(model)}
 
 

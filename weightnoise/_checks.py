@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from weightnoise._errors import OptionError
+from torch import nn
+
+from weightnoise._errors import OptionError, OptionTypeError
+
+
+def check_model(model: object) -> None:
+    """Raise `OptionTypeError` unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        hint = " Give them one by one." if isinstance(model, (list, tuple)) else ""
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.{hint}")
 
 
 def plain_number(value: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
+from weightnoise._checks import check_model
 from weightnoise._errors import OptionError, UnsupportedParameterError
 from weightnoise._holds import require_noise
 from weightnoise._torch.modules import is_dtensor
@@ -59,6 +60,7 @@ def clip_weights(
         Joshi et al., Accurate deep neural network inference using computational phase-change
         memory, 2020, arXiv 1906.03138.
     """
+    check_model(model)
     clip = Clip(k, low=low, high=high, per=per, tile=tile)
     if clip.k is not None and clip.k <= 1:
         raise OptionError(

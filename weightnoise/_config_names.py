@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from dataclasses import is_dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from weightnoise import devices, laws
 from weightnoise._errors import SpecError
+from weightnoise._select.patterns import listed
 from weightnoise.laws import ActivationLaw, Chain, Noise
 
 CLASS = "class:"
@@ -70,13 +72,15 @@ class Reader:
     def _law(self, name: Any) -> Any:
         if isinstance(name, str) and name in LAWS:
             return LAWS[name]
-        if isinstance(name, str) and name.removeprefix(_DEVICES) in devices.__all__:
-            return partial(replace, getattr(devices, name.removeprefix(_DEVICES)))
+        device = name.removeprefix("weightnoise.").removeprefix(_DEVICES) if isinstance(name, str) else ""
+        if device in devices.__all__:
+            return partial(replace, getattr(devices, device))
         if not isinstance(name, str) or not _parted(name)[0]:
-            raise SpecError(f"{name!r} names no law. The laws are {', '.join(LAWS)}.")
+            every = f" The laws are {', '.join(LAWS)}."
+            raise SpecError(f"{name!r} names no law.{_closest(name) or every}")
         found = named(name)
         if found is None:
-            raise SpecError(_UNKNOWN.format(name=name, kind="law"))
+            raise SpecError(_UNKNOWN.format(name=name, kind="law") + _closest(name))
         law = isinstance(found, type) and issubclass(found, (Noise, ActivationLaw))
         if not law or not (is_dataclass(found) or self._may(found)):
             raise SpecError(
@@ -106,6 +110,13 @@ _UNKNOWN = (
     "{name!r} names no {kind} of a module that is imported. A configuration imports nothing: import the module "
     "before it is read."
 )
+
+
+def _closest(name: Any) -> str:
+    """The names of the library that a name may have been meant for."""
+    last = name.rpartition(".")[2] if isinstance(name, str) else ""
+    close = get_close_matches(last, [*LAWS, *devices.__all__])
+    return f" Closest names: {listed(close)}." if close else ""
 
 
 _TEXT = " {text!r} is text: write it without quotes, and in YAML with a point, as in 1.0e-3."

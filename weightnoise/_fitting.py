@@ -122,8 +122,8 @@ def fit_device(
         inference, 2019; components of variance: Searle, Casella and McCulloch, Variance components, 1992.
     """
     check_choice("fit_device", "curve", curve, ("polynomial", "table"))
-    check_count("fit_device", "degree", degree, 0, 8)
-    check_count("fit_device", "knots", knots, 1)
+    degree = check_count("fit_device", "degree", degree, 0, 8)
+    knots = check_count("fit_device", "knots", knots, 1)
     with torch.inference_mode(False), torch.no_grad():
         return _fit(target, measured, times, g_max, g_min, curve, degree, knots, weights)
 

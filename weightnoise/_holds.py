@@ -17,6 +17,7 @@ from weightnoise._noise.over_mesh import make_held, waits_for_forward
 from weightnoise._noise.paths import check_path
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
+from weightnoise._random.common import layer_of
 from weightnoise._select.candidates import clean_tensor
 
 T = TypeVar("T")
@@ -38,8 +39,9 @@ def held_overrides(
     if fresh and seed is None:
         seed = int(_seeds.key())  # Readings are counted, and take nothing from torch's generator.
     count = 0 if fresh else None
-    grouped = any(noise.handed.says("draw_of") for noise in found)
-    die = (int(_seeds.key()) if seed is None else seed) if grouped else None
+    shared = any(noise.handed.shares("group", "layer") for noise in found)
+    die = (int(_seeds.key()) if seed is None else seed) if shared else None
+    layers = layer_seeds(model, die)
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
@@ -50,7 +52,8 @@ def held_overrides(
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None and waits_for_forward(noise, weight) and seed is None and key not in draws:
             own_seed = int(_seeds.key())  # It is drawn once the weight has numbers.
-        held = draws.setdefault(key, HeldDraw(own_seed, sign, die=die, reads=count, rho=rho))
+        own = HeldDraw(own_seed, sign, die=die, layer=layers.get(id(noise)), reads=count, rho=rho)
+        held = draws.setdefault(key, own)
         if rho and weight is not None:
             check_path(noise.handed, weight)
         if weight is not None:
@@ -70,6 +73,19 @@ def held_overrides(
         own_seed = _seeds.derive_seed(seed or 0, f"{activation.at} of {name}")
         opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count, rho=rho))))
     return opened
+
+
+def layer_seeds(model: nn.Module, die: int | None) -> dict[int, int]:
+    """The seed of what a weight has in common with its bias, by the noise on either; one for all tied uses."""
+    seeds: dict[object, int] = {}
+    found: dict[int, int] = {}
+    for name, owner, noise in noises(model):
+        if noise.shares and noise.estimator == "shared" and die is not None:
+            weight = owner._parameters.get(layer_of(noise.tensor_name))
+            layer = layer_of(name)
+            own = _seeds.derive_seed(die, f"layer {layer}")
+            found[id(noise)] = seeds.setdefault(layer if weight is None else id(weight), own)
+    return found
 
 
 _FRESH_READS = (

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from weightnoise._attach.activation_state import state_of
 from weightnoise._attach.find import noises
 from weightnoise._attach.hook import activation_noises
+from weightnoise._checks import check_model
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, UnsupportedParameterError
 from weightnoise._noise.learning import Learning
@@ -32,6 +33,7 @@ def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(learned_strengths(model))
         ['parametrizations.weight.0.rho']
     """
+    check_model(model)
     learning: list[Learning] = [noise for _, _, noise in noises(model)]
     learning += [state_of(module, noise.at) for _, module, noise in activation_noises(model) if noise.learns]
     learned = {
@@ -70,6 +72,7 @@ def kl_divergence(model: nn.Module) -> Tensor:
         Blundell et al., Weight uncertainty in neural networks, 2015, arXiv 1505.05424; Kingma, Salimans and
         Welling, 2015, arXiv 1506.02557.
     """
+    check_model(model)
     total: dict[int, Tensor] = {}
     with no_noise(model):
         for name, owner, noise in noises(model):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightnoise._checks import check_choice, check_count, check_seed
+from weightnoise._checks import check_choice, check_count, check_model, check_seed
 from weightnoise._contexts import force_noise, hold_noise
 from weightnoise._errors import OptionError, OptionTypeError
 from weightnoise._random import seeds as _seeds
@@ -122,9 +122,10 @@ def predict(
         Gal and Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv 1506.02142; the entropies: Houlsby
         et al., 2011, arXiv 1112.5745, and Depeweg et al., 2018, arXiv 1710.07283; running sums: Welford, 1962.
     """
-    check_seed("predict", seed)
+    check_model(model)
+    seed = check_seed("predict", seed)
     check_choice("predict", "outputs", outputs, ("values", "logits", "probabilities"))
-    check_count("predict", "draws", draws, 4 if antithetic else 2)
+    draws = check_count("predict", "draws", draws, 4 if antithetic else 2)
     if antithetic and draws % 2:
         raise OptionError(f"predict(antithetic=True) takes draws in pairs: draws=... must be even, got {draws}.")
     if not all(0 <= one <= 1 for one in quantiles):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightnoise._attach.activation_state import ActivationState, over_batches, state_of
 from weightnoise._attach.hook import activation_noises
-from weightnoise._checks import check_choice
+from weightnoise._checks import check_choice, check_model
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, OptionError
 from weightnoise._torch.groups import is_distributed, together
@@ -54,6 +54,7 @@ def calibrate_ranges(
     Source:
         Krishnamoorthi, Quantizing deep convolutional networks for efficient inference, 2018, arXiv 1806.08342.
     """
+    check_model(model)
     check_choice("calibrate_ranges", "method", method, (None, *METHODS))
     model, looks = unwrap(model), []
     with state_kept(model), torch.no_grad(), no_noise(model), ExitStack() as stack:

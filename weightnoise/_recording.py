@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from weightnoise._errors import OptionTypeError, SpecError, WeightNoiseError, raise_problems
+from weightnoise._checks import check_model
+from weightnoise._errors import SpecError, WeightNoiseError, raise_problems
 from weightnoise._select.patterns import Key, is_key, matches, matches_name, no_match
-from weightnoise._torch.legacy import leave_to_python
+from weightnoise._torch.legacy import skip_before_2_9
 from weightnoise._torch.modes import in_backward
 from weightnoise._torch.modules import Node, unwrap, walk
 
@@ -70,7 +71,7 @@ def record_activations(model: nn.Module, which: Key | Sequence[Key]) -> Iterator
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if torch.compiler.is_compiling():
             # Dynamo leaves this forward to Python then.
-            leave_to_python(_FULLGRAPH)
+            skip_before_2_9(_FULLGRAPH)
             raise WeightNoiseError(_FULLGRAPH)
         name = chosen.get(module)
         if name is None:
@@ -119,8 +120,7 @@ def _branch_off(output: Any, name: str) -> tuple[Tensor, Any]:
 
 def _choose(model: nn.Module, which: Key | Sequence[Key]) -> dict[nn.Module, str]:
     """The modules to record, with the names to list them under."""
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_model(model)
     keys = [which] if isinstance(which, (str, type)) else list(which)
     nodes = walk(model)
     problems: list[WeightNoiseError] = [] if keys else [SpecError("which is empty. Name modules: which='*'.")]

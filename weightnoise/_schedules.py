@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from weightnoise._attach.find import every_noise
-from weightnoise._checks import check_strength
+from weightnoise._checks import check_model, check_strength
 from weightnoise._errors import OptionError, SpecError
 from weightnoise._holds import require_noise
 from weightnoise._noise.context import AnyNoise
@@ -60,6 +60,7 @@ class NoiseScheduler:
     def __init__(
         self, model: nn.Module, fn: Callable[[int], float], which: Key | Sequence[Key] | None = None
     ) -> None:
+        check_model(model)
         self.model = model
         self.fn = fn
         self.which = (which,) if isinstance(which, (str, type)) else which if which is None else tuple(which)
@@ -112,8 +113,9 @@ class AdaptiveNoise:
     """
 
     def __init__(self, model: nn.Module, target: float, *, rate: float = 1.01, initial: float = 1.0) -> None:
-        for option, value in (("target", target), ("rate", rate), ("initial", initial)):
-            check_strength("AdaptiveNoise", option, value)
+        check_model(model)
+        named = {"target": target, "rate": rate, "initial": initial}
+        target, rate, initial = (check_strength("AdaptiveNoise", *pair) for pair in named.items())
         if target == 0 or initial == 0 or rate <= 1:
             raise OptionError("AdaptiveNoise needs target > 0, initial > 0 and rate > 1.")
         self.model, self.target, self.rate = model, target, rate
@@ -122,7 +124,7 @@ class AdaptiveNoise:
 
     def update(self, distance: float) -> float:
         """Raise or lower the strength after measuring ``distance``; returns the new factor."""
-        check_strength("AdaptiveNoise.update", "distance", distance)
+        distance = check_strength("AdaptiveNoise.update", "distance", distance)
         factor = self.factor * self.rate if distance < self.target else self.factor / self.rate
         self._set(factor)
         self.factor = factor

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from weightnoise._attach.find import module_noise, noises
+from weightnoise._checks import check_model
 from weightnoise._errors import NotNoisyError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -32,6 +33,7 @@ def share_noise(model: ModuleT) -> ModuleT:
         >>> share_noise(model).parametrizations.weight[0].estimator
         'shared'
     """
+    check_model(model)
     found = list(noises(model))
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to share.")

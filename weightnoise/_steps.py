@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
-from weightnoise._checks import check_seed, check_sign
+from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
-from weightnoise._holds import require_noise
-from weightnoise._noise.held import add_draw
+from weightnoise._holds import layer_seeds, require_noise
+from weightnoise._noise.held import HeldDraw, add_draw
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor
@@ -60,15 +60,18 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
         MeZO: Malladi et al., Fine-tuning language models with just forward passes, 2023, arXiv 2305.17333;
         evolution strategies: Salimans et al., 2017, arXiv 1703.03864.
     """
-    check_seed("step_along", seed)
+    check_model(model)
+    seed = check_seed("step_along", seed)
     check_sign("step_along", sign)
     amount = float(amount)
     if not math.isfinite(amount):
         raise OptionError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
     steps = _weights(model)
+    layers = layer_seeds(model, seed)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
-            add_draw(noise, weight, _seeds.derive_seed(seed, name), sign, amount, seed)
+            own = HeldDraw(_seeds.derive_seed(seed, name), sign, die=seed, layer=layers.get(id(noise)))
+            add_draw(noise, weight, own, amount)
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from weightnoise._attach.attach import attach, detach
 from weightnoise._attach.find import module_noise, noises
 from weightnoise._attach.module_noise import own_noises
-from weightnoise._checks import check_choice
+from weightnoise._checks import check_choice, check_model
 from weightnoise._errors import NotNoisyError, OptionError, UnsupportedParameterError
 from weightnoise._noise.control import When
 from weightnoise._noise.drawing import Memory
@@ -22,13 +22,12 @@ from weightnoise._select.choose import Spec
 from weightnoise._select.precision import warn_if_lost
 from weightnoise._select.resolve import Placement, resolve
 from weightnoise._torch.dtensors import in_one_piece
-from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import is_dtensor
 from weightnoise._torch.writing import written
 from weightnoise.laws import Noise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-_Learned: TypeAlias = "dict[object, tuple[dict[str, nn.Parameter], Ties, Layout | None]]"
+_Learned: TypeAlias = "dict[object, tuple[dict[str, nn.Parameter], Ties]]"
 
 
 def add_weight_noise(
@@ -148,6 +147,7 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
         >>> remove_weight_noise(add_weight_noise(model, 0.1)).weight is weight
         True
     """
+    check_model(model)
     found = list(noises(model))
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to remove.")
@@ -169,7 +169,7 @@ def has_weight_noise(model: nn.Module) -> bool:
         >>> has_weight_noise(nn.Linear(3, 2))
         False
     """
-    return any(True for _ in noises(model))
+    return bool(noisy_parameters(model))
 
 
 def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
@@ -185,6 +185,7 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
         >>> noisy_parameters(add_weight_noise(nn.Linear(3, 2), 0.1))
         {'weight': Gaussian(std=0.1)}
     """
+    check_model(model)
     return {name: noise.law for name, _, noise in noises(model)}
 
 
@@ -228,10 +229,11 @@ def _noise(
     one, dim = placement.candidate, placement.batch_dim
     row, names = placement.padding_row, (*one.names, *placement.tied_with)
     use = id(one.source), repr(placement.law)
-    layout = learned[use][2] if use in learned else one.layout  # One, so that sums are rounded alike.
-    noise = WeightNoise(placement.law, one.name, when, frames, row, estimator, memory, layout, dim, names)
+    noise = WeightNoise(
+        placement.law, one.name, when, frames, row, estimator, memory, placement.layout, dim, names
+    )
     own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}
-    shared, ties, _ = learned.setdefault(use, (own, Ties(), layout))
+    shared, ties = learned.setdefault(use, (own, Ties()))
     noise.set_up(one.tensor, shared, ties if placement.tied_with else None)
     return noise
 
@@ -251,8 +253,9 @@ def _baked(found: Sequence[tuple[str, nn.Module, WeightNoise]]) -> list[tuple[nn
             "Remove the noise without bake, and bake it in the whole model that the checkpoint is loaded into."
         )
     samples: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    kept: dict[Frames, dict[str, Any]] = {}
     for _, owner, noise in found:
         parameter = owner._parameters[noise.tensor_name]
         if parameter is not None and id(parameter) not in samples:
-            samples[id(parameter)] = parameter, noise.sample(parameter)
+            samples[id(parameter)] = parameter, noise.sample(parameter, kept.setdefault(noise.frames, {}))
     return list(samples.values())

@@ -70,6 +70,7 @@ def says_nothing(model):
 """
 MODEL, METRIC = "subject:make_network", "subject:metric"
 SWEEP = ["sweep", MODEL, "--metric", METRIC, "--levels", "0,0.1,0.3", "--draws", "4", "--law", "Gaussian(1.0)"]
+LEVELS = "finite numbers, names, or values as in Python such as None or (64,64)"
 INTERRUPTED = "weightnoise: interrupted; the same command goes on from here"
 
 
@@ -554,14 +555,14 @@ def test_a_warning_is_one_line(subject: Path, capsys: pytest.CaptureFixture[str]
         ),
         (["--levels", "-1"], 2, "must be numbers of at least 0, not -1; "),
         (["--levels", "one=-1"], 2, "must be numbers of at least 0, not -1; "),
-        (["--levels", "nan"], 2, "error: argument --levels: must be finite numbers or names, not 'nan'"),
+        (["--levels", "nan"], 2, f"error: argument --levels: must be {LEVELS}, not 'nan'"),
         (
             ["--levels", "1=Infinity"],
             2,
-            "error: argument --levels: must be finite numbers or names, not 'Infinity'",
+            f"error: argument --levels: must be {LEVELS}, not 'Infinity'",
         ),
-        (["--levels", "=2"], 2, "error: argument --levels: must be finite numbers or names, not '=2'"),
-        (["--levels", ","], 2, "error: argument --levels: must be numbers or names, not ','"),
+        (["--levels", "=2"], 2, f"error: argument --levels: must be {LEVELS}, not '=2'"),
+        (["--levels", ","], 2, f"error: argument --levels: must be {LEVELS}, not ','"),
         (["--vary", "time"], 2, "--vary time: Gaussian(std=1.0) has no such option, but 'gradient', 'per', "),
         (["--law", "2", "--vary", "p"], 2, "--vary p: Gaussian(std=1.0) has no such option, but 'gradient', "),
         (["--log-axis"], 2, "--log-axis is about a figure: give --plot too"),

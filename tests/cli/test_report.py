@@ -155,12 +155,44 @@ def test_an_interrupted_extension_loses_nothing(subject: Path, capsys: pytest.Ca
     assert lasting(subject / "report.json") == lasting(subject / "whole.json")
 
 
-def test_shards_are_of_one_number_of_draws(subject: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = [*OUT, "--shard", "2/2"]
-    assert run(*shard) == 0
-    assert run(*shard, "--draws", "8") == 1
-    assert "holds another sweep: draws (there 4, now 8)." in capsys.readouterr().err
-    assert run(*shard, "--threshold", "0.5") == 0
+@pytest.mark.parametrize("options", [[], ["--antithetic"], ["--by-parameter"]], ids=str)
+@pytest.mark.parametrize("more", ["8", "10", "14"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_more_draws_go_on_from_finished_shards(
+    count: int, more: str, options: list[str], subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = [*SWEEP, *options]
+    assert run(*sweep, "--draws", more, "--out", "whole.json") == 0
+    whole = sys.modules["subject"].calls
+    names = [f"{place}.json" for place in range(1, count + 1)]
+    shards = [[*sweep, "--shard", f"{name[0]}/{count}", "--out", name] for name in names]
+    calls = 0
+    for draws in ("6", more):
+        for shard in shards:
+            assert run(*shard, "--draws", draws) == 0
+            calls += sys.modules["subject"].calls
+    # Nothing is measured twice, but for level 0 and the two runs without noise.
+    by_itself = 1 + 2 if "--by-parameter" not in options else 2 + 2
+    assert calls == whole + by_itself * (count - 1)
+    capsys.readouterr()
+    assert run("merge", *names, "--out", "merged.json") == 0
+    assert capsys.readouterr().err == ""
+    merged, asked = lasting(subject / "merged.json"), lasting(subject / "whole.json")
+    assert merged == {name: value for name, value in asked.items() if name in merged}
+    assert run(*shards[0], "--draws", "6") == 1
+    assert f"holds another sweep: draws (there {more}, now 6)." in capsys.readouterr().err
+    assert run(*shards[0], "--draws", more, "--threshold", "0.5") == 0
+
+
+def test_shards_of_fewer_draws_are_named(subject: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, draws in (("1", "8"), ("2", "4")):
+        assert run(*SWEEP, "--draws", draws, "--shard", f"{place}/2", "--out", f"{place}.json") == 0
+    capsys.readouterr()
+    assert run("merge", "1.json", "2.json", "--out", "both.json") == 0
+    assert (
+        capsys.readouterr().err == "weightnoise: 2.json is of 4 draws, and others are of 8: give it more --draws\n"
+    )
+    assert read(subject / "both.json").chips == tuple((0, draw) for draw in (0, 1, 2, 3, 4, 6))
 
 
 DAMAGED: list[Any] = [("without noise", ...), ("without noise", [3]), ("asked", 3), ("asked", {"draws": "x"})]
@@ -179,3 +211,97 @@ def test_damaged_settings_are_one_sentence(
     assert run(*OUT) == 1
     said = capsys.readouterr().err
     assert "is damaged. Give another --out" in said or "holds no sweep. Give another --out" in said
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6, 9])
+@pytest.mark.parametrize("metric", ["metric", "several"])
+@pytest.mark.parametrize("options", [[], ["--by-parameter"], ["--antithetic"], ["--until-sem", "0.01"]], ids=str)
+def test_an_unfinished_sweep_is_shown_as_far_as_it_has_come(
+    options: list[str], metric: str, stop: int, subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = [*OUT, *options, "--metric", f"subject:{metric}"]
+    assert run(*sweep, stop_at=stop) == 130
+    capsys.readouterr()
+    if stop == 3:
+        assert run("report", "report.json") == 1
+        assert capsys.readouterr().err == (
+            "weightnoise: report.json is not finished, and nothing is measured yet: give its command again\n"
+        )
+    else:
+        assert run("report", "report.json") == 0
+        shown = capsys.readouterr()
+        # Two runs without noise; level 0 is one draw; what follows has four draws for each of two levels.
+        curves = 2 if "--by-parameter" in options else 1
+        assert shown.err == (
+            f"weightnoise: report.json is not finished: {stop - 3} of {curves * 9} draws are measured; "
+            "its command goes on from there\n"
+        )
+        assert "stopped early" not in shown.out
+    assert run(*sweep) == 0
+    whole = read(subject / "report.json")
+    assert run(*sweep, "--fresh", stop_at=stop) == 130
+    if stop > 3:
+        assert run("report", "report.json", "--out", "so-far.json") == 0
+        part = read(subject / "so-far.json")
+        assert part.made_by.items() >= {k: v for k, v in whole.made_by.items() if k != "date"}.items()
+        for name, values in part.curves.items():
+            mask = part.measured[name]
+            assert values[mask].tolist() == pytest.approx(whole.curves[name][mask].tolist(), nan_ok=True, abs=0)
+
+
+def test_an_unfinished_shard_is_merged_with_a_finished_one(
+    subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, stop in ((1, None), (2, 5)):
+        assert run(*SWEEP, "--shard", f"{place}/2", "--out", f"{place}.json", stop_at=stop) in (0, 130)
+    capsys.readouterr()
+    assert run("merge", "1.json", "2.json", "--out", "both.json") == 0
+    assert "2.json is not finished: 2 of 5 draws are measured" in capsys.readouterr().err
+    assert read(subject / "both.json").draws.tolist() == [4, 3, 2]
+
+
+def test_an_unfinished_tolerance_is_shown(subject: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["tolerance", *SWEEP[1:4], "--law", "Gaussian(1.0)", "--draws", "4", "--at-most", "1.5"]
+    assert run(*search, "--out", "found.json", stop_at=9) == 130
+    capsys.readouterr()
+    assert run("report", "found.json") == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("weightnoise: found.json is not finished: ")
+    assert " draws are measured; its command goes on from there\n" in shown.err
+    assert "| level |" in shown.out
+
+
+PLACES: list[tuple[str, ...]] = [
+    *(
+        (name,)
+        for name in ("sweep", "asked", "made_by", "chips", "curves", "levels", "seed", "threshold", "clean")
+    ),
+    *(("sweep", name) for name in ("metric", "vary", "shard")),
+    ("made_by", "date"),
+    ("higher_is_better",),
+    ("tolerance",),
+    ("done",),
+]
+
+
+@pytest.mark.parametrize("junk", [3, "x", [], {}, [3], [[1]], {"a": 1}, True], ids=str)
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+@pytest.mark.parametrize("stop", [None, 6], ids=["finished", "unfinished"])
+def test_a_damaged_report_is_one_sentence(
+    stop: int | None, place: tuple[str, ...], junk: Any, subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*OUT, "--shard", "1/2", stop_at=stop) in (0, 130)
+    content = written(subject / "report.json")
+    inside = content
+    if stop is not None and place[0] not in ("sweep", "asked"):
+        inside = content["so far"]
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = junk
+    (subject / "bad.json").write_text(json.dumps(content))
+    for command in (["report", "bad.json"], ["merge", "report.json", "bad.json"]):
+        capsys.readouterr()
+        code = run(*command)
+        said = capsys.readouterr().err
+        assert "Error" not in said
+        assert code == 0 or (code == 1 and said.count("\n") == 1 and "bad.json" in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 import weightnoise as wn
 from tests.cli.test_cli import METRIC, MODEL, SWEEP, run, subject, written
+from weightnoise._cli.notation import read_spec
 from weightnoise._cli.values import levels
 from weightnoise._cli.vary import read_laws
+from weightnoise.laws._spec import as_law
 
 __all__ = ["subject"]  # A fixture.
 
@@ -40,6 +43,11 @@ def curves(path: Path) -> list[Any]:
         ("now=25,hour=3600.5", [("now", 25), ("hour", 3600.5)]),
         ("absmax,rms", ["absmax", "rms"]),
         ("largest=absmax 1e-3", [("largest", "absmax"), 0.001]),
+        ("None,output", [("None", None), "output"]),
+        ("off=None on=True,False", [("off", None), ("on", True), ("False", False)]),
+        ("None,(64,64),big=(512, 512)", [("None", None), ("(64,64)", (64, 64)), ("big", (512, 512))]),
+        ("((0.0,1.0),(2,)),[1,2]", [("((0.0,1.0),(2,))", ((0.0, 1.0), (2,))), ("[1,2]", [1, 2])]),
+        ("'None',\"a, b\"", ["None", "a, b"]),
     ],
 )
 def test_levels_are_numbers_names_or_names_with_values(text: str, expected: list[Any]) -> None:
@@ -47,6 +55,51 @@ def test_levels_are_numbers_names_or_names_with_values(text: str, expected: list
     assert found == expected
     # A whole number stays one: a number of bits is no float.
     assert [type(level) for level in found] == [type(level) for level in expected]
+
+
+@pytest.mark.parametrize("text", ["", ",", "nan", "(1", "1)", "(a,)", "a=(", "x=nan", "{1}", "f(2)", "'a", "1;2"])
+def test_what_is_no_level_is_one_sentence(text: str, subject: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(*SWEEP[:4], "--law", "0.1", f"--levels={text}")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--levels: must be finite numbers, names, or values as in Python such as None or (64,64), not " in said
+
+
+@pytest.mark.parametrize(
+    ("law", "option", "levels", "values"),
+    [
+        ("Gaussian(0.1)", "relative_to", "None,absmax", [("None", None), "absmax"]),
+        ("Gaussian(0.1, relative_to='absmax')", "tile", "whole=None,(2,2)", [("whole", None), ("(2,2)", (2, 2))]),
+        ("Quantize(4)", "symmetric", "True,False", [("True", True), ("False", False)]),
+        ("ProgrammingNoise()", "programming", "(),(0.5,1.0)", [("()", ()), ("(0.5,1.0)", (0.5, 1.0))]),
+        ("ProgrammingNoise()", "compensate", "False,True,global", [("False", False), ("True", True), "global"]),
+        ("StuckAt(0.1)", "levels", "absmax,(-1.0,1.0)", ["absmax", ("(-1.0,1.0)", (-1.0, 1.0))]),
+        ("Gaussian(0.1, relative_to='absmax')", "per", "tensor,0,-1,output", ["tensor", 0, -1, "output"]),
+    ],
+)
+def test_an_option_that_takes_no_number(
+    law: str, option: str, levels: str, values: list[Any], subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = [*VARY, "--law", law, "--vary", option, f"--levels={levels}"]
+    assert run(*sweep) == 0
+    made: Any = as_law(read_spec(law))
+    expected = in_python(values, lambda value: replace(made, **{option: value}))
+    report = wn.RobustnessReport.from_json((subject / "report.json").read_text())
+    assert report.levels == expected.levels
+    assert report.values.tolist() == expected.values.tolist()
+    capsys.readouterr()
+    assert run(*sweep) == 0  # The same again is nothing to do.
+    assert "report.json is complete" in capsys.readouterr().err
+
+
+def test_a_value_that_an_option_cannot_have_is_one_sentence(
+    subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*VARY, "--law", "Gaussian(0.1)", "--vary", "std", "--levels", "None,0.1") in (1, 2)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(*VARY, "--law", "Gaussian(0.1)", "--levels", "None,0.1") == 2
+    assert "must be numbers of at least 0, not None; for other values" in capsys.readouterr().err
 
 
 def test_a_sweep_over_time_is_that_of_a_function(subject: Path, capsys: pytest.CaptureFixture[str]) -> None:

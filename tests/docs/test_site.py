@@ -20,6 +20,7 @@ import weightnoise.testing
 from tests.docs import DOCS, script
 
 ROOT = Path(__file__).parents[2]
+FENCED = re.MULTILINE | re.DOTALL
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 
 
@@ -50,6 +51,52 @@ def test_a_section_has_seven_entries_at_most() -> None:
         assert open_sections[indent] <= 7, line
 
 
+def pages() -> list[Path]:
+    """What the site shows as pages, with the files of the repository that pages include."""
+    return [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def notebook_texts() -> list[str]:
+    """What the cells of the notebooks hold and have printed."""
+    cells = [
+        cell
+        for path in sorted((DOCS / "examples").glob("*.ipynb"))
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    printed = ["".join(output.get("text", "")) for cell in cells for output in cell["outputs"]]
+    return ["".join(cell["source"]) for cell in cells] + printed
+
+
+def test_code_is_no_wider_than_its_column() -> None:
+    code = [block for page in pages() for block in re.findall(r"^```.*?^```", page.read_text(), flags=FENCED)]
+    lines = [line for text in [*code, *notebook_texts()] for line in text.splitlines()]
+    assert len(lines) > 2000
+    assert [line for line in lines if len(line) > 115] == []
+
+
+def test_formulas_in_the_text_are_mathematics() -> None:
+    code_and_formulas = r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)"
+    for page in pages():
+        text = re.sub(code_and_formulas, "", page.read_text(), flags=re.DOTALL)
+        assert re.findall(r".*(?:\^|w~|\|\|\w+\|\||sqrt\().*", text) == [], page.name
+
+
+def test_the_front_page_has_a_sentence_a_figure_five_lines_and_whom_it_is_for() -> None:
+    text = (DOCS / "index.md").read_text()
+    title, sentence, figure = re.split(r"\n\n", text)[:3]
+    assert title == "# weightnoise"
+    assert sentence.count(".") == 1
+    assert figure.startswith("![Accuracy")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=FENCED)[1]
+    assert len([line for line in code.splitlines() if line]) == 5
+    assert "## Who is this for?" in text
+    asked = text[text.index("## What do you want to do?") : text.index("## Install")]
+    wanted = ["tutorial", "robustness", "strength", "losses", "activations", "huggingface", "hardware-aware"]
+    wanted += ["uncertainty", "exploration", "cluster"]
+    assert [page for page in wanted if f"{page}.md" not in asked] == []
+
+
 @pytest.mark.slow
 def test_a_search_finds_what_people_look_for_and_no_source_is_published(tmp_path: Path) -> None:
     for package in ("latex2mathml", "material", "mkdocstrings"):
@@ -72,8 +119,9 @@ def test_a_search_finds_what_people_look_for_and_no_source_is_published(tmp_path
     assert list((tmp_path / "site").rglob("*.py")) == []
     assert "<math" in (tmp_path / "site" / "laws" / "additive.html").read_text()
     assert 'src="data:image/png;base64,' in (tmp_path / "site" / "examples" / "hardware.html").read_text()
-    pages = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
-    assert not any("arithmatex" in page or "include:" in page for page in pages)
+    made = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
+    assert not any("arithmatex" in page or "include:" in page for page in made)
+    assert '<code class="option">--vary</code>' in (tmp_path / "site" / "cli.html").read_text()
 
 
 def test_the_reference_has_every_public_name_once_and_no_other() -> None:

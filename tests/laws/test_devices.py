@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import weightnoise as wn
 from weightnoise import devices
 from weightnoise._cli.notation import read_spec
-from weightnoise.laws._curves import evaluate
+from weightnoise.laws._curves import curve_at
 
 DAY = 86400.0
 SIZES = [8, 64]  # Drawn by torch's generator, and by the engine.
@@ -256,7 +256,7 @@ def test_what_lies_beyond_the_measurements_warns_once() -> None:
 )
 def test_curves(curve: Any, g: float, time: float, value: float) -> None:
     at = torch.tensor([g], dtype=torch.float64, requires_grad=True)
-    found = evaluate(curve, at, time, 1.0, (10.0, 1.0))
+    found = curve_at(curve, at, time, 1.0, (10.0, 1.0))
     assert found.item() == pytest.approx(value)
 
 

@@ -454,7 +454,7 @@ def test_options_are_checked_when_a_law_is_made(call: str, text: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("per", ["tensor", 0])
-@pytest.mark.parametrize("name", [name for name in LAWS if name.startswith(("quanti", "bit_flip"))])
+@pytest.mark.parametrize("name", [name for name in LAWS if name.startswith(("quanti", "bit_flip", "programming"))])
 def test_a_range_of_zero_has_no_step_and_no_noise(name: str, per: Any, size: int, dtype: torch.dtype) -> None:
     law = dataclasses.replace(LAWS[name], per=per)  # type: ignore[type-var]
     weight = (torch.randn(size, size) * 0.02).to(dtype)

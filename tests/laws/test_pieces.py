@@ -13,7 +13,7 @@ from torch import Tensor
 import weightnoise as wn
 from weightnoise import devices
 from weightnoise.laws import _pieces, _scale
-from weightnoise.laws._curves import evaluate
+from weightnoise.laws._curves import curve_at
 from weightnoise.laws._law import Law
 from weightnoise.laws._pieces import straight_through
 
@@ -124,9 +124,9 @@ TABLES = {
 def test_a_table_has_straight_lines_between_its_places(table: tuple[tuple[float, float], ...]) -> None:
     places, values = zip(*table, strict=True)
     g = np.concatenate([np.linspace(places[0] - 1, places[-1] + 1, 501), places])
-    found = evaluate(table, torch.tensor(g), 0.0, 1.0, (1.0, 1.0))
+    found = curve_at(table, torch.tensor(g), 0.0, 1.0, (1.0, 1.0))
     np.testing.assert_allclose(found.numpy(), np.interp(g, places, values), atol=1e-9)
-    assert evaluate(table, torch.tensor([torch.nan]), 0.0, 1.0, (1.0, 1.0)).isnan().all()
+    assert curve_at(table, torch.tensor([torch.nan]), 0.0, 1.0, (1.0, 1.0)).isnan().all()
 
 
 def test_what_is_no_number_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:

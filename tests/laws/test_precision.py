@@ -225,3 +225,33 @@ def test_learned_laws_keep_the_dtype(name: str) -> None:
     for dtype in SHORT:
         found, _ = outcomes(name, 8, dtype, 1.0)
         assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("size", [8, 64, 1000])
+@pytest.mark.parametrize("levels", ["absmax", "range"])
+def test_gradients_of_stuck_weights_are_added_up_in_float32(levels: Any, size: int, dtype: torch.dtype) -> None:
+    # Of 10^6 weights 3 in 10 are stuck at the top, with a gradient of 1: 300,000 is no number of float16, and less
+    # those that are stuck at the bottom it is.
+    law = wn.StuckAt(0.1, high=0.3, low=0.295, levels=levels)
+    found = []
+    for one in (dtype, torch.float32):
+        weight = torch.linspace(-0.5, 0.5, size * size).reshape(size, size).to(dtype).to(one)
+        weight[0, 0] = 1.0
+        weight[0, 1] = -1.0 if levels == "range" else 0.0
+        weight.requires_grad_()
+        torch.manual_seed(0)
+        noisy = law.apply(weight, law.draw(weight), 1.0)
+        assert noisy.dtype == one
+        noisy.backward(torch.ones_like(noisy) / (10 if levels == "range" else 1))
+        found.append((noisy.detach().float(), weight.grad.float()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert_close(found[0][1], found[1][1], rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [*SHORT, torch.float32, torch.float64])
+def test_on_a_colder_chip_a_weight_of_zero_has_no_slope(dtype: torch.dtype) -> None:
+    weight = torch.tensor([0.0, 1.0], dtype=dtype, requires_grad=True)
+    law = wn.Temperature(-20.0, gradient="exact")
+    law.apply(weight, None, 1.0)[0].backward()
+    assert weight.grad[0].item() < 1e-6

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 import weightnoise as wn
 from tests.helpers import seen
+from weightnoise._random import draws as _random
 from weightnoise._random import philox as _engine
 
 SIZES = [8, 64]  # 64 numbers and 4,096: on both sides of `_engine.LEAST`.
@@ -406,3 +407,16 @@ def test_a_weight_without_memory() -> None:
     clean(model).untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"shape \(64, 64\) has no memory now"):
         seen(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (17,), (30, 10), (8, 8), (45, 45), (50, 50)])
+@pytest.mark.parametrize("name", ["normal", "symmetric_uniform"])
+def test_numbers_of_a_short_dtype_are_those_of_float32_rounded(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    found = []
+    for one in (dtype, torch.float32):
+        torch.manual_seed(0)
+        found.append(getattr(_random, name)(torch.empty(shape, dtype=one)))
+    assert torch.equal(found[0], found[1].to(dtype))

@@ -266,9 +266,15 @@ def test_tqdm_gets_the_total_and_no_colon(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tqdm.tqdm", Bar)
     run(levels=[0.0, 0.1, 0.3], draws=4, progress=True)
     assert bars[0].total == bars[0].n == 1 + 4 + 4
-    assert bars[0].desc == "Gaussian(std=1.0) at 0.3, draw 4 of 4 "
+    shown = str(bars[0])
+    assert shown.startswith("Gaussian(std=1.0) at 0.3, draw 4 of 4 100%|")
+    assert "| 9/9 [" in shown
+    assert ": " not in shown
     run(levels=[0.1], draws=50, until_sem=1e9, progress=True)  # Draws that are spared are no longer expected.
     assert bars[1].total == bars[1].n == 20
+    model = wn.add_weight_noise(nn.Linear(2, 2), 0.1)
+    wn.find_level(model, lambda model: 1.0, at_least=0.5, draws=2, highest=0.2)  # Where the end is not known.
+    assert str(bars[2]).startswith(f"noise at 0.2, draw 2 of 2 {bars[2].n} draws [")
 
 
 def test_values_are_independent_of_the_order_of_the_levels() -> None:

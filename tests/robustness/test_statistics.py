@@ -106,7 +106,7 @@ def test_tables() -> None:
     ]
     text = str(found).splitlines()
     assert text[0] == "| level | a: mean | a: yield | a: worst |"
-    assert text[-2] == "a at level 0.2: stopped early after 2 of 4 draws"
+    assert text[-2] == "a at level 0.2: 2 of 4 draws are measured"
     assert text[-1].endswith("reach 2, 95 %; seed 3, torch 2, until_sem 0.1")
     with pytest.raises(wn.OptionError, match="takes 'mean', 'interval', 'yield', 'worst' or a quantile"):
         found.to_markdown("best")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -104,6 +105,45 @@ def check_all_laws() -> None:
         for shape in (SMALL, LARGE):
             placement, before = next(rounds)
             assert_noise_of_one_process(spec, shape, [placement], mesh(), before)
+
+
+class Both(nn.Linear):
+    """Its output is its weight, with its bias as one column more."""
+
+    first = "weight"
+
+    def forward(self, _: Tensor) -> Tensor:
+        second = "bias" if self.first == "weight" else "weight"
+        read = {name: getattr(self, name) for name in (self.first, second)}
+        return torch.cat([whole(read["weight"]), whole(read["bias"])[:, None]], dim=1)
+
+
+def check_a_bias_has_the_numbers_of_its_rows() -> None:
+    for size, first, cut_at in itertools.product((8, 64), ("weight", "bias"), (0, 1)):
+        models: list[Any] = []
+        for parallel in (False, True):
+            torch.manual_seed(0)
+            model = Both(size, size)
+            model.first = first
+            wn.add_weight_noise(model, wn.LearnedGaussian(1.0, factorised=True), min_ndim=1)
+            if parallel:
+                for name, one in {"weight": Shard(cut_at), "bias": Replicate() if cut_at else Shard(0)}.items():
+                    part = distribute_tensor(model._parameters[name], mesh(), [one])
+                    model.register_parameter(name, nn.Parameter(part))
+            models.append(model)
+        single, model = models
+        assert isinstance(model._parameters["weight"], DTensor)
+        clean = torch.cat([single._parameters["weight"], single._parameters["bias"][:, None]], dim=1)
+        for hold in ({}, {"seed": 3}, {"seed": None}):
+            found = []
+            for one in (model, single):
+                # The processes take the numbers of the first of them.
+                torch.manual_seed(5 + (dist.get_rank() if one is model else 0))
+                with wn.hold_noise(one, **hold) if hold else contextlib.nullcontext():
+                    found.append(one(torch.ones(1)).detach())
+            assert torch.equal(*found), (size, first, cut_at, hold)
+            noise = (found[0] - clean).double()
+            assert torch.linalg.matrix_rank(noise, rtol=1e-5) == 1, (size, first, cut_at, hold)
 
 
 ELEMENTS: tuple[Any, ...] = (

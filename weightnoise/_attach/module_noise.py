@@ -101,7 +101,7 @@ def _in_recomputing_frame(
         kept.close()
 
 
-class _OfOneCall:
+class _ScopeOfCall:
     """The scope of one call, opened whenever its body goes on, and closed while that waits."""
 
     def __init__(self, frames: Frames) -> None:
@@ -125,7 +125,7 @@ def goes_on(call: Callable[..., Any]) -> bool:
 
 def resumed(module_noise: ModuleNoise, call: Callable[..., Any]) -> Callable[..., Any]:
     """Such a function with all reads of one call seeing one draw."""
-    return decorated(call, lambda: _OfOneCall(module_noise.frames))
+    return decorated(call, lambda: _ScopeOfCall(module_noise.frames))
 
 
 class InstanceForward:

@@ -57,7 +57,7 @@ deviations as fractions of the largest weight of each layer; with ProgrammingNoi
 noise of the device; with StuckAt(zero=1.0) they are shares of the weights. With --vary OPTION a level is the value
 of that option, in each law that has it: --vary time --law 'ProgrammingNoise()' --levels 0,25,hour=3600. Instead of
 a law, --law takes MODULE:FUNCTION, a function from a level to a law. The levels of both are any numbers, names, or
-names with their values.
+values as in Python such as None, True or (64,64), each with a name before it if you like: 'whole=None,(64,64)'.
 
 {OBJECTS}
 
@@ -78,7 +78,8 @@ A sweep with --out keeps what it has measured in that file, about once a second.
 there when the same command is given again, and ends with the same numbers to the last bit. Other options,
 another model (its weights are compared), a changed metric (its code is), and another version of torch or
 weightnoise are refused, and named. Whether what the metric calls and its data are the same is not checked. More
---draws or another --threshold go on from what the file holds. Two sweeps that run at once have a file each."""
+--draws or another --threshold go on from what the file holds, in shards too. Two sweeps that run at once have a
+file each. `weightnoise report` shows what is in the file of a sweep that goes on or was interrupted."""
 
 SWEEP_EXAMPLES = f"""\
 Examples:
@@ -115,9 +116,10 @@ Examples:
 
 REPORT = """\
 Show a report that a sweep has written, and write it as JSON, CSV (a line for each draw), markdown or one HTML
-page, by the ending of --out. Several reports are put together: those of the shards of one sweep, or of other
-seeds. A draw that is in two of them counts once. Reports of another metric, law, model, level or version are
-refused, with what differs. Nothing of yours is run. `weightnoise merge` is the same command."""
+page, by the ending of --out. A sweep that is not finished is shown as far as it has come, with how many draws of
+how many are measured. Several reports are put together: those of the shards of one sweep, or of other seeds. A
+draw that is in two of them counts once. Reports of another metric, law, model, level or version are refused, with
+what differs. Nothing of yours is run. `weightnoise merge` is the same command."""
 
 REPORT_EXAMPLES = f"""\
 Examples:

@@ -7,9 +7,11 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from weightnoise._cli.load import load_metric, load_model
 from weightnoise._cli.output import CommandError
+from weightnoise._robustness.plan import Plan
 
 
 @contextmanager
@@ -31,13 +33,16 @@ def load_again(model: str, metric: str, seed: int) -> None:
     load_metric(metric)
 
 
-def of_shard(draws: int, shard: tuple[int, int] | None, antithetic: bool) -> int | range:
-    """The draws of one of many commands that share them out."""
+def of_shard(plan: Plan, shard: tuple[int, int] | None) -> Plan:
+    """The draws of one of many commands that share them out.
+
+    Each takes every n-th draw, or pair of mirrored ones: with more draws it has those that it had, and more.
+    """
     if shard is None:
-        return draws
+        return plan
     place, count = shard
-    size = 2 if antithetic else 1
-    start, stop = (number * (draws // size) // count * size for number in (place - 1, place))
-    if start == stop:
-        raise CommandError(f"--shard {place}/{count} has none of the {draws} draws: give fewer shards")
-    return range(start, stop)
+    size = 2 if plan.antithetic else 1
+    numbers = tuple(number for number in plan.numbers if number // size % count == place - 1)
+    if not numbers:
+        raise CommandError(f"--shard {place}/{count} has none of the {len(plan.numbers)} draws: give fewer shards")
+    return replace(plan, numbers=numbers)

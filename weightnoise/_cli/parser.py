@@ -101,7 +101,7 @@ def _add_sweep(commands: argparse._SubParsersAction[Parser], debug: Parser) -> N
         nargs="+",
         type=_values.levels,
         metavar="LEVEL",
-        help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2; with --vary values: 25,3600 or start=25,hour=3600",
+        help="factors on the strength: 0,0.1,0.2 or 0 0.1 0.2; with --vary values: 25,3600 or none=None,hour=3600",
     )
     add("--until-sem", type=_values.until, metavar="X", help="go on at this standard error: 0.01 or 2%%")
     add("--shard", type=_values.shard, metavar="K/N", help="measure the k-th of n parts of the draws; see merge")

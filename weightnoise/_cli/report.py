@@ -26,6 +26,8 @@ def run_report(options: argparse.Namespace) -> None:
         raise CommandError(f"{options.out} is one of the reports: give another --out")
     contents = {path: _content(path) for path in options.reports}
     reports = {path: _report(path, content, options.threshold) for path, content in contents.items()}
+    for path, content in contents.items():
+        _check_settings(path, content)
     report = _together(reports)
     sweep = {name: value for content in contents.values() for name, value in content.get("sweep", {}).items()}
     metric = sweep.get("metric", report.made_by.get("metric", "metric"))
@@ -34,8 +36,17 @@ def run_report(options: argparse.Namespace) -> None:
             write_whole(options.out, _written(report, options, metric, sweep.get("vary")))
     said = [content["tolerance"] for content in contents.values() if "tolerance" in content]
     show(report, "\n".join([str(report), *said]), metric, options, sweep.get("vary"))
+    for path, content in contents.items():
+        if content.get("done") is not None:
+            done, total = content["done"]
+            of = f" of {total}" if total else ""
+            say(f"{path} is not finished: {done}{of} draws are measured; its command goes on from there")
     if missing := _missing_shards(contents):
         say(f"shards that are missing: {', '.join(missing)}")
+    of_draws = {path: content["asked"]["draws"] for path, content in contents.items() if _is_shard(content)}
+    for path, draws in of_draws.items():
+        if draws < (most := max(of_draws.values())):
+            say(f"{path} is of {draws} draws, and others are of {most}: give it more --draws")
 
 
 def check_plot(options: argparse.Namespace) -> None:
@@ -93,6 +104,10 @@ def _together(reports: Mapping[Path, RobustnessReport]) -> RobustnessReport:
         raise CommandError(f"{' '.join(map(str, reports))}: {error}", code=1) from None
 
 
+def _is_shard(content: Mapping[str, Any]) -> bool:
+    return bool(content.get("sweep", {}).get("shard")) and isinstance(content.get("asked", {}).get("draws"), int)
+
+
 def _missing_shards(contents: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     sweeps = [content.get("sweep", {}) for content in contents.values()]
     shards = {tuple(sweep["shard"]) for sweep in sweeps if sweep.get("shard")}
@@ -106,9 +121,27 @@ def _content(path: Path) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except (RecursionError, ValueError) as error:
         raise CommandError(f"{path} holds no report: {error}", code=1) from None
-    if isinstance(content, dict) and "measured" in content:
-        raise CommandError(f"{path} is not finished: give its command again first", code=1)
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or "measured" not in content:
+        return content if isinstance(content, dict) else {}
+    so_far = content.get("so far")
+    if not isinstance(so_far, dict) or not so_far.get("curves"):
+        raise CommandError(f"{path} is not finished, and nothing is measured yet: give its command again", code=1)
+    return {**so_far, **{name: content[name] for name in ("sweep", "asked") if name in content}}
+
+
+def _check_settings(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse what a sweep would not have written beside its report."""
+    sweep, asked = content.get("sweep", {}), content.get("asked", {})
+    if isinstance(sweep, dict) and isinstance(asked, dict):
+        texts = [sweep.get("metric"), sweep.get("vary"), content.get("tolerance")]
+        counts = [sweep.get("shard"), content.get("done")]
+        if all(isinstance(text, str | None) for text in texts) and all(map(_are_two_counts, counts)):
+            return
+    raise CommandError(f"{path} holds no report: the settings in it are damaged", code=1)
+
+
+def _are_two_counts(found: Any) -> bool:
+    return found is None or (isinstance(found, list) and [type(one) for one in found] == [int, int])
 
 
 def _report(path: Path, content: Mapping[str, Any], threshold: float | None) -> RobustnessReport:

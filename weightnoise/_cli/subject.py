@@ -20,7 +20,7 @@ from weightnoise._cli.load import code_of, load_allowed, load_metric, load_model
 from weightnoise._cli.output import CommandError, say
 from weightnoise._cli.vary import read_laws
 from weightnoise._random.philox import engine
-from weightnoise._robustness.metric import Metric, fingerprint
+from weightnoise._robustness.metric import Metric, model_fingerprint
 from weightnoise._robustness.plan import is_function, law_name
 from weightnoise._weights import noisy_parameters
 
@@ -57,7 +57,7 @@ def load_subject(options: argparse.Namespace) -> Subject:
         "vary": options.vary,
         "code of the laws": [code_of(law) for law in laws.values() if is_function(law) and options.vary is None],
         "noise on the model": [f"{name}: {law_name(law)}" for name, law in noise],
-        "weights": fingerprint(model),
+        "weights": model_fingerprint(model),
         "torch": torch.__version__,
         "weightnoise": weightnoise.__version__,
         "engine": engine().partition(" ")[0],  # Without its instruction set, which changes no number.

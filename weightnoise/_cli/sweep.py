@@ -10,7 +10,7 @@ from weightnoise._cli.jobs import executor, of_shard
 from weightnoise._cli.output import CommandError
 from weightnoise._cli.report import check_plot, show
 from weightnoise._cli.subject import journal, load_subject
-from weightnoise._cli.vary import check_levels
+from weightnoise._cli.vary import check_factors
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.plan import make_plan
 from weightnoise._robustness.report import RobustnessReport
@@ -29,20 +29,18 @@ def run_sweep(options: argparse.Namespace) -> None:
         "reads": options.reads,
     }
     levels = list(chain.from_iterable(options.levels))
-    check_levels(levels, subject.laws)
+    check_factors(levels, subject.laws)
     if options.log_axis and (len(levels) == 1 or any(isinstance(level, (str, tuple)) for level in levels)):
         raise CommandError("--log-axis needs two levels or more, and numbers without names")
-    draws = of_shard(options.draws, options.shard, options.antithetic)
     goal = {"threshold": options.threshold, "higher_is_better": not options.lower_is_better}
     about = {**subject.about, "levels": levels, "shard": options.shard, **settings}
     asked: dict[str, Any] = {"draws": options.draws, **goal}
-    if options.shard is not None:
-        about["draws"] = asked.pop("draws")  # Which draws it measures depends on how many there are.
+    whole = make_plan(
+        subject.metric, levels, None, subject.laws or None, options.draws, **settings, vectorize=False
+    )
+    plan = of_shard(whole, options.shard)
     with journal(options.out, about, options.fresh, asked) as kept:
         if kept.content is None:
-            plan = make_plan(
-                subject.metric, levels, None, subject.laws or None, draws, **settings, vectorize=False
-            )
             with kept.saved(), executor(options) as workers:
                 report = run_plan(subject.model, plan, **goal, progress=True, store=kept, executor=workers)
             kept.finish(report.to_dict())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +57,43 @@ def strength(text: str) -> float:
     return found
 
 
+_PART = re.compile(r"""(?:[^\s,()\[\]'"]|\((?:[^()]|\([^()]*\))*\)|\[[^\[\]]*\]|'[^']*'|"[^"]*")+""")
+
+
 def levels(text: str) -> list[Any]:
-    """Numbers, names, or names with their values, such as ``hour=3600``, with commas or spaces between them."""
-    levels = []
-    for part in text.replace(",", " ").split():
+    """Numbers, names, or names with their values, such as ``hour=3600``, with commas or spaces between them.
+
+    A value may also be None, True, False, or a tuple, list or text as in Python; it is its own name then.
+    """
+    parts = _PART.findall(text)
+    if not parts or _PART.sub("", text).strip(", \t\n"):
+        raise argparse.ArgumentTypeError(f"must be {_LEVELS}, not {text!r}")
+    found = []
+    for part in parts:
         name, equals, value = part.rpartition("=")
-        levels.append((name, _level(value)) if equals and name else _level(part))
-    if not levels:
-        raise argparse.ArgumentTypeError(f"must be numbers or names, not {text!r}")
-    return levels
+        level = _level(value if name else part)
+        plain = isinstance(level, (int, float, str)) and not isinstance(level, bool)
+        found.append((name, level) if equals and name else level if plain else (part, level))
+    return found
 
 
-def _level(text: str) -> float | str:
-    """A whole number as one, since some options take no other; what is no number is a name."""
+_LEVELS = "finite numbers, names, or values as in Python such as None or (64,64)"
+
+
+def _level(text: str) -> Any:
+    """A whole number as one, since some options take no other; what is nothing else is a name."""
     try:
         found = float(text)
     except ValueError:
         found = math.nan
     if math.isfinite(found):
         return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else found
-    if not re.fullmatch(r"[^\W\d][\w.+-]*", text) or text.lower() in ("nan", "inf", "infinity"):
-        raise argparse.ArgumentTypeError(f"must be finite numbers or names, not {text!r}")
-    return text
+    if text in ("None", "True", "False") or text[:1] in "([\"'":
+        with suppress(SyntaxError, ValueError):
+            return ast.literal_eval(text)
+    elif re.fullmatch(r"[^\W\d][\w.+-]*", text) and text.lower() not in ("nan", "inf", "infinity"):
+        return text
+    raise argparse.ArgumentTypeError(f"must be {_LEVELS}, not {text!r}")
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -32,12 +32,12 @@ def read_laws(texts: Sequence[str], allowed: Sequence[Any], option: str | None) 
     return laws
 
 
-def check_levels(levels: Sequence[Any], laws: Mapping[str, Any]) -> None:
+def check_factors(levels: Sequence[Any], laws: Mapping[str, Any]) -> None:
     """Refuse levels that are no factors, where they are factors."""
     wrong = [
         level
         for level in (one[1] if isinstance(one, tuple) else one for one in levels)
-        if isinstance(level, str) or level < 0
+        if type(level) not in (int, float) or level < 0
     ]
     if wrong and not all(map(is_function, laws.values() or [None])):
         raise CommandError(

@@ -91,7 +91,7 @@ class NoiseContext:
 
     def __call__(self, function: FunctionT) -> FunctionT:
         """The function, method or coroutine function with its body inside the context."""
-        return decorated(function, lambda: _OfOneCall(self))
+        return decorated(function, lambda: _EntryOfCall(self))
 
     def _lay(self, entry: Entry) -> Self:
         entry.thread = _thread()
@@ -118,7 +118,7 @@ class NoiseContext:
         return self._entries[-1]
 
 
-class _OfOneCall:
+class _EntryOfCall:
     """A context around one call of a function, entered again with the same overrides whenever its body goes on."""
 
     def __init__(self, context: NoiseContext) -> None:

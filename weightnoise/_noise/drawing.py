@@ -11,9 +11,12 @@ from weightnoise._errors import RESIZED, UnsupportedParameterError
 from weightnoise._noise.checkpoints import EffectiveControl, Recalled, held_draw
 from weightnoise._noise.control import NoiseControl
 from weightnoise._noise.draws import Key, Seed, drawing_alone, is_pending
+from weightnoise._noise.frames import Frames, taken_from
 from weightnoise._noise.learning import Learning
+from weightnoise._noise.outside import taken_outside
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
+from weightnoise._random.common import Common, drawn_with
 from weightnoise._torch.modes import in_transform
 from weightnoise._torch.modules import is_fully_sharded
 
@@ -26,7 +29,10 @@ class Drawing(Learning):
     control: NoiseControl
     name: str
     memory: Memory
+    estimator: str
     takes_keys: bool  # Whether a key can stand for a draw of the law.
+    shares: bool  # Whether a draw has numbers in common with another parameter of the layer.
+    frames: Frames
     chip_draw: Any = None  # The draw of the law's chip.
 
     def is_managed(self) -> bool:
@@ -34,22 +40,40 @@ class Drawing(Learning):
         owner = None if self.owner is None else self.owner()
         return owner is not None and is_fully_sharded(owner)
 
-    def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False) -> Any:
-        """The held draw, the frozen one, or a fresh one; ``eager`` where `may_matter` said no."""
+    def draw(self, weight: Tensor, effective: EffectiveControl, eager: bool = False, kept: Any = None) -> Any:
+        """The held draw, the frozen one, or a fresh one.
+
+        Args:
+            weight: to draw for.
+            effective: what holds for this read.
+            eager: whether `may_matter` has said no.
+            kept: what the running forward has drawn; None where each read draws.
+        """
         if self.built_for is not None and self.built_for != weight.shape:
             # What is learned or frozen would be broadcast, and so the weight.
             raise UnsupportedParameterError(
                 RESIZED.format(name=self.name, now=tuple(weight.shape), then=tuple(self.built_for))
             )
         if (held := effective.held) is not None:
-            return held_draw(effective, held, self, weight, self.handed)
+            if held.reads is None or not self.shares:
+                return held_draw(effective, held, self, weight, self.handed)
+            return drawn_with(self._common(kept), held_draw, effective, held, self, weight, self.handed)
         if isinstance(effective, Recalled):
-            return effective.fresh(self, lambda: self._fresh(weight))
+            return effective.fresh(self, lambda: self._fresh(weight, False, kept))
         # Spelt out for a small weight, where a call counts.
-        small = self.chip_draw is None and self.memory == "keep" and weight.numel() < _engine.LEAST
-        return self.handed.draw(weight) if small else self._fresh(weight, eager)
+        small = not self.shares and self.chip_draw is None and self.memory == "keep"
+        if small and weight.numel() < _engine.LEAST:
+            return self.handed.draw(weight)
+        return self._fresh(weight, eager, kept)
 
-    def _fresh(self, weight: Tensor, eager: bool = False) -> Any:
+    def _common(self, kept: Any) -> Common:
+        if self.estimator != "shared":  # Its rows have signs of their own for each example.
+            return Common()
+        return Common(layer=taken_outside(self) if kept is None else taken_from(kept, self.tensor_name))
+
+    def _fresh(self, weight: Tensor, eager: bool, kept: Any) -> Any:
+        if self.shares:  # No seed can stand for what others have drawn.
+            return drawn_with(self._common(kept), self._drawn, weight)
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
             on_gpu = _engine._TRITON and _engine.by_triton(weight)
             return Key((_seeds.key(weight.device) if on_gpu else int(_seeds.key()),))
@@ -57,18 +81,20 @@ class Drawing(Learning):
             key = _seeds.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
-        return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
+        return self._drawn(weight)
 
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
         with _seeds.seeded(seed, weight.device), torch.no_grad():
-            return self.handed.draw(weight) if self.chip_draw is None else self._redraw(weight)
+            return self._drawn(weight)
 
     def can_fuse(self, weight: Tensor) -> bool:
         """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
         return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
 
-    def _redraw(self, weight: Tensor) -> Any:
+    def _drawn(self, weight: Tensor) -> Any:
+        if self.chip_draw is None:
+            return self.handed.draw(weight)
         if is_pending(self.chip_draw):
             if weight.is_meta:  # To see shapes.
                 return self.handed.drawn(weight, self.handed.freeze(weight, self.name))

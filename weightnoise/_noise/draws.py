@@ -54,7 +54,7 @@ def is_pending(chip_draw: Any) -> bool:
     return isinstance(chip_draw, str)
 
 
-def is_key(draw: Any) -> bool:
+def is_keyed(draw: Any) -> bool:
     """Whether the numbers are made while they are added, so that a graph keeps nothing of them."""
     return type(draw) is Key
 

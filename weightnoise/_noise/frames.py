@@ -7,7 +7,10 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+
+from weightnoise._random.common import Make, Take, layer_of
 
 # The code of the functions that open a scope for the length of a call, as their local variable ``running``; by
 # identity, since code that Dynamo has made cannot be hashed.
@@ -20,6 +23,19 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 # factor. A plain tuple: it is made at every forward.
 NOT_DRAWN = "not drawn"
 NOTHING: Any = (NOT_DRAWN, None, None, None)  # A memo before there is a draw.
+
+
+def taken_from(kept: dict[str, Any], tensor_name: str) -> Take:
+    """The numbers that a layer has in common, as a running forward has drawn them."""
+
+    def take(name: str, make: Make, device: torch.device) -> Tensor:
+        place = f"{layer_of(tensor_name)}: {name} on {device}"
+        if place not in kept:
+            kept[place] = make(), None, None, None  # As the memo of a parameter, so that checkpoints keep it.
+        numbers: Tensor = kept[place][0]
+        return numbers
+
+    return take
 
 
 def opens_frame(function: FunctionT) -> FunctionT:

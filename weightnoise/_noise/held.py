@@ -21,6 +21,7 @@ from weightnoise._noise.paths import Step, parted, total
 from weightnoise._noise.recipe import Stamp
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
+from weightnoise._random.common import Common, drawn_with, of_seed
 from weightnoise._torch.writing import optimizer_steps
 from weightnoise.laws import Law, Noise
 
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
 
 
-def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float, die: int) -> None:
-    """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
+def add_draw(noise: WeightNoise, weight: Tensor, held: HeldDraw, amount: float) -> None:
+    """Add ``amount * (noisy - weight)`` to a weight in place, for a draw that is held under a seed.
 
     Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
     """
-    factor = abs(noise.control.factor) * sign
+    factor = abs(noise.control.factor) * held.sign
     if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
-        with _seeds.seeded(seed, weight.device):
+        with _seeds.seeded(held.seed or 0, weight.device):
             key = int(_seeds.key())
         rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
         clean = rows.clone()
@@ -43,7 +44,6 @@ def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: f
         increment_version(weight)  # What C has written, autograd has not seen.
         rows.copy_(clean)
         return
-    held = HeldDraw(seed, sign, die=die if noise.handed.says("draw_of") else None)
     draw = held.draw(noise.handed, weight)
     if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
         weight.copy_(apply_draw(noise, weight, draw, factor * amount))
@@ -95,7 +95,8 @@ class HeldDraw:
         shape: of what it was drawn for, which may be replaced by another; None where no number was drawn.
         key: of what differs from example to example.
         made: the noisy weights that were made of it with gradients off.
-        die: the seed of what laws have in common with those of other parameters; None where they have nothing.
+        die: the seed of what a group of parameters has in common; None where no law has.
+        layer: the seed of what the parameters of its layer have in common; None where they have nothing.
         turns: how often each row of a batch has got other numbers by the key; None for never.
         reads: how often it was read, where a reading draws anew what does not belong to the chip; else None.
         rho: the autocorrelations, after one step, of the processes that it is the sum of; () for none.
@@ -112,6 +113,7 @@ class HeldDraw:
     key: Tensor | None = None
     made: dict[tuple[int, int | None], Made] = field(default_factory=dict)
     die: int | None = None
+    layer: int | None = None
     turns: Tensor | None = None
     reads: int | None = None
     rho: tuple[float, ...] = ()
@@ -185,13 +187,17 @@ class HeldDraw:
                 made = self.made[place] = Made(noisy, noisy._version, weight, state, stamps, noise.handed)
         return made.noisy
 
+    def _common(self) -> Common:
+        layer = None if self.layer is None else of_seed(_seeds.derive_seed(self.layer, f"layer{self._now}"))
+        return Common(self.die, layer)
+
     def _draw(self, law: Law, weight: Tensor) -> None:
         if self.past is not None:
             self._move_on(law, weight, *self.past)
             self.past = None
         elif self.reads is None or law.has_chip_part:
             with _apart(self.seed, weight):
-                self.noise = law.draw(weight) if self.die is None else law.draw_of(weight, self.die)
+                self.noise = drawn_with(self._common(), law.draw, weight)
                 self.states = parted(law, weight, self.noise, len(self.rho))
             self.shape = None if _is_nothing(self.noise) else weight.shape
         self.drawn = True  # Last: other threads look at it without the lock, and a draw may fail.
@@ -200,7 +206,7 @@ class HeldDraw:
         before.make(law, weight)
         with _apart(_seeds.derive_seed(self.seed or 0, f"step {self.step}"), weight):
             if not self.rho:
-                self.noise = law.reread(weight, before.noise)
+                self.noise = drawn_with(self._common(), law.reread, weight, before.noise)
                 return
             self.states = tuple(
                 law.moved_on(state, [law.reread(weight, state)], Step(rho, steps))

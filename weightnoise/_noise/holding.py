@@ -76,7 +76,7 @@ class HeldNoise(NoiseContext):
             OptionError: for steps that are no whole number from 1 on, for ``reads="fresh"``, where each forward
                 draws anew by itself, and for ``rho`` with a law that does not draw normal numbers.
         """
-        check_count("advance", "steps", steps, 1)
+        steps = check_count("advance", "steps", steps, 1)
         self._move_on(self._inside("advance"), steps)
 
     def _move_on(self, entry: Entry, steps: int) -> None:

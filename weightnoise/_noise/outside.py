@@ -10,12 +10,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from weightnoise._errors import CleanReadWarning, UnsupportedParameterError
+from weightnoise._random.common import Make, Take, layer_of
 from weightnoise._torch.forwards import has_own_forward, is_reader, method_that_reads, of_this_call, place
+from weightnoise._torch.modules import children, parametrizations
 from weightnoise._torch.tracing import leave_to_python, trace_again, traced_frames, traced_object, while_tracing
 
 if TYPE_CHECKING:
+    from weightnoise._noise.drawing import Drawing
     from weightnoise._noise.weight_noise import WeightNoise
 
 # Names of methods that edit weights or hand them on begin with these.
@@ -73,6 +77,51 @@ def kept_outside(noise: WeightNoise) -> Any:
     return of_this_call(frame).setdefault(noise.frames, {})
 
 
+def taken_outside(noise: Drawing) -> Take | None:
+    """The numbers that a layer has in common where the forward of another module reads it, each time with a draw.
+
+    Of one call of that, the first draw of the bias has those of the first of the weight, the second of the second.
+    None where nobody else has them.
+    """
+    if torch.compiler.is_compiling():
+        _leave_pairs()
+        return None
+    frame = place().frame if _has_partner(noise) else None
+    if frame is None:
+        return None
+    kept: dict[str, Any] = of_this_call(frame).setdefault((noise.frames, "pairs"), {})
+
+    def take(name: str, make: Make, device: torch.device) -> Tensor:
+        pair = f"{layer_of(noise.tensor_name)}: {name} on {device}"
+        numbers: Tensor
+        numbers, of = kept.pop(pair, (None, noise.tensor_name))
+        if of == noise.tensor_name:
+            numbers = make()
+            kept[pair] = numbers, of
+        return numbers
+
+    return take
+
+
+def _has_partner(noise: Drawing) -> bool:
+    """Whether another noise on its module has numbers in common with it."""
+    owner = None if noise.owner is None else noise.owner()
+    layer = layer_of(noise.tensor_name)
+    return owner is not None and any(
+        name != noise.tensor_name and layer_of(name) == layer and getattr(one, "shares", False)
+        for name, stack in parametrizations(owner).items()
+        for one in children(stack).values()
+    )
+
+
+@while_tracing
+def _leave_pairs() -> None:
+    """Leave to Python the reads of a weight and of its bias by another module: Dynamo keeps nothing for a call."""
+    noise = next(filter(None, (traced_object(traced, "self") for traced in traced_frames())), None)
+    if noise is None or _has_partner(noise):
+        leave_to_python(_PAIR)
+
+
 @while_tracing
 def _leave_second_reads() -> None:
     """Leave to Python the reads of a weight that a forward of another module reads more than once.
@@ -122,6 +171,11 @@ _TWICE = "__weightnoise_twice__"
 _READ_TWICE = (
     "Parameter '{name}' is read twice in one forward of another module: compiled code would draw for each read, "
     "so they are left to Python. Read it once, or compile what runs inside `with weightnoise.hold_noise(model):`."
+)
+_PAIR = (
+    "A weight and its bias have noise in common, and the forward of another module reads them: compiled code "
+    "would draw for each, so they are left to Python. Compile it for use inside "
+    "`with weightnoise.hold_noise(model):`."
 )
 
 _CLEAN = (

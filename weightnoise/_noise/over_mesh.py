@@ -61,7 +61,7 @@ def noisy_over_mesh(noise: WeightNoise, weight: Tensor, effective: EffectiveCont
     noisy: Tensor
     draw, noisy, of, before = NOTHING if kept is None else kept.get(noise.tensor_name, NOTHING)
     if draw is NOT_DRAWN:
-        draw = drawn_over_mesh(noise, weight, effective)
+        draw = drawn_over_mesh(noise, weight, effective, kept)
     elif of is weight and before == state:
         return noisy
     noisy = apply_over_mesh(noise, weight, draw, factor)
@@ -82,14 +82,14 @@ def mesh_problem(weight: Any, estimator: str, memory: str) -> str | None:
     return why and f"is a DTensor (tensor parallelism), where {why}"
 
 
-def drawn_over_mesh(noise: WeightNoise, weight: Any, effective: EffectiveControl) -> Any:
+def drawn_over_mesh(noise: WeightNoise, weight: Any, effective: EffectiveControl, kept: Any) -> Any:
     """The draw for the whole weight, the same in all processes of its mesh."""
     held = effective.held
     if held is not None:
         make_over_mesh(noise, held, weight)
     fresh = held is None and not weight.is_meta
     with _state_of_first(weight) if fresh else nullcontext():
-        return noise.draw(_to_draw_for(noise, weight), effective)
+        return noise.draw(_to_draw_for(noise, weight), effective, kept=kept)
 
 
 def make_held(noise: Any, held: HeldDraw, weight: Any) -> None:
@@ -117,7 +117,7 @@ def make_over_mesh(noise: WeightNoise, held: HeldDraw, weight: Any) -> None:
         return
     if held.past is not None:
         make_over_mesh(noise, held.past[0], weight)
-    held.seed, held.die = dtensors.values_of_first([held.seed, held.die], weight)
+    held.seed, held.die, held.layer = dtensors.values_of_first([held.seed, held.die, held.layer], weight)
     with _state_of_first(weight) if held.seed is None else nullcontext():
         held.make(noise.handed, _to_draw_for(noise, weight))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from weightnoise._noise.draws import apply_draw, bare, is_key
+from weightnoise._noise.draws import apply_draw, bare, is_keyed
 from weightnoise._noise.recipe import Recipe, Source, tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._torch.autograd import Identity
@@ -25,7 +25,7 @@ def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, k
         lambda weight: apply_draw(noise, weight, draw, factor),
         lambda: _sources(noise, weight, draw),
     )
-    if is_key(draw) or not weight.requires_grad:
+    if is_keyed(draw) or not weight.requires_grad:
         noisy = recipe.make(weight)
     elif noise.handed.gradient == "straight-through" and not noise.strength_names:
         with torch.no_grad():

@@ -103,6 +103,7 @@ class WeightNoise(Drawing):
         # What is asked, and called with a weight.
         self.handed = complete(law, f"parameter '{self.name}'").named(self.names).laid_out(self.layout)
         self.takes_keys = self.handed.takes_keys
+        self.shares = self.handed.shares("layer")
         self.rests = not has_user_law(self.handed)  # Such a law may read what it likes.
 
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
@@ -151,7 +152,7 @@ class WeightNoise(Drawing):
             state = None if compiling else (version, torch.is_grad_enabled(), factor)
             noise, noisy, of, before = kept.get(self.tensor_name, NOTHING)
             if noise is NOT_DRAWN or was_offloaded(of, weight):
-                noise = self.draw(weight, effective, eager)
+                noise = self.draw(weight, effective, eager, kept)
             elif noise is PER_EXAMPLE:
                 kept[self.tensor_name] = noise, weight, weight, None
                 return weight
@@ -202,10 +203,10 @@ class WeightNoise(Drawing):
         """Return the factor of the strength now; negative for the mirrored draw."""
         return self.control.compiled_factor() if torch.compiler.is_compiling() else effective.factor
 
-    def sample(self, weight: Tensor) -> Tensor:
-        """One noisy weight without a gradient, whether noise is on or not."""
+    def sample(self, weight: Tensor, kept: dict[str, Any] | None = None) -> Tensor:
+        """One noisy weight without a gradient, whether noise is on or not; ``kept``: what its layer has drawn."""
         with torch.no_grad():
-            return apply_draw(self, weight, self.draw(weight, self.control), self.factor(self.control))
+            return apply_draw(self, weight, self.draw(weight, self.control, kept=kept), self.factor(self.control))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightNoise:
         super()._apply(fn, recurse)

@@ -23,11 +23,16 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def normal(like: Tensor) -> Tensor:
-    """Standard normal numbers with the shape, dtype and device of ``like``."""
+    """Standard normal numbers with the shape, dtype and device of ``like``: in a short dtype, those of float32.
+
+    `torch.randn` in bfloat16 has other numbers in its last sixteen.
+    """
     count = like.numel()
     if count >= _engine.LEAST and _engine.can_fill(like, count):  # For a small weight a call would be most of it.
         return _engine.filled(key(), like.shape).to(like.dtype)
     # Named, the size is parsed in half the time.
+    if like.dtype in _LOW_PRECISION:
+        return torch.randn(size=like.shape, dtype=torch.float32, device=like.device).to(like.dtype)
     return torch.randn(size=like.shape, dtype=like.dtype, device=like.device)
 
 

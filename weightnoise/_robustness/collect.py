@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ import weightnoise
 from weightnoise._random.philox import engine
 from weightnoise._robustness.cells import Cell, Found, find_cells
 from weightnoise._robustness.executors import run_on
-from weightnoise._robustness.metric import fingerprint
+from weightnoise._robustness.metric import model_fingerprint
 from weightnoise._robustness.plan import Plan, is_function, law_name, metric_name
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, asked, evaluation, rows_of
@@ -35,17 +36,25 @@ def run_plan(
 ) -> RobustnessReport:
     """The report of a plan."""
     kept, cells = Store() if store is None else store, list[Cell]()
+    weights = model_fingerprint(model)
 
     def report(found: Mapping[Cell, Mapping[int, Found]]) -> RobustnessReport:
-        return report_of(model, plan, found, kept, threshold, higher_is_better)
+        return report_of(weights, plan, found, kept, threshold, higher_is_better)
 
-    with (
-        reported(lambda: report({cell: rows_of(kept, plan, cell) for cell in cells})),
-        evaluation(model, plan, progress, kept, run_on(executor, model)) as run,
-    ):
+    def partial() -> RobustnessReport:
+        return report({cell: rows_of(kept, plan, cell) for cell in cells})
+
+    def missing() -> int:
+        return sum(kept.get(cell.key, number) is None for cell in cells for number in asked(plan, cell))
+
+    def so_far() -> dict[str, Any]:
+        count = sum(len(asked(plan, cell)) for cell in cells)
+        return {**partial().to_dict(), "done": [count - missing(), count]}
+
+    with reported(partial), evaluation(model, plan, progress, kept, run_on(executor, model)) as run:
         cells += find_cells(model, plan, run.deterministic)
-        missing = [number for cell in cells for number in asked(plan, cell) if kept.get(cell.key, number) is None]
-        run.tick.expect(len(missing))
+        kept.so_far = so_far
+        run.tick.expect(missing())
         found = run(plan, cells)
     return report(found)
 
@@ -66,14 +75,14 @@ def reported(so_far: Callable[[], RobustnessReport]) -> Iterator[None]:
 
 
 def report_of(
-    model: nn.Module,
+    weights: str,
     plan: Plan,
     found: Mapping[Cell, Mapping[int, Found]],
     store: Store,
     threshold: float | None,
     higher_is_better: bool,
 ) -> RobustnessReport:
-    """What was found in the cells of a plan, as a report."""
+    """What was found in the cells of a plan, as a report; ``weights`` is the fingerprint of the model."""
     curves, masks = _curves(plan, found)
     clean = store.get("clean", 0) or {}
     return RobustnessReport(
@@ -82,7 +91,7 @@ def report_of(
         seed=plan.seed,
         threshold=threshold,
         higher_is_better=higher_is_better,
-        made_by=provenance(model, plan, list(found)),
+        made_by=provenance(weights, plan, list(found)),
         antithetic=plan.antithetic,
         measured=masks,
         chips=tuple((plan.seed, number) for number in plan.numbers),
@@ -101,22 +110,23 @@ def _label(cell: Cell, entry: str) -> str:
 
 def _curves(plan: Plan, found: Mapping[Cell, Mapping[int, Found]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values, and what was measured, for each law or part and entry of the metric."""
-    shape = (len(plan.levels), len(plan.numbers))
-    curves: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
+    columns = {number: column for column, number in enumerate(plan.numbers)}
+    values: dict[str, list[list[float]]] = {}
+    there: dict[str, list[list[bool]]] = {}
     for cell, rows in found.items():
         for number, one in rows.items():
             for entry, value in one.items():
                 label = _label(cell, entry)
-                if label not in curves:
-                    curves[label] = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
-                    masks[label] = torch.zeros(shape, dtype=torch.bool, device="cpu")
-                curves[label][cell.place, number - plan.numbers[0]] = value
-                masks[label][cell.place, number - plan.numbers[0]] = True
-    return curves, masks
+                if label not in values:
+                    values[label] = [[math.nan] * len(columns) for _ in plan.levels]
+                    there[label] = [[False] * len(columns) for _ in plan.levels]
+                values[label][cell.place][columns[number]] = value
+                there[label][cell.place][columns[number]] = True
+    curves = {name: torch.tensor(rows, dtype=torch.float64, device="cpu") for name, rows in values.items()}
+    return curves, {name: torch.tensor(rows, dtype=torch.bool, device="cpu") for name, rows in there.items()}
 
 
-def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str]:
+def provenance(weights: str, plan: Plan, cells: list[Cell]) -> dict[str, str]:
     """What the numbers depend on, and when and with what they were made."""
     made_by = {
         "weightnoise": weightnoise.__version__,
@@ -124,7 +134,7 @@ def provenance(model: nn.Module, plan: Plan, cells: list[Cell]) -> dict[str, str
         "engine": engine().partition(" ")[0],
         "metric": metric_name(plan.metric),
         "law": "; ".join(_laws(plan, cells)),
-        "model": fingerprint(model),
+        "model": weights,
     }
     if plan.by_parameter:
         made_by["noise on"] = "one parameter at a time"

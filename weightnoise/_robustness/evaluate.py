@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from weightnoise._checks import check_model
 from weightnoise._holds import Reads
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.metric import Metric
@@ -111,6 +112,7 @@ def evaluate_robustness(
     Source:
         Evaluation over programmed chips: Joshi et al., 2020, arXiv 1906.03138.
     """
+    check_model(model)
     plan = make_plan(
         metric,
         levels,

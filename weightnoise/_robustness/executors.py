@@ -18,7 +18,7 @@ from weightnoise._errors import OptionError, OptionTypeError, WeightNoiseError, 
 from weightnoise._robustness.cells import Cell, Found
 from weightnoise._robustness.metric import warn
 from weightnoise._robustness.plan import Plan
-from weightnoise._robustness.running import Make, Rows, Run, asked, is_enough, log_cell, whole
+from weightnoise._robustness.running import Make, Rows, Run, asked, is_enough, log_cell, place_of, whole
 from weightnoise._robustness.workers import Package, Task, chunks, cores, pack, ready, work
 
 _DEATHS = 3  # Of workers, before it is given up.
@@ -229,7 +229,7 @@ class _Work:
             self.whole.store.put(cell.key, number, found)
             self.progress[cell].add(self.plan, number, found)
             count = f"{len(self.progress[cell].found)} of {len(self.progress[cell].asked)}"
-            self.whole.tick(f"{cell.curve} at {self.plan.levels[cell.place][0]}, draw {count}")
+            self.whole.tick(f"{place_of(self.plan, cell)}, draw {count}")
         if self.progress[cell].complete and not was_complete:
             log_cell(self.plan, cell, whole(self.plan, cell, self.progress[cell].rows))
 

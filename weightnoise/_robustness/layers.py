@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from weightnoise._attach.find import noises
 from weightnoise._attach.per_example import estimator_problem, output_variance
-from weightnoise._checks import check_count, check_seed
+from weightnoise._checks import check_count, check_model, check_seed
 from weightnoise._contexts import hold_noise, no_noise, only_noise
 from weightnoise._errors import OptionError
 from weightnoise._noise.weight_noise import WeightNoise
@@ -78,8 +78,9 @@ def layer_report(
         >>> sorted(row.name for row in report.rows), round(report.rows[0].snr_db)
         (['0.weight', '2.weight'], 20)
     """
-    check_seed("layer_report", seed)
-    check_count("layer_report", "draws", draws, 1)
+    check_model(model)
+    seed = check_seed("layer_report", seed)
+    draws = check_count("layer_report", "draws", draws, 1)
     check_shared(model)
     if law is None:
         check_noisy(model)

@@ -80,7 +80,7 @@ def warn(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module) -> str:
     """The class of the model, and a hash of the names and bits of its clean weights and buffers."""
     digest = hashlib.sha256()
     for name, value in unwrap(model).state_dict().items():

@@ -83,6 +83,8 @@ def make_plan(
             f"SummaryWriter, got {type(options['log']).__name__}."
         )
     options["seed"] = check_seed("evaluate_robustness", options["seed"])
+    if isinstance(levels, str) or not isinstance(levels, Iterable) or getattr(levels, "ndim", 1) == 0:
+        raise OptionTypeError(f"evaluate_robustness(levels=...) must be a list of levels, got {levels!r}.")
     checked = tuple(_level(level, [one for one in named.values() if not is_function(one)]) for level in levels)
     if not checked:
         raise OptionError("evaluate_robustness(levels=...) must hold at least one level.")

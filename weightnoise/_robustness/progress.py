@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+# tqdm's own forms put a colon behind what is said first.
+_OPEN = "{desc}{n_fmt}{unit} [{elapsed}, {rate_fmt}]"
+_KNOWN = "{desc}{percentage:3.0f}%|{bar}{r_bar}"
 _QUIET = 2.0  # Seconds before anything is shown: short work needs no bar.
 
 
@@ -35,10 +38,10 @@ class _Bar:
         self._bar = bar
 
     def expect(self, steps: int) -> None:
-        self._bar.total = (self._bar.total or 0) + steps
+        self._bar.total, self._bar.bar_format = (self._bar.total or 0) + steps, _KNOWN
 
     def __call__(self, text: str) -> None:
-        self._bar.set_description_str(f"{text} ", refresh=False)  # The other method adds a colon.
+        self._bar.set_description_str(f"{text} ", refresh=False)
         self._bar.update()
 
 
@@ -86,7 +89,7 @@ def progress_bar(shown: bool) -> Iterator[Ticker]:
     elif importlib.util.find_spec("tqdm") is not None:
         from tqdm import tqdm
 
-        with tqdm(delay=_QUIET, leave=False, unit=" draws") as bar:
+        with tqdm(delay=_QUIET, leave=False, unit=" draws", bar_format=_OPEN) as bar:
             yield _Bar(bar)
     else:
         line = _Line()

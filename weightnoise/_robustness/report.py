@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from weightnoise._checks import plain_number
 from weightnoise._errors import OptionError
 from weightnoise._random import seeds as _seeds
 from weightnoise._robustness import merging as _merging
@@ -92,6 +93,7 @@ class RobustnessReport(Measurements):
     def _hold_of(self, level: Level, draw: int | Literal["worst"]) -> tuple[int, int]:
         if level not in self.levels:
             raise OptionError(f"seed_of(level=...) must be one of the levels {self.levels}, got {level!r}.")
+        draw = plain_number(draw)
         if draw == "worst":
             draw = self.worst_draws[self.levels.index(level)]
         if isinstance(draw, bool) or not isinstance(draw, int) or not 0 <= draw < len(self.chips):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,16 @@ Rows = dict[int, Found]
 
 
 class Store:
-    """What has been measured, by cell and draw."""
+    """What has been measured, by cell and draw.
+
+    Attributes:
+        so_far: what has been measured, as the content of a report, with ``done``: how many draws, and of how many
+            (0 where that is open).
+    """
 
     def __init__(self) -> None:
         self.measured: dict[str, Found] = {}
+        self.so_far: Callable[[], Mapping[str, Any]] = dict
 
     def get(self, key: str, number: int) -> Found | None:
         """What was found in a draw of a cell."""
@@ -71,12 +78,18 @@ class Run:
             if found is None:
                 found = next(new)
                 self.store.put(cell.key, number, found)
-                self.tick(f"{cell.curve} at {plan.levels[cell.place][0]}, draw {len(rows) + 1} of {len(known)}")
+                self.tick(f"{place_of(plan, cell)}, draw {len(rows) + 1} of {len(known)}")
             rows[number] = found
             if is_enough(plan, rows):
                 self.tick.expect(-sum(one is None for place, one in known.items() if place > number))
                 break
         return whole(plan, cell, rows)
+
+
+def place_of(plan: Plan, cell: Cell) -> str:
+    """What a cell is called in a line of progress; the curves of a search have their level in their name."""
+    level = f" at {plan.levels[cell.place][0]}"
+    return f"{cell.curve.removesuffix(level)}{level}"
 
 
 def asked(plan: Plan, cell: Cell) -> Sequence[int]:

@@ -15,6 +15,7 @@ import torch
 from weightnoise._errors import OptionError, SpecError
 from weightnoise._robustness.measurements import Level, Measurements
 from weightnoise._robustness.sample import Sample
+from weightnoise._select.patterns import listed
 
 Shown: TypeAlias = Literal["mean", "interval", "yield", "worst"] | float
 
@@ -71,11 +72,27 @@ def fields_of(content: Mapping[str, Any]) -> dict[str, Any]:
         found = {**options, "levels": levels, "curves": curves, "measured": measured, "chips": chips}
         found["antithetic"] = content.get("antithetic", False)
         found["clean"] = {name: _read(value) for name, value in content.get("clean", {}).items()}
+        _check_kinds(found)
         Measurements(**found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise SpecError(f"This is no report of RobustnessReport.to_dict, or a damaged one: {what}.") from None
     return found
+
+
+def _check_kinds(found: Mapping[str, Any]) -> None:
+    """Refuse what is of another kind than in any report."""
+    numbers = (float, int)
+    good = {
+        "seed": type(found["seed"]) is int,
+        "threshold": found["threshold"] is None or type(found["threshold"]) in numbers,
+        "higher_is_better": type(found["higher_is_better"]) is bool,
+        "antithetic": type(found["antithetic"]) is bool,
+        "made_by": all(isinstance(one, str) for pair in found["made_by"].items() for one in pair),
+        "chips": all(type(one) is int for chip in found["chips"] for one in chip),
+    }
+    if wrong := [name for name, is_good in good.items() if not is_good]:
+        raise TypeError(f"{listed(wrong)} cannot be {' or '.join(repr(found[name]) for name in wrong)}")
 
 
 def _read(value: Any) -> float:
@@ -179,6 +196,12 @@ def to_text(report: Measurements) -> str:
     return "\n".join([to_markdown(report, show), *notes(report), caption])
 
 
+def _is_enough(report: Measurements, sample: Sample) -> bool:
+    """Whether a level is known as precisely as was asked."""
+    number, _, percent = report.made_by.get("until_sem", "").partition(" ")
+    return number != "" and sample.is_precise(float(number) / (100 if percent else 1), bool(percent))
+
+
 def notes(report: Measurements) -> Iterator[str]:
     """What a reader of the table must know besides, a line each."""
     asked = len(report.chips)
@@ -188,9 +211,10 @@ def notes(report: Measurements) -> Iterator[str]:
             where = f"{name} at level {level_name(level)}"
             if diverged:
                 yield f"{where}: {diverged} of {sample.count} draws are NaN"
-            if sample.count < asked:
-                why = "stopped early" if "until_sem" in report.made_by else "measured"
-                yield f"{where}: {why} after {sample.count} of {asked} draws"
+            if sample.count < asked and _is_enough(report, sample):
+                yield f"{where}: stopped early after {sample.count} of {asked} draws"
+            elif 0 < sample.count < asked:
+                yield f"{where}: {sample.count} of {asked} draws are measured"
             if sample.count > 1 and level != 0 and sample.std == 0:
                 unseen = 1 - 0.05 ** (1 / len(sample.unit_means))
                 more = f"up to {100 * unseen:.2g} % of chips may differ"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from weightnoise._checks import check_count, check_strength
+from weightnoise._checks import check_count, check_model, check_strength
 from weightnoise._errors import OptionError, WeightNoiseError
 from weightnoise._holds import Reads
 from weightnoise._robustness.cells import Cell, Found, find_cells
@@ -17,7 +17,7 @@ from weightnoise._robustness.collect import report_of, reported
 from weightnoise._robustness.executors import run_on
 from weightnoise._robustness.goal import DOUBLINGS, Goal, Tolerance, search
 from weightnoise._robustness.intervals import check_confidence
-from weightnoise._robustness.metric import Metric
+from weightnoise._robustness.metric import Metric, model_fingerprint
 from weightnoise._robustness.plan import LevelLaw, Plan, law_name, make_plan
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.running import Store, evaluation, rows_of, sample_of
@@ -87,9 +87,10 @@ def find_level(
     Source:
         The interval inverts a test at each level, as that of Fieller, Some problems in interval estimation, 1954.
     """
+    check_model(model)
     goal = make_goal(at_least, at_most, quantile, chip_yield)
     confidence = check_confidence("find_level", confidence)
-    check_count("find_level", "draws", draws, 2)
+    draws = check_count("find_level", "draws", draws, 2)
     limits = make_limits(first, highest, resolution)
     options = {
         "seed": seed,
@@ -143,6 +144,7 @@ def run_search(
     (curve, law), *_ = plan.laws.items()
     cells: dict[float, Sequence[Cell]] = {}
     kept = Store() if store is None else store
+    weights = model_fingerprint(model)
 
     def at(level: float) -> Plan:
         return replace(plan, laws={f"{curve} at {level!r}": law}, levels=((level, level),))
@@ -155,9 +157,14 @@ def run_search(
             replace(cells[level][0], curve=name, place=place): rows[level] for place, level in enumerate(levels)
         }
         whole = replace(plan, levels=tuple((level, level) for level in levels))
-        return report_of(model, whole, found, kept, goal.target, goal.higher_is_better)
+        return report_of(weights, whole, found, kept, goal.target, goal.higher_is_better)
+
+    def so_far() -> dict[str, Any]:
+        found = report()
+        return {**found.to_dict(), "done": [sum(int(mask.sum()) for mask in found.measured.values()), 0]}
 
     with reported(report), evaluation(model, plan, progress, kept, run_on(executor, model)) as run:
+        kept.so_far = so_far
 
         def allowed(level: float) -> bool:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,6 +107,12 @@ class Candidate:
         """Where the outputs and the inputs of the module lie in the tensor, if that is known."""
         return layout_of(self.owner, self.tensor_name)
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether its module has a bias that belongs to it by its name."""
+        bias = self.tensor_name.replace("weight", "bias")
+        return bias != self.tensor_name and self.owner._parameters.get(bias) is not None
+
     def unsupported(self, estimator: Estimator, memory: Memory) -> str | None:
         """Why this tensor can carry no noise of this kind, with the way out; None where it can."""
         if is_lazy(self.tensor):
@@ -149,6 +156,15 @@ def find_candidates(model: nn.Module) -> list[Candidate]:
     matrices -= {(cls, name) for cls, name in matrices if cls in (nn.Module, nn.ParameterList, nn.ParameterDict)}
     alike = {id(one) for one in candidates if (clean_class(type(one.owner)), one.tensor_name) in matrices}
     return [replace(one, has_siblings=True) if id(one) in alike else one for one in candidates]
+
+
+def common_layout(uses: Sequence[Candidate]) -> Layout | None:
+    """The layout in which a draw for all uses of a tensor is made: of those with a bias, which may look at it.
+
+    None where these differ; of the first where there is none.
+    """
+    layouts = {one.layout for one in uses if one.has_bias} or {uses[0].layout}
+    return layouts.pop() if len(layouts) == 1 else None
 
 
 def _is_matrix(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from weightnoise._attach.per_example import estimator_problem
+from weightnoise._checks import check_model, plain_number
 from weightnoise._errors import (
     AlreadyNoisyError,
     LeftCleanWarning,
@@ -23,9 +24,10 @@ from weightnoise._errors import (
 from weightnoise._noise.drawing import Memory
 from weightnoise._noise.weight_noise import Estimator
 from weightnoise._select.axis import batch_dims
-from weightnoise._select.candidates import Candidate, find_candidates
+from weightnoise._select.candidates import Candidate, common_layout, find_candidates
 from weightnoise._select.choose import Spec, choose
 from weightnoise._select.patterns import Key, label, listed
+from weightnoise._torch.layers import Layout
 from weightnoise._torch.modules import distributed_wrapper, flattened
 from weightnoise.laws import Law as FullLaw
 from weightnoise.laws import Noise
@@ -41,6 +43,7 @@ class Placement:
     tied_with: tuple[str, ...] = ()
     batch_dim: int = 0
     padding_row: int | None = None
+    layout: Layout | None = None  # One for all uses with this law, so that sums are rounded alike.
 
     @property
     def handed(self) -> FullLaw:
@@ -67,8 +70,8 @@ def resolve(
         TypeError: if ``model`` is no module or ``min_ndim`` no whole number.
         WeightNoiseError: with every problem that was found.
     """
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_model(model)
+    min_ndim, batch_dim = plain_number(min_ndim), plain_number(batch_dim)
     if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
         raise OptionTypeError(f"min_ndim must be a whole number >= 0, got {min_ndim!r}.")
     if batch_dim is not None and (isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0):
@@ -102,7 +105,14 @@ def resolve(
     placed = [candidate for candidate in candidates if candidate in chosen]
     dims = batch_dims(model, placed, batch_dim) if estimator == "flipout" else [0] * len(placed)
     return [
-        Placement(candidate, chosen[candidate], _others(candidate, tied), dim, _padding_row(candidate, tied))
+        Placement(
+            candidate,
+            chosen[candidate],
+            _others(candidate, tied),
+            dim,
+            _padding_row(candidate, tied),
+            common_layout(_alike(candidate, tied, chosen)),
+        )
         for candidate, dim in zip(placed, dims, strict=True)
     ]
 
@@ -206,6 +216,12 @@ def _by_source(candidates: Sequence[Candidate]) -> dict[int, list[Candidate]]:
 
 def _others(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> tuple[str, ...]:
     return tuple(other.name for other in tied[id(candidate.source)] if other is not candidate)
+
+
+def _alike(
+    candidate: Candidate, tied: Mapping[int, Sequence[Candidate]], chosen: Mapping[Candidate, Noise]
+) -> list[Candidate]:
+    return [use for use in tied[id(candidate.source)] if repr(chosen.get(use)) == repr(chosen[candidate])]
 
 
 def _padding_row(candidate: Candidate, tied: Mapping[int, Sequence[Candidate]]) -> int | None:

@@ -25,7 +25,7 @@ def run_by_dynamo(function: FunctionT) -> FunctionT:
 
 
 @run_by_dynamo
-def leave_to_python(why: str) -> None:
+def skip_before_2_9(why: str) -> None:
     """Have Dynamo leave the frame that calls this to Python, or say why where it must not (``fullgraph=True``)."""
     if NEEDED:
         raise sys.modules["torch._dynamo.exc"].SkipFrame(why)

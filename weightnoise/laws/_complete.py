@@ -42,10 +42,6 @@ def has_user_law(law: Law) -> bool:
     return isinstance(law, Completed) or any(map(has_user_law, law.inside))
 
 
-def _has_group(law: Law) -> bool:
-    return getattr(law, "group", None) is not None or any(map(_has_group, law.inside))
-
-
 class Completed(Law):
     """A law of a user: what it has itself, a default for the rest, and an error if it edits what it is handed.
 
@@ -82,8 +78,6 @@ class Completed(Law):
         for one in self.inside:
             if isinstance(one.regions, Regions):
                 return f"{one!r} inside another law does not get to know the layer. Give the dimension: per=0, say"
-        if self._own("draw") is not None and self._own("draw_of") is None and any(map(_has_group, self.inside)):
-            return "a group inside it would not be one die in a held draw. Put that law beside it, in a list"
         for one in () if self.parts else self.inside:
             learns = one.says("strengths") and self._own("strengths") is None
             if learns or (one.freezes and self.chip is None and self._own("freeze") is None):
@@ -103,13 +97,6 @@ class Completed(Law):
     def given(self, weight: Tensor) -> dict[str, Tensor]:
         """None: what is inside has its tensors itself."""
         return {}
-
-    def draw_of(self, weight: Tensor, die: int) -> Any:
-        """The draw that a context holds: by its own method, else by that of its parts, or its own draw."""
-        own = self._own("draw_of")
-        if own is None and self._own("draw") is not None:
-            return self.draw(weight)
-        return self._handed("draw_of", weight, die)
 
     def moved_on(self, held: Any, fresh: Sequence[Any], join: Callable[[Tensor, list[Tensor]], Tensor]) -> Any:
         """As of any law; one that draws itself says what its numbers are."""

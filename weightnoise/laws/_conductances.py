@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise.laws._quantize import divisor
 from weightnoise.laws._regions import Per, Regions, regional
 from weightnoise.laws._scale import extremes, statistic, wide
 
 
 def units(weight: Tensor, pairs: tuple[float, ...], span: float, per: Per) -> tuple[Tensor, Tensor | None]:
     """The weight that one unit of conductance stands for, and the weight at g_min of single devices.
+
+    Where all weights are 0, or equal for single devices, the unit is 0, and there is no noise.
 
     Args:
         weight: in float32 or better.
@@ -22,11 +25,10 @@ def units(weight: Tensor, pairs: tuple[float, ...], span: float, per: Per) -> tu
         span: the largest conductance above g_min.
         per: what has a scale of its own.
     """
-    tiny = torch.finfo(weight.dtype).tiny
     if pairs:
-        return statistic(weight, "absmax", per).clamp(min=tiny) / (sum(pairs) * span), None
+        return statistic(weight, "absmax", per) / (sum(pairs) * span), None
     low, high = (wide(bound) for bound in extremes(weight, per))
-    return (high - low).clamp(min=tiny) / span, low
+    return (high - low) / span, low
 
 
 def targets(
@@ -46,10 +48,10 @@ def targets(
         what is added to them to what is added to the weight.
     """
     if low is not None:
-        return ((weight - low) / unit).unsqueeze(0), lambda moved: moved[0] * unit
+        return ((weight - low) / divisor(unit)).unsqueeze(0), lambda moved: moved[0] * unit
     positive = weight.clamp(min=0.0)
     # Not (-w).clamp(min=0): at w = 0 both of the pair would have a slope, and the weight one of 2.
-    left = torch.stack((positive, positive - weight)) / unit
+    left = torch.stack((positive, positive - weight)) / divisor(unit)
     if pairs == (1.0,):
         return left, lambda moved: (moved[0] - moved[1]) * unit
     devices = []

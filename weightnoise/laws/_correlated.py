@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from weightnoise._checks import check_strength
 from weightnoise._errors import OptionError
+from weightnoise._random import common as _common
 from weightnoise._random import draws as _random
-from weightnoise._random import seeds as _seeds
 from weightnoise.laws._additive import Gaussian, Uniform
 from weightnoise.laws._complete import complete
 from weightnoise.laws._law import Law, Noise, apply_law
@@ -105,11 +105,17 @@ class Correlated(Law):
                 "shared='tensor' and a chip with it."
             )
         part = complete(self.law)
-        for name, value in {"parts": (part,), "gradient": part.gradient}.items():
+        own = {"parts": (part,), "gradient": part.gradient, "common": self.group and "group"}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
 
     def draw(self, weight: Tensor) -> Tensor:
         """The numbers of the law, in a shape that broadcasts to the weight, or smooth ones in its shape."""
+        if self.group is not None:
+            return _common.of_group(self.group, lambda: self._own_draw(weight), weight.device)
+        return self._own_draw(weight)
+
+    def _own_draw(self, weight: Tensor) -> Tensor:
         if self.length is not None:
             return _smooth(weight, self.length)
         shape = list(weight.shape)
@@ -121,22 +127,6 @@ class Correlated(Law):
     @property
     def _dims(self) -> tuple[int, ...]:
         return self.shared if isinstance(self.shared, tuple) else (self.shared,)  # type: ignore[return-value]
-
-    def draw_of(self, weight: Tensor, die: int) -> Tensor:
-        """The draw that belongs to a group and to the seed of a specimen."""
-        if self.group is None:
-            return self.draw(weight)
-        with _seeds.seeded(_seeds.derive_seed(die, f"group {self.group}"), weight.device):
-            return self.draw(weight)
-
-    def freeze(self, weight: Tensor, name: str) -> Any:
-        """The draw of the chip, the same for all parameters of a group; None without a chip."""
-        if self.chip is None:
-            return None
-        if self.group is None:
-            return super().freeze(weight, name)
-        with torch.no_grad():
-            return self.draw_of(weight, self.chip)
 
     def redraw(self, weight: Tensor, frozen: Tensor) -> Tensor:
         """What is frozen."""

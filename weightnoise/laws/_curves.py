@@ -66,7 +66,7 @@ def _kind(curve: Any) -> str:
     return "timed" if isinstance(curve[0][1], tuple) else "table"
 
 
-def evaluate(curve: Any, g: Tensor, age: float, t0: float, scale: tuple[float, float]) -> Tensor:
+def curve_at(curve: Any, g: Tensor, age: float, t0: float, scale: tuple[float, float]) -> Tensor:
     """The value at each conductance.
 
     Args:

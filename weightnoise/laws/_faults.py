@@ -16,7 +16,7 @@ from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._rates import check_chip, check_rate, draw_events, event_mask, is_rare, rate_problem
 from weightnoise.laws._regions import Per, Tile
-from weightnoise.laws._scale import Gradient, extremes, statistic
+from weightnoise.laws._scale import Gradient, extremes, statistic, wide
 
 Levels: TypeAlias = Literal["absmax", "range"] | tuple[float, float]
 
@@ -110,15 +110,17 @@ class StuckAt(Law):
         for rate, end, level in reversed(list(zip(rates, accumulate(rates), levels, strict=True))):
             if rate:
                 stuck = torch.where(event_mask(noise, end, factor, rare=rare), level, stuck)
+        stuck = stuck.to(weight.dtype)
         return stuck if self.gradient == "exact" else straight_through(weight, stuck)
 
     def _levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        # In float32: the gradients of all that are stuck are added up there, and their sum leaves float16.
         if isinstance(self.levels, tuple):
             low, high = (weight.new_full((), level) for level in self.levels)
             return low, high
         if self.levels == "range":
-            return extremes(weight, self.regions)
-        top = statistic(weight, "absmax", self.regions).to(weight.dtype)
+            return extremes(wide(weight), self.regions)
+        top = statistic(wide(weight), "absmax", self.regions)
         return -top, top
 
     def factor_problem(self, factor: float) -> str | None:

@@ -234,7 +234,7 @@ class Temperature(Law):
         tiny = torch.finfo(clean.dtype).tiny
         largest = statistic(clean, "absmax", "tensor").clamp(min=tiny)
         power = (self.reference + _ZERO_CELSIUS) / (self.celsius + _ZERO_CELSIUS)
-        # Slopes of float16 end at 65504.
-        least = 2.0**-24 if weight.dtype == torch.float16 else tiny
+        # Slopes of float16 end at 65504; they grow towards 0 on a warmer chip.
+        least = 2.0**-24 if weight.dtype == torch.float16 and power < 1 else tiny
         changed = (clean * (clean.abs() / largest).clamp(min=least) ** (power - 1.0)).to(weight.dtype)
         return changed if exact else straight_through(weight, changed)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weightnoise._errors import OptionError
 from weightnoise._random import seeds as _seeds
+from weightnoise._random.common import Common, drawn_with, layer_of, of_seed
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._options import with_plain_numbers
 from weightnoise.laws._pieces import straight_through as straight_through
@@ -37,6 +38,7 @@ class Law:
         normal_draw: whether all of the draw is standard normal numbers, for holds that move on in time.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
         bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
+        common: with whom its draw has numbers in common: a ``"group"`` of parameters, or those of its ``"layer"``.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -53,6 +55,7 @@ class Law:
     normal_draw: bool = False
     takes_keys: bool = False
     bitwise: bool = False
+    common: str | None = None
     per: Any = "tensor"
     tile: Tile = None
     regions: Any = "tensor"  # What `per` and `tile` say together.
@@ -63,10 +66,6 @@ class Law:
     def draw(self, weight: Tensor) -> Any:
         """Random numbers for ``weight``: see `Noise`. Of a wrapper, those of its parts."""
         return _joined([part.draw(weight) for part in self.parts])
-
-    def draw_of(self, weight: Tensor, die: int) -> Any:
-        """The draw that a context holds; ``die`` is the seed of what several parameters have in common."""
-        return _joined([part.draw_of(weight, die) for part in self.parts]) if self.parts else self.draw(weight)
 
     def independent(self) -> Law:
         """A law that does the same to each weight alone, with numbers of its own for each."""
@@ -118,8 +117,9 @@ class Law:
         It depends on the chip's number and on the name alone, and leaves torch's random state as it was.
         """
         if self.chip is not None:
-            with _seeds.seeded(_seeds.derive_seed(self.chip, name), weight.device), torch.no_grad():
-                return self.draw(weight)
+            own, layer = (_seeds.derive_seed(self.chip, one) for one in (name, f"layer {layer_of(name)}"))
+            with _seeds.seeded(own, weight.device), torch.no_grad():
+                return drawn_with(Common(self.chip, of_seed(layer)), self.draw, weight)
         several = len(self.parts) > 1
         frozen = [
             part.freeze(weight, f"{name}[{place}]" if several else name) for place, part in enumerate(self.parts)
@@ -155,6 +155,10 @@ class Law:
     def has_chip_part(self) -> bool:
         """Whether some of its draw belongs to the hardware, and not to a reading."""
         return self.of_chip or self.chip is not None or any(one.has_chip_part for one in self.inside)
+
+    def shares(self, *common: str) -> bool:
+        """Whether some of its draw has numbers in common with a ``"group"`` or the ``"layer"``."""
+        return self.common in common or any(one.shares(*common) for one in self.inside)
 
     def drawn(self, weight: Tensor, frozen: Any) -> Any:
         """The draw of one forward; ``frozen`` is None where no chip has frozen anything."""

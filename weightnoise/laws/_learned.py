@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal, TypeAlias
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from torch.nn.functional import softplus
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise._torch.layers import Layout
+from weightnoise.laws._factorised import Factors, draw_factors, product
 from weightnoise.laws._law import Law
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Regions
 from weightnoise.laws._scale import Gradient, add_scaled, scale_of, wide
-
-Factors: TypeAlias = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class LearnedGaussian(Law):
 
     ``e`` is standard normal per element, or, factorised, ``e_ij = f(e_i) f(e_j)`` with
     ``f(x) = sign(x) sqrt(|x|)`` for output i and input j: n + m random numbers in place of n m, and a
-    real standard deviation of ``sqrt(2 / pi) std``, that is 0.798 std. ``std`` is a Parameter of the
-    weight's shape, of either sign. The gradient is exact in w and in std.
+    real standard deviation of ``sqrt(2 / pi) std``, that is 0.798 std. The bias of a layer of torch has f(e_i),
+    with the e_i of its row of the weight in the same forward, where both are factorised. ``std`` is a Parameter of
+    the weight's shape, of either sign. The gradient is exact in w and in std.
 
     Args:
         init: the first value of ``std``; None for 0.017, or ``0.5 / sqrt(fan_in)`` when factorised.
-        factorised: draw a number per output and per input. A vector, such as a bias, gets f(e_i), and its
-            first value from its own length: NoisyNets take the fan-in of the layer, so give it as ``init``.
-            They also take the e_i of the weight's row for its bias, which has numbers of its own here.
+        factorised: draw a number per output and per input. The first value of a vector, such as a bias, is that
+            of its own length: NoisyNets take the fan-in of the layer, so give it as ``init``.
 
     Raises:
         ValueError: for an initial value that is negative or not finite.
@@ -59,6 +59,7 @@ class LearnedGaussian(Law):
     factorised: bool = False
 
     sign_symmetric = True
+    layout: ClassVar[Layout | None] = None
     __repr__ = law_repr
 
     def __post_init__(self) -> None:
@@ -77,11 +78,7 @@ class LearnedGaussian(Law):
 
     def draw(self, weight: Tensor) -> Tensor | Factors:
         """Standard normal numbers in the weight's shape; factorised: f of those of outputs and of inputs."""
-        if not self.factorised:
-            return _random.normal(weight)
-        outputs = weight.shape[0] if weight.ndim else 1
-        inputs = weight.numel() // outputs if weight.ndim > 1 and outputs else 1
-        return _root(_random.normal(weight.new_empty(outputs))), _root(_random.normal(weight.new_empty(inputs)))
+        return draw_factors(weight, self.layout) if self.factorised else _random.normal(weight)
 
     def apply(
         self,
@@ -92,14 +89,20 @@ class LearnedGaussian(Law):
     ) -> Tensor:
         """``weight + factor * std * noise``."""
         if isinstance(noise, tuple):
-            outputs, inputs = noise
-            noise = outputs if weight.ndim < 2 else torch.outer(outputs, inputs)
-            noise = noise.reshape(weight.shape)
+            noise = product(noise, weight, self.layout)
         return weight + (strengths or self.strengths(weight))["std"] * noise * factor
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """``std``; None when factorised, where the weights of a row or column move together."""
         return None if self.factorised else (strengths or self.strengths(weight))["std"]
+
+    def laid_out(self, layout: Layout | None) -> LearnedGaussian:
+        """The law for a tensor whose outputs lie so; factorised, it has their numbers in common with the layer."""
+        if not self.factorised or layout is None:
+            return self
+        own = replace(self)
+        vars(own).update(layout=layout, common=None if layout.output is None else "layer")
+        return own
 
 
 class LearnedDeviation(Law):
@@ -253,7 +256,3 @@ def _log_softplus(rho: Tensor) -> Tensor:
 
 def _filled(like: Tensor, value: float) -> Tensor:
     return torch.full(like.shape, value, dtype=like.dtype, device=like.device)
-
-
-def _root(normal: Tensor) -> Tensor:
-    return normal.sign() * normal.abs().sqrt()

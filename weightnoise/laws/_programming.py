@@ -14,7 +14,7 @@ from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
 from weightnoise._torch.layers import Layout
 from weightnoise.laws._conductances import sums, targets, units
-from weightnoise.laws._curves import LEAST, Curve, Table, clamped_line, evaluate, power_law
+from weightnoise.laws._curves import LEAST, Curve, Table, clamped_line, curve_at, power_law
 from weightnoise.laws._device_options import check_device, named_repr, warn_beyond
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._pieces import by_pieces
@@ -186,7 +186,7 @@ class ProgrammingNoise(Law):
         return (clean + back(made - target)).to(weight.dtype)  # Of no noise, the weight to the last bit.
 
     def _curve(self, curve: Curve, g: Tensor) -> Tensor:
-        return evaluate(curve, g, self.time / self.t0, self.t0, (self.g_max, self._share))
+        return curve_at(curve, g, self.time / self.t0, self.t0, (self.g_max, self._share))
 
     def _deviation(self, curve: Curve, g: Tensor) -> Tensor:
         return self._curve(curve, g).clamp(min=0.0)

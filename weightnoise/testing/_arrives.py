@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
+from weightnoise._checks import check_model
 from weightnoise._contexts import force_noise, no_noise, only_noise
 from weightnoise._holds import require_noise
 from weightnoise._noise.recipe import tensors_in
@@ -43,6 +44,7 @@ def assert_noise_arrives(
         >>> model = add_weight_noise(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), 0.1)
         >>> assert_noise_arrives(model, torch.randn(4, 3))
     """
+    check_model(model)
 
     def run(seed: int) -> list[Tensor]:
         with _seeds.seeded(seed, torch.device("cpu")), torch.no_grad():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.find import noises
+from weightnoise._checks import check_model
 from weightnoise._contexts import hold_noise, no_noise
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._random import seeds as _seeds
@@ -109,6 +110,7 @@ def check_gradients(
         The gradient at the noisy weight: Graves, Practical variational inference for neural
         networks, 2011; straight-through: Bengio et al., 2013, arXiv 1308.3432.
     """
+    check_model(model)
     doubles = [_double(value) for value in inputs]
     noisy = copy.deepcopy(model).double()
     noisy.zero_grad()
@@ -153,10 +155,6 @@ class _Shift(Law):
     def draw(self, weight: Tensor) -> Any:
         """Draw from the law."""
         return self.law.draw(self.clean)
-
-    def draw_of(self, weight: Tensor, die: int) -> Any:
-        """What the law draws, with what it has in common with other parameters."""
-        return self.law.draw_of(self.clean, die)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the parameters that the law learns."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightnoise._checks import check_model
 from weightnoise._contexts import no_noise
 from weightnoise._learned import learned_strengths
 from weightnoise._select.choose import Spec
@@ -32,6 +33,7 @@ def assert_restores(model: nn.Module, spec: Spec, *, min_ndim: int = 2) -> None:
     Example:
         >>> assert_restores(nn.LSTM(3, 4), 0.1)
     """
+    check_model(model)
     before = _snapshot(model)
     while_clean = _visible(model)
     add_weight_noise(model, spec, min_ndim=min_ndim)
