@@ -23,6 +23,7 @@ from torch import Tensor
 from weightnoise._errors import RecomputedReadWarning, WeightNoiseError
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
+from weightnoise._noise.resting import bring_back
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
 from weightnoise._torch.modes import in_backward, may_be_in_checkpoint
 from weightnoise._torch.tracing import while_tracing
@@ -137,6 +138,7 @@ def _reads_are_compiled() -> bool:
     """Called when a read is traced, and by no compiled code."""
     global _compiled
     _compiled = True
+    bring_back()
     return True
 
 

@@ -64,8 +64,11 @@ def bare(draw: Any) -> Any:
     return draw[0] if type(draw) is Key else draw
 
 
-def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> Tensor:
-    """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean."""
+def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, spent: bool = False) -> Tensor:
+    """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean.
+
+    ``spent``: the result may take the memory of the draw, which nobody else has; without a gradient.
+    """
     clean, exact = weight, noise.padding_row is not None and noise.handed.gradient != "straight-through"
     if exact:  # No gradient by way of statistics of the weight: the row is a constant of the law.
         weight = CleanRow.apply(weight, weight.detach(), noise.padding_row, True)  # type: ignore[no-untyped-call]
@@ -77,7 +80,7 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
         if noise.strength_names:
             noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
         else:
-            noisy = noise.handed.apply(weight, draw, factor)
+            noisy = (noise.handed.apply_over if spent else noise.handed.apply)(weight, draw, factor)
         if noisy.dtype is not weight.dtype:  # The weight was converted within a hold.
             noisy = noisy.to(weight.dtype)
     if noise.padding_row is not None:

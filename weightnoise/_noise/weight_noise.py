@@ -18,8 +18,8 @@ from weightnoise._noise.draws import (
     apply_draw,
     moved,
 )
-from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, Rest, was_offloaded
-from weightnoise._noise.held import HeldDraw, can_rest
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
+from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
@@ -27,13 +27,14 @@ from weightnoise._noise.precision import Lookout, look_while_tracing
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
+from weightnoise._noise.resting import Made, can_rest
 from weightnoise._torch.dtensors import stand_in
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
 from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
-from weightnoise._torch.writing import STEPS, optimizer_steps
+from weightnoise._torch.writing import STEPS
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
 
@@ -172,22 +173,23 @@ class WeightNoise(Drawing):
                 noisy.__dict__ = weight.__dict__
         return noisy
 
-    def rested(self, weight: Tensor, at_rest: list[Rest]) -> Tensor | None:
+    def rested(self, weight: Tensor, at_rest: list[Made]) -> Tensor | None:
         """The noisy weight that a read with gradients off may return as it is; None where there is none."""
         running = self.frames.running
         if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
             return None
-        noisy, of, alias, counts = at_rest[0]
-        now = weight._version, noisy._version, STEPS[0]
-        return noisy if of is weight and counts == now and weight.is_set_to(alias) else None
+        made = at_rest[0]
+        noisy = made.noisy
+        if noisy is None or made.of is not weight or made.counts != (weight._version, noisy._version, STEPS[0]):
+            return None
+        return noisy if weight.is_set_to(made.alias) else None
 
-    def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Rest]) -> Tensor:
+    def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Made]) -> Tensor:
         """The noisy weight of a held draw, for the next reads to return at once where torch counts all changes."""
-        noisy = held.noisy_weight(self, weight, factor)
-        if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
+        noisy, made = held.noisy_weight(self, weight, factor)
+        if made is not None and not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
             noisy.__dict__ = weight.__dict__
-            counts = weight._version, noisy._version, optimizer_steps()
-            at_rest[:] = [Rest(noisy, weight, weight.detach(), counts)]
+            at_rest[:] = [made]
         return noisy
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:

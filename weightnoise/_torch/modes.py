@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightnoise._torch import legacy
 
@@ -41,6 +42,13 @@ def runs_eagerly() -> bool:
 def outside_transforms() -> AbstractContextManager[Any]:
     """Operations inside do what they say on plain tensors, whatever transformation of `torch.func` is running."""
     return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """As `outside_transforms`, and no dispatch mode sees what is done inside."""
+    with outside_transforms(), _disable_current_modes() if sees_operations() else nullcontext():
+        yield
 
 
 def in_dual_level() -> bool:

@@ -108,6 +108,11 @@ class Correlated(Law):
         for name, value in {"parts": (part,), "gradient": part.gradient}.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def smooths(self) -> bool:  # type: ignore[override]
+        """Whether its numbers are convolved with a kernel."""
+        return self.length is not None
+
     def draw(self, weight: Tensor) -> Tensor:
         """The numbers of the law, in a shape that broadcasts to the weight, or smooth ones in its shape."""
         if self.length is not None:

@@ -37,6 +37,7 @@ class Law:
         normal_draw: whether all of the draw is standard normal numbers, for holds that move on in time.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
         bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
+        smooths: whether its draw is computed from random numbers, with last bits that may hang on threads and modes.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -53,6 +54,7 @@ class Law:
     normal_draw: bool = False
     takes_keys: bool = False
     bitwise: bool = False
+    smooths: bool = False
     per: Any = "tensor"
     tile: Tile = None
     regions: Any = "tensor"  # What `per` and `tile` say together.
@@ -75,6 +77,10 @@ class Law:
     def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
         """The noisy weight: see `Noise`; a law that learns gets ``strengths`` as a fourth argument."""
         raise NotImplementedError(f"{self!r} has no method apply(weight, noise, factor).")
+
+    def apply_over(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        """`apply` without a gradient, to a draw that is not needed any more: the result may take its memory."""
+        return self.apply(weight, noise, factor)
 
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """Initial values of what it learns on ``weight``, by name: they become Parameters.
