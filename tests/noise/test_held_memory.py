@@ -36,6 +36,7 @@ def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def counting() -> Iterator[Callable[[], int]]:
     """A function that says how many bytes the tensors take that have come to life inside."""
+
     def storages() -> dict[int, int]:
         gc.collect()
         tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
@@ -58,17 +59,13 @@ def layer(law: Any, size: int) -> nn.Linear:
     return wn.add_weight_noise(nn.Linear(size, size, bias=False), law)
 
 
-def bytes_of(held: Any) -> int:
-    return sum(one.nbytes for one in resting.tensors_in(held))
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", REPEATS)
 def test_there_is_one_copy(name: str, size: int) -> None:
     model, x = layer(LAWS[name], size), torch.ones(1, size)
     weight: Any = model._parameters["weight"]
     handed = model.parametrizations.weight[0].handed
-    drawn = bytes_of(handed.draw(weight))
+    drawn = resting.size_of(handed.draw(weight))
     with counting() as count:
         with torch.no_grad(), wn.hold_noise(model, seed=3) as held:
             assert count() == 0
@@ -199,7 +196,7 @@ def test_it_is_made_past_what_watches_torch(size: int) -> None:
                         with torch.no_grad():
                             model(x)
                     found = way(model).detach()
-                    assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
+                    assert_close(found, expected, msg=name)
                     assert_close(model(x).detach(), expected, rtol=0, atol=0)
 
 

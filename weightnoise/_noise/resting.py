@@ -6,10 +6,11 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise._noise.recipe import Stamp, tensors_in
 from weightnoise._torch.modes import may_matter
+from weightnoise._torch.writing import STEPS
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import has_user_law
 
@@ -25,7 +26,7 @@ def can_rest(noise: WeightNoise, held: HeldDraw, weight: Tensor) -> bool:
         noise.rests
         and held.reads is None
         and noise.estimator == "shared"
-        and type(weight) is torch.nn.Parameter
+        and type(weight) is nn.Parameter
         and not (weight.is_inference() or weight.is_complex())  # Nor how often they are conjugated.
         and not noise.is_managed()  # The weights of all forwards are written, uncounted, into one tensor.
     )
@@ -55,6 +56,13 @@ class Made:
         self.counts = (self.stamps[0].version, noisy._version, state[-1])
         self.law = law
 
+    def at_rest(self, weight: Tensor) -> Tensor | None:
+        """The noisy weight, for a read that only the clean weight can have changed since; None where it has."""
+        noisy = self.noisy
+        if noisy is None or self.of is not weight or self.counts != (weight._version, noisy._version, STEPS[0]):
+            return None
+        return noisy if weight.is_set_to(self.alias) else None
+
     def still(self, sources: list[Tensor]) -> Tensor | None:
         """The noisy weight, if nothing has changed that torch counts, in what it was made from and in itself."""
         noisy = self.noisy  # Once: another thread may be about to let it go.
@@ -65,6 +73,20 @@ class Made:
             and all(stamp.holds(one) for stamp, one in zip(self.stamps, sources, strict=True))
         )
         return noisy if same else None
+
+
+def weight_at_rest(owner: nn.Module, made: Made) -> Tensor | None:
+    """The noisy weight for a forward that reads it, with gradients off, and does nothing else before or after.
+
+    None where the read has to look for itself. It is asked before the forward, and not within.
+    """
+    own = owner.__dict__
+    if "weight" in own or may_matter():
+        return None
+    weight, noisy = own["_parameters"].get("weight"), made.noisy  # As `at_rest`, spelt out.
+    if made.of is not weight or noisy is None or made.counts != (weight._version, noisy._version, STEPS[0]):
+        return None
+    return noisy if weight.is_set_to(made.alias) else None
 
 
 class First(NamedTuple):
@@ -91,7 +113,7 @@ def can_repeat(law: Law, weight: Tensor) -> bool:
     """
     return (
         not (may_matter() or _compiled)
-        and type(weight) is torch.nn.Parameter
+        and type(weight) is nn.Parameter
         and weight.is_cpu
         and not has_user_law(law)
         and not _smooths(law)

@@ -34,7 +34,6 @@ from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
 from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
-from weightnoise._torch.writing import STEPS
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
 
@@ -77,6 +76,7 @@ class WeightNoise(Drawing):
         self.names = names or (name,)  # Of all uses of the parameter.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.alone = True  # While nothing is stacked on it.
         self.lookout = Lookout()
         self.attributes: tuple[str, ...] = ()  # Those of the Parameter, for compiled code, which cannot list them.
 
@@ -128,11 +128,11 @@ class WeightNoise(Drawing):
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off and outside of every forward."""
         control = self.control
+        at_rest = control.rest  # First: whatever changes later puts another list there.
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        at_rest = control.rest  # Before what else it says is looked at.
         kept: Any = running[-1] if running else None
         if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
@@ -178,16 +178,13 @@ class WeightNoise(Drawing):
         running = self.frames.running
         if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
             return None
-        made = at_rest[0]
-        noisy = made.noisy
-        if noisy is None or made.of is not weight or made.counts != (weight._version, noisy._version, STEPS[0]):
-            return None
-        return noisy if weight.is_set_to(made.alias) else None
+        return at_rest[0].at_rest(weight)
 
     def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Made]) -> Tensor:
         """The noisy weight of a held draw, for the next reads to return at once where torch counts all changes."""
         noisy, made = held.noisy_weight(self, weight, factor)
-        if made is not None and not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
+        plain = type(noisy) is Tensor and not (self.law_tensors or self.strength_names)
+        if made is not None and plain and self.alone and not self.control.gated:
             noisy.__dict__ = weight.__dict__
             at_rest[:] = [made]
         return noisy

@@ -127,7 +127,7 @@ def may_matter() -> bool:
     One call for what several functions tell apart, since most reads are in none of these; yes too often.
     """
     return (
-        torch.compiler.is_compiling()
+        _is_compiling()
         or legacy.NEEDED
         or _graph_task() != -1
         # As `hooks_of_others`.
@@ -136,7 +136,7 @@ def may_matter() -> bool:
             and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
         )
         or not (_forward_mode() or _inference_mode())
-        or torch.compiler._is_exporting_flag
+        or _compiler._is_exporting_flag
         or _jit_traces()
         or (_symbolic_trace._is_fx_tracing_flag if _HAS_FLAG else _symbolic_trace.is_fx_symbolic_tracing())
         or _dispatch_modes() > 0
@@ -147,6 +147,8 @@ def may_matter() -> bool:
 _UNKNOWN: Any = object()
 # torch 2.15 has one flag for each thread, and a function for it.
 _HAS_FLAG = hasattr(_symbolic_trace, "_is_fx_tracing_flag")
+_compiler = torch.compiler
+_is_compiling: Callable[[], bool] = torch.compiler.is_compiling
 _jit_traces: Callable[[], bool] = torch._C._is_tracing
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled

@@ -37,7 +37,7 @@ class Law:
         normal_draw: whether all of the draw is standard normal numbers, for holds that move on in time.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
         bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
-        smooths: whether its draw is computed from random numbers, with last bits that may hang on threads and modes.
+        smooths: whether its draw is sums of random numbers, with last bits that may hang on threads and modes.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
