@@ -20,8 +20,9 @@ from weightnoise._torch.layers import WITH_WEIGHT
 
 def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a noisy module of class ``base``: all its reads see one draw."""
-    looks_up, goes_on_later, own = base.forward in LOOKUPS, goes_on(base.forward), base.forward
-    with_weight = WITH_WEIGHT.get(own)
+    own = base.forward
+    looks_up, goes_on_later = own in LOOKUPS, goes_on(own)
+    with_weight: Any = WITH_WEIGHT.get(own)
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -30,15 +31,11 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             return base.forward(self, *args, **kwargs)
         module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
-        if (
-            with_weight is not None
-            and (noise := module_noise.on_weight) is not None
-            and (rest := noise.control.rest)
-            and not torch.is_grad_enabled()
-            and (weight := weight_at_rest(self, rest[0])) is not None
-            and base.forward is own
-        ):
-            return with_weight(self, weight, *args, **kwargs)
+        on_weight = with_weight and module_noise.on_weight
+        if on_weight and not torch.is_grad_enabled() and (rest := on_weight.control.rest):
+            weight = weight_at_rest(self, rest[0])
+            if weight is not None and base.forward is own:
+                return with_weight(self, weight, *args, **kwargs)
         for one in module_noise._noises:
             if not one.control.off and (not one.control.gated or self.training):
                 break

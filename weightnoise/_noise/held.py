@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from weightnoise._errors import WeightNoiseError
 from weightnoise._noise.draws import Key, apply_draw, drawing_alone
@@ -28,29 +27,6 @@ from weightnoise.laws import Law
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
-
-
-def add_draw(noise: WeightNoise, weight: Tensor, seed: int, sign: int, amount: float, die: int) -> None:
-    """Add ``amount * (noisy - weight)`` to a weight in place, for the draw that is held under a seed.
-
-    Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
-    """
-    factor = abs(noise.control.factor) * sign
-    if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
-        with _seeds.seeded(seed, weight.device):
-            key = int(_seeds.key())
-        rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
-        clean = rows.clone()
-        noise.handed.apply_key(weight, key, factor * amount, out=weight)
-        increment_version(weight)  # What C has written, autograd has not seen.
-        rows.copy_(clean)
-        return
-    held = HeldDraw(seed, sign, die=die if noise.handed.says("draw_of") else None)
-    draw = held.draw(noise.handed, weight)
-    if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
-        weight.copy_(apply_draw(noise, weight, draw, factor * amount))
-    else:
-        weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
 
 
 @dataclass(eq=False)

@@ -121,7 +121,7 @@ def can_repeat(law: Law, weight: Tensor) -> bool:
 
 
 def _smooths(law: Law) -> bool:
-    return law.smooths or any(map(_smooths, law.inside))
+    return getattr(law, "smooths", False) or any(map(_smooths, law.inside))
 
 
 WAITING: weakref.WeakSet[HeldDraw] = weakref.WeakSet()  # Those that may have no draw at present.

@@ -109,8 +109,8 @@ class Correlated(Law):
             object.__setattr__(self, name, value)
 
     @property
-    def smooths(self) -> bool:  # type: ignore[override]
-        """Whether its numbers are convolved with a kernel."""
+    def smooths(self) -> bool:
+        """Whether its numbers are convolved with a kernel, so that last bits may hang on threads and modes."""
         return self.length is not None
 
     def draw(self, weight: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ class Law:
         normal_draw: whether all of the draw is standard normal numbers, for holds that move on in time.
         takes_keys: whether ``apply_key`` and ``apply_to_rows`` make the numbers; for the library's laws alone.
         bitwise: whether it changes bits of the dtype itself, so that no noise rounds away.
-        smooths: whether its draw is sums of random numbers, with last bits that may hang on threads and modes.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -54,7 +53,6 @@ class Law:
     normal_draw: bool = False
     takes_keys: bool = False
     bitwise: bool = False
-    smooths: bool = False
     per: Any = "tensor"
     tile: Tile = None
     regions: Any = "tensor"  # What `per` and `tile` say together.
