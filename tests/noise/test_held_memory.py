@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -183,6 +183,10 @@ def test_it_is_made_past_what_watches_torch(size: int) -> None:
     ways: dict[str, Callable[[nn.Module], Tensor]] = {
         "vmap": lambda model: torch.vmap(lambda row: model(row))(x),
         "jacobian": lambda model: torch.func.jacrev(lambda row: model(row))(x[0]).T,
+        "vmap of autograd": lambda model: autograd.functional.jacobian(model, x[0], vectorize=True).T,
+        "forward mode": lambda model: (
+            autograd.functional.jacobian(model, x[0], vectorize=True, strategy="forward-mode").T
+        ),
         "counted": counted,
     }
     for name, way in ways.items():

@@ -46,9 +46,16 @@ def outside_transforms() -> AbstractContextManager[Any]:
 
 @contextmanager
 def by_itself() -> Iterator[None]:
-    """As `outside_transforms`, and no dispatch mode sees what is done inside."""
-    with outside_transforms(), _disable_current_modes() if sees_operations() else nullcontext():
-        yield
+    """As `outside_transforms`, past the `vmap` of autograd too, and no dispatch mode sees what is done inside."""
+    around = torch._C._vmapmode_increment_nesting()  # And this one: nothing tells the number alone.
+    for _ in range(around):
+        torch._C._vmapmode_decrement_nesting()
+    try:
+        with outside_transforms(), _disable_current_modes() if sees_operations() else nullcontext():
+            yield
+    finally:
+        for _ in range(around - 1):
+            torch._C._vmapmode_increment_nesting()
 
 
 def in_dual_level() -> bool:
