@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import LAWS, LanguageModel
-from weightnoise._noise import held
+from weightnoise import _steps
 from weightnoise._random import philox
 
 WIDTHS = [8, 64]
@@ -148,7 +148,7 @@ def test_a_large_weight_is_changed_where_it_lies(monkeypatch: pytest.MonkeyPatch
         raise AssertionError
 
     large, small = layer(64, wn.Gaussian(0.1, relative_to="absmax", per=0)), layer(8)
-    monkeypatch.setattr(held, "apply_draw", fail)
+    monkeypatch.setattr(_steps, "apply_draw", fail)
     monkeypatch.setattr(philox, "output_like", fail)
     wn.step_along(large, 0, 1.0)
     with pytest.raises(AssertionError):

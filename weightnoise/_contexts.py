@@ -108,7 +108,8 @@ def hold_noise(
     The draw is the random part alone. The strength and what it is relative to are applied at each
     forward, so they follow an optimizer step, `scale_noise` and a schedule. While gradients are off, each noisy
     weight is made once, and again when something that it is made from has changed; edits that torch does not
-    count, through NumPy or the attribute ``data``, need a new hold.
+    count, through NumPy or the attribute ``data``, need a new hold. On the CPU it stands in the place of the draw,
+    which is made again from the seed when it is needed: a hold takes the memory of one copy of the weights.
 
     Args:
         model: a module with weight noise.

@@ -6,13 +6,16 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from weightnoise._attach.find import noises
 from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._holds import layer_seeds, require_noise
-from weightnoise._noise.held import HeldDraw, add_draw
+from weightnoise._noise.draws import apply_draw
+from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.weight_noise import WeightNoise
+from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch.modules import is_dtensor
 
@@ -71,7 +74,29 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
             own = HeldDraw(_seeds.derive_seed(seed, name), sign, die=seed, layer=layers.get(id(noise)))
-            add_draw(noise, weight, own, amount)
+            _add_draw(noise, weight, own, amount)
+
+
+def _add_draw(noise: WeightNoise, weight: Tensor, held: HeldDraw, amount: float) -> None:
+    """Add ``amount * (noisy - weight)`` to a weight in place, for a draw that is held under a seed.
+
+    Within a ``torch.no_grad()``. The strength is that of now, whatever draw is held.
+    """
+    factor = abs(noise.control.factor) * held.sign
+    if noise.takes_keys and weight.is_cpu and _engine.can_fuse(weight) and not weight.is_inference():
+        with _seeds.seeded(held.seed or 0, weight.device):
+            key = int(_seeds.key())
+        rows = weight[:0] if noise.padding_row is None else weight[noise.padding_row :][:1]
+        clean = rows.clone()
+        noise.handed.apply_key(weight, key, factor * amount, out=weight)
+        increment_version(weight)  # What C has written, autograd has not seen.
+        rows.copy_(clean)
+        return
+    draw = held.draw(noise.handed, weight)
+    if noise.handed.deviation(weight, noise.strengths()) is not None:  # Linear: rounded once.
+        weight.copy_(apply_draw(noise, weight, draw, factor * amount))
+    else:
+        weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:

@@ -249,3 +249,77 @@ def test_a_hold_that_closes_while_a_read_is_made_leaves_nothing_at_rest(
         once = model(x)
         monkeypatch.undo()
         assert not torch.equal(model(x), once)
+
+
+class Twice(nn.Linear):
+    """Reads its weight before and after it turns gradients on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = nn.functional.linear(x, self.weight)
+        with torch.enable_grad():
+            return first + nn.functional.linear(x, self.weight)
+
+
+LAYERS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], Tensor]]] = {
+    "linear": (lambda n: nn.Linear(n, n), lambda n: torch.randn(3, n)),
+    "subclass": (lambda n: Twice(n, n), lambda n: torch.randn(3, n)),
+    "conv1d": (lambda n: nn.Conv1d(n, n, 3, padding=1, padding_mode="circular"), lambda n: torch.randn(2, n, 5)),
+    "conv2d": (lambda n: nn.Conv2d(n, n, 3, groups=2, stride=2, bias=False), lambda n: torch.randn(2, n, 5, 5)),
+    "conv3d": (lambda n: nn.Conv3d(n, n, 1), lambda n: torch.randn(2, n, 2, 2, 2)),
+    "transposed": (lambda n: nn.ConvTranspose1d(n, n, 3), lambda n: torch.randn(2, n, 5)),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("min_ndim", [1, 2], ids=["bias too", "weight"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_whose_weight_is_at_rest(kind: str, min_ndim: int, size: int) -> None:
+    make, inputs = LAYERS[kind]
+    x = inputs(size)
+    model: Any = wn.add_weight_noise(make(size), 0.1, min_ndim=min_ndim)
+    with wn.hold_noise(model, seed=3):
+        expected = model(x).detach()
+        with torch.no_grad():
+            for _ in range(3):
+                assert_close(model(x), expected, rtol=0, atol=1e-6)
+                assert_close(model(input=x) if kind != "subclass" else model(x=x), expected, rtol=0, atol=1e-6)
+            model._parameters["weight"].data = model._parameters["weight"].data * 2
+            found = model(x)
+        assert_close(found, model(x).detach(), rtol=0, atol=1e-6)
+        assert not torch.allclose(found, expected)
+        if kind == "subclass":
+            with torch.no_grad():
+                output = model(x)
+            output.sum().backward()
+            assert model._parameters["weight"].grad.any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_weight_at_rest_is_not_taken_where_something_else_is_read(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = layer(size, wn.Gaussian(0.1)), torch.eye(size)
+    with torch.no_grad(), wn.hold_noise(model, seed=3):
+        expected = model(x)
+        assert_close(model(x), expected, rtol=0, atol=0)
+        vars(model)["weight"] = torch.zeros(size, size)  # As TensorDict does it.
+        noise = model(x)
+        assert_close(noise + model._parameters["weight"].T, expected, rtol=0, atol=1e-6)
+        del vars(model)["weight"]
+        assert_close(model(x), expected, rtol=0, atol=0)
+        with monkeypatch.context() as patched:
+            patched.setattr(nn.Linear, "forward", lambda self, x: self.weight.new_zeros(()))
+            assert model(x) == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(nn.functional, "linear", lambda x, weight, bias=None: weight)
+            assert_close(model(x).T, expected, rtol=0, atol=0)
+        torch.nn.utils.parametrize.register_parametrization(model, "weight", Doubled())
+        assert_close(model(x), 2 * expected)
+        assert_close(model(x), 2 * expected)
+
+
+class Doubled(nn.Module):
+    """Twice a tensor."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight

@@ -38,6 +38,9 @@ ATTRIBUTES: dict[str, Any] = {
     "_current_level": torch.autograd.forward_ad,
     "_is_functional_tensor": torch,
     "_is_zerotensor": torch.zeros(1),
+    "_vmapmode_increment_nesting": torch._C,
+    "_vmapmode_decrement_nesting": torch._C,
+    "_disable_current_modes": torch.utils._python_dispatch,
     "_disable_dynamo": torch,
     "_active_ddp_module": nn.parallel.DistributedDataParallel,
     "_is_replica": nn.Linear(1, 1)._replicate_for_data_parallel(),  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from weightnoise._noise.checkpoints import EffectiveControl
 from weightnoise._noise.draws import bare
-from weightnoise._noise.held import can_rest
+from weightnoise._noise.resting import can_rest
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modes import in_transform, sees_operations

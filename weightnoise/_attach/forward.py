@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightnoise._attach.embedding import LOOKUPS, forward_looked_up
@@ -13,11 +14,15 @@ from weightnoise._attach.module_noise import ModuleNoise, goes_on, in_frame, res
 from weightnoise._attach.per_example import forward_per_example
 from weightnoise._errors import UnsupportedParameterError
 from weightnoise._noise.frames import opens_frame
+from weightnoise._noise.resting import weight_at_rest
+from weightnoise._torch.layers import WITH_WEIGHT
 
 
 def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a noisy module of class ``base``: all its reads see one draw."""
-    looks_up, goes_on_later, own = base.forward in LOOKUPS, goes_on(base.forward), base.forward
+    own = base.forward
+    looks_up, goes_on_later = own in LOOKUPS, goes_on(own)
+    with_weight: Any = WITH_WEIGHT.get(own)
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -26,6 +31,11 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             return base.forward(self, *args, **kwargs)
         module_noise: ModuleNoise = holder.module_noise
         # What follows is spelt out, as a forward of a small layer takes no longer than a few calls.
+        on_weight = with_weight and module_noise.on_weight
+        if on_weight and not torch.is_grad_enabled() and (rest := on_weight.control.rest):
+            weight = weight_at_rest(self, rest[0])
+            if weight is not None and base.forward is own:
+                return with_weight(self, weight, *args, **kwargs)
         for one in module_noise._noises:
             if not one.control.off and (not one.control.gated or self.training):
                 break

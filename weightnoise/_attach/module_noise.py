@@ -27,6 +27,7 @@ class ModuleNoise:
         frames: what was drawn in the running forwards.
         noises: the noises on the module's own tensors.
         recomputes: whether the backward makes the noisy weight of any of them again.
+        on_weight: that on the weight, if there is no other.
         per_example: the one of them that differs from example to example; None for most modules.
         stock_class: the class that torch had made for other parametrizations, put back on removal.
             A copy gets none: torch edits such a class, so two modules must not share it.
@@ -52,6 +53,7 @@ class ModuleNoise:
         self._noises = noises
         self.recomputes = any(noise.memory == "recompute" for noise in noises)
         self.per_example = next((noise for noise in noises if noise.estimator != "shared"), None)
+        self.on_weight = noises[0] if [noise.tensor_name for noise in noises] == ["weight"] else None
 
     def live(self) -> bool:
         """Whether a read of any of the tensors is noisy now."""

@@ -79,6 +79,9 @@ class InPlaceList(parametrize.ParametrizationList):
                 "noise: call weightnoise.remove_weight_noise(model), register it, and add the noise again."
             )
         super().append(module)
+        if self.only_noise is not None:
+            self.only_noise.alone = False
+            self.only_noise.control.rest = []
         self.only_noise = None
         return self
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from weightnoise._errors import RecomputedReadWarning, WeightNoiseError
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
+from weightnoise._noise.resting import bring_back, reads_are_compiled
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
 from weightnoise._torch.modes import in_backward, may_be_in_checkpoint
 from weightnoise._torch.tracing import while_tracing
@@ -135,17 +136,13 @@ EffectiveControl: TypeAlias = Union["NoiseControl", Recalled]
 @while_tracing
 def _reads_are_compiled() -> bool:
     """Called when a read is traced, and by no compiled code."""
-    global _compiled
-    _compiled = True
+    bring_back()
     return True
-
-
-_compiled = False
 
 
 def keep_for_compiled(control: NoiseControl, then: Held) -> None:
     """Keep what has held for a noise until now, for compiled code in regions that a backward may compute again."""
-    if _compiled and not torch.compiler.is_compiling():
+    if reads_are_compiled() and not torch.compiler.is_compiling():
         for checkpoint in waiting_checkpoints():
             if not isinstance(checkpoint.owner, Recipe):  # That makes a weight again, and asks for nothing.
                 _region(checkpoint).compiled.setdefault(control, then)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
-from weightnoise._noise.frames import Rest
 from weightnoise._noise.held import HeldDraw
+from weightnoise._noise.resting import Made
 
 When: TypeAlias = Literal["always", "training"]
 
@@ -212,7 +212,7 @@ class NoiseControl:
         self.off, self.gated = off and not self.recomputing, gated and not self.recomputing
         self._by_contexts = factor
         self.factor = factor * scheduled
-        self.rest: list[Rest] = []  # Last: what a read makes of the old values lands in the old list.
+        self.rest: list[Made] = []  # Last: what a read makes of the old values lands in the old list.
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseControl:
         copied = NoiseControl(self.when, dict(self.schedules))

@@ -10,8 +10,8 @@ A draw is fresh, or that of a chip (`PENDING` until its weight has numbers), or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,8 +64,11 @@ def bare(draw: Any) -> Any:
     return draw[0] if type(draw) is Key else draw
 
 
-def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> Tensor:
-    """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean."""
+def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, spent: bool = False) -> Tensor:
+    """The noisy weight that the law makes of a draw, with the padding row of an embedding left clean.
+
+    ``spent``: the result may take the memory of the draw, which nobody else has; without a gradient.
+    """
     clean, exact = weight, noise.padding_row is not None and noise.handed.gradient != "straight-through"
     if exact:  # No gradient by way of statistics of the weight: the row is a constant of the law.
         weight = CleanRow.apply(weight, weight.detach(), noise.padding_row, True)  # type: ignore[no-untyped-call]
@@ -77,7 +80,7 @@ def apply_draw(noise: WeightNoise, weight: Tensor, draw: Any, factor: float) -> 
         if noise.strength_names:
             noisy = apply_law(noise.handed, weight, draw, factor, noise.strengths())
         else:
-            noisy = noise.handed.apply(weight, draw, factor)
+            noisy = (noise.handed.apply_over if spent else noise.handed.apply)(weight, draw, factor)
         if noisy.dtype is not weight.dtype:  # The weight was converted within a hold.
             noisy = noisy.to(weight.dtype)
     if noise.padding_row is not None:
@@ -99,3 +102,13 @@ def drawing_alone() -> AbstractContextManager[Any]:
     """One thread at a time makes a draw that is kept. Dynamo cannot trace a lock."""
     # The one that seeded draws wait for: with another one, two threads could each have what the other waits for.
     return nullcontext() if torch.compiler.is_compiling() else _seeds.SEEDING
+
+
+@contextmanager
+def drawing_apart(numbers: AbstractContextManager[None]) -> Iterator[None]:
+    """Draw without a gradient, from the generator that ``numbers`` sets, what can be used with gradients later."""
+    # A tensor that is made in inference mode could not.
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    normal = torch.inference_mode(False) if inference else nullcontext()
+    with normal, numbers, torch.no_grad():
+        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,21 +42,6 @@ def opens_frame(function: FunctionT) -> FunctionT:
     """Register a function that opens a scope for the length of a call."""
     OPENERS[id(function.__code__)] = function.__code__
     return function
-
-
-class Rest(NamedTuple):
-    """A noisy weight of a held draw that reads with gradients off may return as long as nothing has changed.
-
-    Attributes:
-        of: the weight that it was made from.
-        alias: of the weight. It keeps the memory, which other numbers could else be put into.
-        counts: how often the weight and the noisy weight were changed, and how many steps optimizers had made.
-    """
-
-    noisy: Tensor
-    of: Tensor
-    alias: Tensor
-    counts: tuple[int, int, int]
 
 
 class Frames(threading.local):

@@ -93,13 +93,16 @@ def drawn_over_mesh(noise: WeightNoise, weight: Any, effective: EffectiveControl
 
 
 def make_held(noise: Any, held: HeldDraw, weight: Any) -> None:
-    """Make the draw that a context holds, now: its first read may be in a checkpointed region or in compiled code.
+    """Make the draw that a context holds, now, where the first read could not make the same.
+
+    That may be in a checkpointed region or in compiled code.
 
     Where `fully_shard` is over tensor parallelism it is made by that read: only the forward shows which processes
     are of one replica.
     """
     if not is_dtensor(weight):
-        held.make(noise.handed, weight)
+        if not held.wait(noise.handed, weight):
+            held.make(noise.handed, weight)
     elif not noise.is_managed():
         make_over_mesh(noise, held, weight)
     elif not waits_for_forward(noise, weight):
@@ -113,7 +116,7 @@ def waits_for_forward(noise: Any, weight: Any) -> bool:
 
 def make_over_mesh(noise: WeightNoise, held: HeldDraw, weight: Any) -> None:
     """Make the draw that a context holds; the processes of the mesh take the seed that the first of them has."""
-    if held.drawn or weight.is_meta:
+    if held.kept or weight.is_meta:
         return
     if held.past is not None:
         make_over_mesh(noise, held.past[0], weight)

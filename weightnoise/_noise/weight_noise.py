@@ -18,8 +18,8 @@ from weightnoise._noise.draws import (
     apply_draw,
     moved,
 )
-from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, Rest, was_offloaded
-from weightnoise._noise.held import HeldDraw, can_rest
+from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
+from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.learning import Ties
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
@@ -27,13 +27,13 @@ from weightnoise._noise.precision import Lookout, look_while_tracing
 from weightnoise._noise.recipe import tensors_in
 from weightnoise._noise.recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
+from weightnoise._noise.resting import Made, can_rest
 from weightnoise._torch.dtensors import stand_in
 from weightnoise._torch.export import refuse_export, refuse_onnx
 from weightnoise._torch.forwards import reads_weight
 from weightnoise._torch.layers import Layout
 from weightnoise._torch.modes import in_transform, may_matter, runs_eagerly
 from weightnoise._torch.modules import is_dtensor
-from weightnoise._torch.writing import STEPS, optimizer_steps
 from weightnoise.laws import Noise
 from weightnoise.laws._complete import complete, has_user_law
 
@@ -76,6 +76,7 @@ class WeightNoise(Drawing):
         self.names = names or (name,)  # Of all uses of the parameter.
         self.law = law
         self.built_for: torch.Size | None = None  # The shape of what is learned or frozen.
+        self.alone = True  # While nothing is stacked on it.
         self.lookout = Lookout()
         self.attributes: tuple[str, ...] = ()  # Those of the Parameter, for compiled code, which cannot list them.
 
@@ -128,11 +129,11 @@ class WeightNoise(Drawing):
     def forward(self, weight: Tensor) -> Tensor:
         """The noisy weight, or ``weight`` itself while noise is off and outside of every forward."""
         control = self.control
+        at_rest = control.rest  # First: whatever changes later puts another list there.
         if control.off or (control.gated and not self.training):
             return weight
         running = self.frames.running
         eager = not (control.recomputing or may_matter())  # Alone with eager torch, as nearly always.
-        at_rest = control.rest  # Before what else it says is looked at.
         kept: Any = running[-1] if running else None
         if kept is None and (running or (kept := kept_outside(self)) is CLEAN):
             return weight
@@ -173,22 +174,20 @@ class WeightNoise(Drawing):
                 noisy.__dict__ = weight.__dict__
         return noisy
 
-    def rested(self, weight: Tensor, at_rest: list[Rest]) -> Tensor | None:
+    def rested(self, weight: Tensor, at_rest: list[Made]) -> Tensor | None:
         """The noisy weight that a read with gradients off may return as it is; None where there is none."""
         running = self.frames.running
         if not (running and running[-1] is not None) or self.control.recomputing or may_matter():
             return None
-        noisy, of, alias, counts = at_rest[0]
-        now = weight._version, noisy._version, STEPS[0]
-        return noisy if of is weight and counts == now and weight.is_set_to(alias) else None
+        return at_rest[0].at_rest(weight)
 
-    def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Rest]) -> Tensor:
+    def _put_to_rest(self, held: HeldDraw, weight: Tensor, factor: float, at_rest: list[Made]) -> Tensor:
         """The noisy weight of a held draw, for the next reads to return at once where torch counts all changes."""
-        noisy = held.noisy_weight(self, weight, factor)
-        if not (self.law_tensors or self.strength_names) and type(noisy) is Tensor:
+        noisy, made = held.noisy_weight(self, weight, factor)
+        plain = type(noisy) is Tensor and not (self.law_tensors or self.strength_names)
+        if made is not None and plain and self.alone and not self.control.gated:
             noisy.__dict__ = weight.__dict__
-            counts = weight._version, noisy._version, optimizer_steps()
-            at_rest[:] = [Rest(noisy, weight, weight.detach(), counts)]
+            at_rest[:] = [made]
         return noisy
 
     def _factor_of_graph(self, effective: EffectiveControl) -> float:

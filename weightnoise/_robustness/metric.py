@@ -88,5 +88,6 @@ def model_fingerprint(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             value = value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
             bits = value.detach().to_dense().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(bits.numpy().tobytes())
+            numbers: Any = bits.numpy()
+            digest.update(numbers)  # Where they lie, without a copy.
     return f"{type(unwrap(model)).__name__.removeprefix('Parametrized')} {digest.hexdigest()[:12]}"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from weightnoise._attach.hook import ActivationNoise
-from weightnoise._holds import held_overrides
-from weightnoise._noise.context import NoiseContext
+from weightnoise._holds import held_overrides, weight_of
+from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
 from weightnoise._noise.held import HeldDraw
 
@@ -45,11 +45,14 @@ def _at_once(
     noises = [noise for noise, _ in opened[0]]
     if any(isinstance(noise, ActivationNoise) for noise in noises):
         raise NotImplementedError("noise on activations is drawn within the metric")
-    parts = [[(override.held.noise, override.held.key) for _, override in one if override.held] for one in opened]
+    parts = [
+        [(_drawn(noise, override.held), override.held.key) for noise, override in one if override.held]
+        for one in opened
+    ]
     stacked = pytree.tree_map(lambda *part: torch.stack(part) if isinstance(part[0], Tensor) else part[0], *parts)
 
     def one(draws: list[Any]) -> dict[str, Tensor]:
-        held = (HeldDraw(None, sign, noise, drawn=True, key=key) for noise, key in draws)
+        held = (HeldDraw(None, sign, (drawn,), key=key) for drawn, key in draws)
         overrides = [(noise, Override(held=draw)) for noise, draw in zip(noises, held, strict=True)]
         with NoiseContext(lambda: overrides):
             return dict(function(model))
@@ -57,3 +60,9 @@ def _at_once(
     dims = pytree.tree_map(lambda part: 0 if isinstance(part, Tensor) else None, stacked)
     values: dict[str, Tensor] = torch.vmap(one, in_dims=(dims,))(stacked)
     return values
+
+
+def _drawn(noise: AnyNoise, held: HeldDraw) -> Any:
+    """The draw that is held for a noise on a weight."""
+    weight = weight_of(noise)
+    return None if weight is None else held.make(noise.handed, weight)

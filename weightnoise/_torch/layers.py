@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,21 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, weight: T
     """The convolution of a layer, its padding included, with another weight and no bias."""
     product: Tensor = layer._conv_forward(inputs, weight, None)
     return product
+
+
+def _linear(layer: nn.Linear, weight: Tensor, input: Tensor) -> Tensor:  # noqa: A002  # As torch names it.
+    return F.linear(input, weight, layer.bias)
+
+
+def _convolution(layer: nn.Conv1d, weight: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+    output: Tensor = layer._conv_forward(input, weight, layer.bias)
+    return output
+
+
+# The forwards of torch that read one weight and do no more: each as a function of the weight too.
+WITH_WEIGHT: dict[Any, Callable[..., Tensor]] = {nn.Linear.forward: _linear} | {
+    kind.forward: _convolution for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightnoise._torch import legacy
 
@@ -41,6 +42,20 @@ def runs_eagerly() -> bool:
 def outside_transforms() -> AbstractContextManager[Any]:
     """Operations inside do what they say on plain tensors, whatever transformation of `torch.func` is running."""
     return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """As `outside_transforms`, past the `vmap` of autograd too, and no dispatch mode sees what is done inside."""
+    around = torch._C._vmapmode_increment_nesting()  # And this one: nothing tells the number alone.
+    for _ in range(around):
+        torch._C._vmapmode_decrement_nesting()
+    try:
+        with outside_transforms(), _disable_current_modes() if sees_operations() else nullcontext():
+            yield
+    finally:
+        for _ in range(around - 1):
+            torch._C._vmapmode_increment_nesting()
 
 
 def in_dual_level() -> bool:
@@ -119,7 +134,7 @@ def may_matter() -> bool:
     One call for what several functions tell apart, since most reads are in none of these; yes too often.
     """
     return (
-        torch.compiler.is_compiling()
+        _is_compiling()
         or legacy.NEEDED
         or _graph_task() != -1
         # As `hooks_of_others`.
@@ -128,7 +143,7 @@ def may_matter() -> bool:
             and (hooks is _UNKNOWN or not getattr(hooks[0], "outermost", False))
         )
         or not (_forward_mode() or _inference_mode())
-        or torch.compiler._is_exporting_flag
+        or _compiler._is_exporting_flag
         or _jit_traces()
         or (_symbolic_trace._is_fx_tracing_flag if _HAS_FLAG else _symbolic_trace.is_fx_symbolic_tracing())
         or _dispatch_modes() > 0
@@ -139,6 +154,8 @@ def may_matter() -> bool:
 _UNKNOWN: Any = object()
 # torch 2.15 has one flag for each thread, and a function for it.
 _HAS_FLAG = hasattr(_symbolic_trace, "_is_fx_tracing_flag")
+_compiler = torch.compiler
+_is_compiling: Callable[[], bool] = torch.compiler.is_compiling
 _jit_traces: Callable[[], bool] = torch._C._is_tracing
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _forward_mode: Callable[[], bool] = torch._C._is_fwd_grad_enabled

@@ -109,6 +109,14 @@ class Gaussian(Law):
             scale = each if scale is None else each * scale
         return add_scaled(weight, noise, factor * std, scale)
 
+    def apply_over(self, weight: Tensor, noise: Tensor, factor: float) -> Tensor:
+        """`apply`, which writes over the noise where that has the form of the weight."""
+        if isinstance(self.std, Given) or noise.dtype is not weight.dtype or noise.stride() != weight.stride():
+            return self.apply(weight, noise, factor)
+        std: Any = self.std
+        scale = self.relative_to and scale_of(weight, self.relative_to, self.regions, self.gradient)
+        return add_scaled(weight, noise, factor * std, scale, out=noise)
+
     def _each(self, weight: Tensor, strengths: Mapping[str, Tensor] | None) -> Tensor:
         """The strength of each element, from the state of the module, or the tensor itself."""
         if strengths:

@@ -109,6 +109,11 @@ class Correlated(Law):
         for name, value in own.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def smooths(self) -> bool:
+        """Whether its numbers are convolved with a kernel, so that last bits may hang on threads and modes."""
+        return self.length is not None
+
     def draw(self, weight: Tensor) -> Tensor:
         """The numbers of the law, in a shape that broadcasts to the weight, or smooth ones in its shape."""
         if self.group is not None:

@@ -75,6 +75,10 @@ class Law:
         """The noisy weight: see `Noise`; a law that learns gets ``strengths`` as a fourth argument."""
         raise NotImplementedError(f"{self!r} has no method apply(weight, noise, factor).")
 
+    def apply_over(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        """`apply` without a gradient, to a draw that is not needed any more: the result may take its memory."""
+        return self.apply(weight, noise, factor)
+
     def strengths(self, weight: Tensor) -> dict[str, Tensor]:
         """Initial values of what it learns on ``weight``, by name: they become Parameters.
 

@@ -130,7 +130,9 @@ def _reduced(weight: Tensor, per: int | str) -> tuple[int, ...]:
     return tuple(dim for dim in range(weight.ndim) if dim != keep)
 
 
-def add_scaled(weight: Tensor, noise: Tensor, strength: float, scale: Tensor | None) -> Tensor:
+def add_scaled(
+    weight: Tensor, noise: Tensor, strength: float, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """``weight + strength * scale * noise``, in one pass over the weight.
 
     Compiled code multiplies instead of using ``alpha`` and ``value``, which would make the strength
@@ -140,5 +142,5 @@ def add_scaled(weight: Tensor, noise: Tensor, strength: float, scale: Tensor | N
         moved = noise * strength if scale is None else noise * scale * strength
         return (weight + moved).to(weight.dtype)
     if scale is None:
-        return torch.add(weight, noise, alpha=strength)
-    return torch.addcmul(weight, noise, scale, value=strength).to(weight.dtype)
+        return torch.add(weight, noise, alpha=strength, out=out)
+    return torch.addcmul(weight, noise, scale, value=strength, out=out).to(weight.dtype)
