@@ -11,10 +11,12 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
+from weightnoise._random import statistics as _statistics
 from weightnoise._torch.modes import in_dual_level, runs_eagerly
 from weightnoise.laws._regions import Per, Regions, regional
 
 _LARGE = 1 << 15
+_ONE_PASS: dict[str | None, int] = {"absmax": _statistics.LARGEST, "std": _statistics.DEVIATION}
 
 RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
 Gradient: TypeAlias = Literal["straight-through", "exact"]
@@ -50,15 +52,14 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
     if not dims and per != "tensor":
         # A vector per element: each element is its own channel.
         return wide(torch.zeros_like(weight) if relative_to == "std" else weight.abs())
-    return _over(weight, relative_to, dims)
+    one_pass = _ONE_PASS.get(relative_to)
+    found = None if one_pass is None else _statistics.quick(weight, one_pass, _kept(weight, per))
+    return _over(weight, relative_to, dims) if found is None else found
 
 
 def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...]) -> Tensor:
     """The statistic over some dimensions, which stay."""
     quick = weight.numel() >= _LARGE and weight.is_cpu and not _needs_graph(weight) and runs_eagerly()
-    if relative_to == "absmax" and quick and len(dims) == weight.ndim:
-        low, high = torch.aminmax(weight)  # One pass.
-        return wide(torch.maximum(high, -low)).reshape([1] * weight.ndim)
     if relative_to == "absmax":
         # A twentieth of the time of torch.linalg.vector_norm with order infinity.
         return wide(torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True)))
@@ -122,11 +123,18 @@ def extremes(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
     dims = _reduced(weight, per)
     if not dims:
         return weight, weight
+    found = _statistics.quick(weight, _statistics.EXTREMES, _kept(weight, per))
+    if found is not None:
+        return found[0], found[1]
     return torch.amin(weight, dim=dims, keepdim=True), torch.amax(weight, dim=dims, keepdim=True)
 
 
+def _kept(weight: Tensor, per: int | str) -> int | None:
+    return per % weight.ndim if isinstance(per, int) else None
+
+
 def _reduced(weight: Tensor, per: int | str) -> tuple[int, ...]:
-    keep = per % weight.ndim if isinstance(per, int) else None
+    keep = _kept(weight, per)
     return tuple(dim for dim in range(weight.ndim) if dim != keep)
 
 

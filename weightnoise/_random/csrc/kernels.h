@@ -13,6 +13,8 @@
  */
 #include <string.h>
 
+#include "passes.h"
+#include "statistics.h"
 #include "vectors.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -187,8 +189,6 @@ static void sums(number_t *out, const number_t *weight, float scale, int64_t fir
     groups(SUM, out, weight, scale, first, count, key);
 }
 
-INLINE int64_t least_of(int64_t x, int64_t y) { return x < y ? x : y; }
-
 /* The numbers at places start to end: whole groups at once, and parts of the first and the last. */
 INLINE void fill(void (*make)(number_t *, int64_t, int64_t, uint64_t), number_t *out, int64_t start, int64_t end,
                  uint64_t key) {
@@ -218,9 +218,44 @@ static void fill_words(number_t *out, int64_t start, int64_t end, uint64_t key) 
     fill(words, out, start, end, key);
 }
 
+#define CHUNK (16 * GROUP)
+
+/* out = weight + strength * scales * numbers */
+INLINE void scaled(number_t *out, const number_t *weight, const number_t *scales, float strength,
+                   const float *numbers, int64_t count) {
+    int64_t i = 0;
+    for (; i + WIDTH <= count; i += WIDTH) {
+        f32 clean, scale, number;
+        memcpy(&clean, weight + i, sizeof clean);
+        memcpy(&scale, scales + i, sizeof scale);
+        memcpy(&number, numbers + i, sizeof number);
+        clean = clean + strength * scale * number;
+        memcpy(out + i, &clean, sizeof clean);
+    }
+    for (; i < count; i++) out[i] = weight[i] + strength * scales[i] * numbers[i];
+}
+
+/* As add_normal, with one scale for each place of a row. */
+static void add_across(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
+    float numbers[CHUNK];
+    for (int64_t place = start, chunk; place < end; place += chunk) {
+        chunk = least_of(end, (place / CHUNK + 1) * CHUNK) - place;
+        fill(normals, numbers, place, place + chunk, key);
+        for (int64_t done = 0, run; done < chunk; done += run) {
+            int64_t at = place + done - sum->first, column = at % sum->row_size;
+            run = least_of(sum->row_size - column, chunk - done);
+            scaled(sum->out + at, sum->weight + at, sum->scale + column, sum->strength, numbers + done, run);
+        }
+    }
+}
+
 /* out = weight + strength * scale * normals, with one scale for each row; NULL is 1. */
 static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
     if (start >= end) return; /* There may be no rows, and then no row has a size. */
+    if (sum->across) {
+        add_across(sum, start, end, key);
+        return;
+    }
     number_t *out = sum->out + (start - sum->first), numbers[GROUP];
     const number_t *weight = sum->weight + (start - sum->first);
     int64_t row = (start - sum->first) / sum->row_size, left = sum->row_size - start % sum->row_size, made = -1;
@@ -244,4 +279,4 @@ static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t ke
     }
 }
 
-const kernels_t KERNELS = {fill_normal, fill_uniform, fill_words, add_normal};
+const kernels_t KERNELS = {fill_normal, fill_uniform, fill_words, add_normal, apply, piece, columns};
