@@ -20,6 +20,7 @@ from weightnoise._random.memory import address, size_of_rows
 from weightnoise._torch.autograd import output_like
 from weightnoise._torch.modes import in_transform, is_plain, runs_eagerly, sees_operations
 
+_GROUP = 64  # As csrc/ has it.
 LEAST = 2048  # Numbers for which a call pays.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -173,11 +174,11 @@ def add_normal(
     count = weight.numel()
     if out is None:
         out = output_like(weight)
-    scales, across = _scales(scale, weight)
+    scales, width = _scales(scale, weight)
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.
 
-        _triton.add_normal(out, weight, key, strength, scales, across)
+        _triton.add_normal(out, weight, key, strength, scales, width)
         return out
     assert _LIBRARY is not None
     if scales is None:
@@ -185,12 +186,12 @@ def add_normal(
     else:
         several = scales.numel()
         scale_at = address(scales, torch.float32, several)
-        row_size = several if across else size_of_rows(count, several)
+        row_size = width or size_of_rows(count, several)
     _LIBRARY.weightnoise_add(
         address(out, torch.float32, count),
         address(weight, torch.float32, count),
         scale_at,
-        across,
+        width > 0,
         row_size,
         strength,
         count,
@@ -201,14 +202,18 @@ def add_normal(
     return out
 
 
-def _scales(scale: Tensor | None, weight: Tensor) -> tuple[Tensor | None, bool]:
-    """The scales side by side, and whether there is one for each place of a row, the same in all rows."""
+def _scales(scale: Tensor | None, weight: Tensor) -> tuple[Tensor | None, int]:
+    """The scales side by side, and the length of a row where there is one for each place of it; else 0.
+
+    C takes a group of places at once, and so goes up to a group further.
+    """
     if scale is None:
-        return None, False
-    across = scale.ndim > 1 and scale.shape[0] == 1 < scale.numel()
-    if across:
-        scale = scale.expand(1, *weight.shape[1:])
-    return scale.to(torch.float32).contiguous(), across
+        return None, 0
+    if not (scale.ndim > 1 and scale.shape[0] == 1 < scale.numel()):
+        return scale.to(torch.float32).contiguous(), 0
+    across = scale.to(torch.float32).expand(1, *weight.shape[1:]).reshape(-1)
+    size = across.numel()
+    return across.repeat(1 - (-_GROUP // size)), size
 
 
 def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
@@ -233,8 +238,8 @@ def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scal
     _LIBRARY.weightnoise_add_rows(
         address(out, torch.float32, count * width),
         address(rows, torch.float32, count * width),
-        address(scales, torch.float32, width if across else count),
-        across,
+        address(scales, torch.float32, len(scales)),
+        across > 0,
         address(index, torch.int64, count),
         count,
         width,

@@ -79,7 +79,7 @@ def _coefficients(device: torch.device) -> Tensor:
 
 
 def add_normal(
-    out: Tensor, weight: Tensor, key: Tensor, strength: float, scale: Tensor | None, across: bool = False
+    out: Tensor, weight: Tensor, key: Tensor, strength: float, scale: Tensor | None, width: int = 0
 ) -> None:
     """``out = weight + strength * scale * e``.
 
@@ -89,13 +89,13 @@ def add_normal(
         key: one int64 number on the device, of the standard normal numbers e. A CUDA graph reads it when replayed.
         strength: a factor.
         scale: float32 numbers, one for each of as many rows of ``weight``; None for 1.
-        across: whether they are those of the places of a row instead, the same for all rows.
+        width: the length of a row where there is one for each place of it, the same in all rows; else 0.
     """
     count = weight.numel()
-    scales = "none" if scale is None else "place" if across else "row"
+    scales = "none" if scale is None else "place" if width else "row"
     row_size = count
     if scale is not None:
-        row_size = scale.numel() if across else count // scale.numel()
+        row_size = width or count // scale.numel()
     programs = triton.cdiv(count, 4 * BLOCKS)
     # Triton launches on the current device. Its interpreter takes tensors of the CPU.
     with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():

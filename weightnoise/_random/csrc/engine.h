@@ -18,7 +18,8 @@ typedef struct {
     int64_t row_size;
     float strength;
     int64_t first; /* the start of a row */
-    int across;    /* whether there is one scale for each place of a row instead, the same for all rows */
+    int across;    /* whether there is one scale for each place of a row instead, and the first ones again for at
+                      least a group more */
 } sum_t;
 
 /* Laws of numbers that are drawn already, known to Python by their number: w is the clean weight, e drawn. */
