@@ -235,7 +235,7 @@ def test_the_sum_is_that_of_the_numbers(rows: int, size: int, level: int) -> Non
     expected = torch.addcmul(weight, numbers(3, rows * size).reshape(rows, size), scale[:, None], value=0.25)
     for threads in (1, 3):
         pointers = (out.data_ptr(), weight.data_ptr(), scale.data_ptr())
-        LIBRARY.weightnoise_add(*pointers, size, 0.25, rows * size, 3, level, threads)
+        LIBRARY.weightnoise_add(*pointers, 0, size, 0.25, rows * size, 3, level, threads)
         assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -244,6 +244,7 @@ FUSED: dict[str, wn.Gaussian] = {
     "exact": wn.Gaussian(0.1, gradient="exact"),
     "absmax": wn.Gaussian(0.1, relative_to="absmax"),
     "std per output": wn.Gaussian(0.1, relative_to="std", per=0),
+    "absmax per input": wn.Gaussian(0.1, relative_to="absmax", per=1),
 }
 
 
@@ -270,7 +271,7 @@ def test_a_fused_law_is_the_law_of_its_draw(law: wn.Gaussian) -> None:
     [
         wn.Gaussian(0.1, relative_to="value"),
         wn.Gaussian(0.1, relative_to="absmax", gradient="exact"),
-        wn.Gaussian(0.1, relative_to="absmax", per=1),
+        wn.Gaussian(0.1, relative_to="absmax", tile=(8, 8)),
     ],
     ids=str,
 )

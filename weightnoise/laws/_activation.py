@@ -18,7 +18,7 @@ from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
 from weightnoise._torch.modes import number_of
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
-from weightnoise.laws._pieces import by_pieces
+from weightnoise.laws._pieces import LARGE, by_pieces
 from weightnoise.laws._rates import check_rate, draw_events, event_mask, intervals, rate_problem
 from weightnoise.laws._scale import Gradient, extremes, wide
 
@@ -78,7 +78,7 @@ class SaltAndPepper(Law):
             raise OptionError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         low, high = extremes(clean, "tensor") if self.levels is None else map(clean.new_tensor, self.levels)
-        if _passes.can_apply(factor, weight, noise):
+        if weight.numel() >= LARGE and _passes.can_apply(factor, weight, noise):
             return self._in_one_pass(weight, noise, factor, low, high)
 
         def replaced(clean: Tensor, noise: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from weightnoise._errors import OptionError
 from weightnoise._random import passes as _passes
 from weightnoise.laws._learned import LearnedDeviation, filled_per
 from weightnoise.laws._options import law_repr
+from weightnoise.laws._pieces import LARGE
 from weightnoise.laws._scale import wide
 
 
@@ -67,7 +68,7 @@ class Variational(LearnedDeviation):
     ) -> Tensor:
         """``weight + factor * softplus(rho) * noise``."""
         rho = (strengths or self.strengths(weight))["rho"]
-        if not _passes.can_apply(factor, weight, noise, rho):
+        if weight.numel() < LARGE or not _passes.can_apply(factor, weight, noise, rho):
             return super().apply(weight, noise, factor, {"rho": rho})
 
         def gradients(grad: Tensor, noise: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:

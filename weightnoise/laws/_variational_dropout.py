@@ -16,6 +16,7 @@ from weightnoise._random import passes as _passes
 from weightnoise.laws._law import straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
 from weightnoise.laws._options import law_repr
+from weightnoise.laws._pieces import LARGE
 from weightnoise.laws._regions import Per
 from weightnoise.laws._scale import wide
 
@@ -88,7 +89,7 @@ class VariationalDropout(LearnedDeviation):
     ) -> Tensor:
         """``weight + factor * sqrt(alpha) * weight * noise``."""
         log_alpha = (strengths or self.strengths(weight))["log_alpha"]
-        if not _passes.can_apply(factor, weight, noise, log_alpha):
+        if weight.numel() < LARGE or not _passes.can_apply(factor, weight, noise, log_alpha):
             return super().apply(weight, noise, factor, {"log_alpha": log_alpha})
 
         def gradients(grad: Tensor, weight: Tensor, noise: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
