@@ -239,6 +239,40 @@ def test_the_sum_is_that_of_the_numbers(rows: int, size: int, level: int) -> Non
         assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+PLACES = [((50, 100), 1), ((300, 7), 1), ((40, 63), -1), ((2, 1500), 1), ((64, 32, 3, 3), 1), ((6, 5, 129), 2)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("shape", "dim"), PLACES)
+def test_a_scale_for_each_place_of_a_row(
+    shape: tuple[int, ...], dim: int, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "_LEVEL", level)
+    weight = torch.randn(shape)
+    scale = torch.rand([size if one == dim % weight.ndim else 1 for one, size in enumerate(shape)])
+    noise = _engine.filled(key(3), shape)
+    expected = weight + torch.tensor(0.25) * scale * noise
+    assert torch.equal(_engine.add_normal(weight, int(key(3)), 0.25, scale), expected)
+    rows, some = weight.flatten(1), torch.tensor([1, 0, 1, shape[0] - 1])
+    scales = scale.expand(1, *shape[1:]).reshape(1, -1)
+    found = _engine.add_normal_rows(rows[some], some, int(key(3)), 0.25, scales)
+    assert torch.equal(found, expected.flatten(1)[some])
+
+
+def test_a_part_of_a_weight_has_its_places() -> None:
+    law, weight = wn.Gaussian(0.1, relative_to="absmax", per=1), torch.randn(60, 90)
+    whole, rows = law.apply_key(weight, 5, 1.0), torch.arange(60)
+    for i, part in enumerate(weight.chunk(3, dim=1)):
+        own = law.apply_part(part.contiguous(), (5, rows * 3 + i), 1.0, lambda scale: scale)
+        assert own is not None
+        assert torch.equal(own, whole.chunk(3, dim=1)[i])
+    largest = weight.abs().amax(0, keepdim=True)
+    for i, part in enumerate(weight.chunk(3)):
+        own = law.apply_part(part, (5, rows.chunk(3)[i]), 1.0, lambda scale: largest)
+        assert own is not None
+        assert torch.equal(own, whole.chunk(3)[i])
+
+
 FUSED: dict[str, wn.Gaussian] = {
     "absolute": wn.Gaussian(0.1),
     "exact": wn.Gaussian(0.1, gradient="exact"),
