@@ -29,7 +29,7 @@ def own_flags() -> list[str]:
 def build(compiler: str, flags: list[str], target: Path) -> subprocess.CompletedProcess[str]:
     kernels = sorted(map(str, SOURCES.glob("*.c")))
     driver = [f"-I{SOURCES}", str(Path(__file__).with_name("kernels.c")), *kernels]
-    command = [compiler, *own_flags(), *flags, *driver, "-lpthread", "-o", str(target)]
+    command = [compiler, *own_flags(), *flags, *driver, "-lpthread", "-lm", "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
