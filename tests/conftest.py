@@ -42,6 +42,7 @@ def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if compiles:
         torch._dynamo.reset()
+        pytest_collection_finish()  # The compiler is there to stay.
 
 
 # Markers of whole files and folders, by the beginning of their path.
@@ -79,6 +80,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let ``-n`` keep groups of tests together."""
+    gc.disable()  # Until the tests are collected: nothing of them is garbage.
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "loadgroup"
     if hasattr(config, "workerinput"):  # A worker reads the command line again.
@@ -115,9 +117,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep torch and the tests themselves out of the collections of garbage that tests ask for."""
+    """Keep torch and the tests themselves out of what looks through the memory, such as collections of garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -82,6 +82,23 @@ def test_a_table_is_found(few: bool) -> None:
     assert fit.law.programming == fit.programming.table()
 
 
+@pytest.mark.parametrize(
+    ("part", "read", "text"),
+    [
+        (0.04, 1.0, r"g_max=25.0\) knows no exponent of drift: of 200 devices none is above 5 % of g_max"),
+        (0.5, 0.0, "and read above 0 at each time"),
+    ],
+)
+def test_times_without_a_device_that_drifts_are_refused(part: float, read: float, text: str) -> None:
+    target = torch.linspace(0.1, 25.0 * part, 200)
+    measured = torch.stack([target, read * 0.9 * target]).unsqueeze(1)
+    options = {} if read == 0 else {"g_max": 25.0}
+    with pytest.raises(wn.OptionError, match=text) as caught:
+        wn.fit_device(target, measured, times=[1.0, 10.0], **options)  # type: ignore[arg-type]
+    assert "Leave times out" in str(caught.value)
+    assert wn.fit_device(target, measured[0]).drift is None
+
+
 @pytest.mark.parametrize("slope", [0.0, -0.02])
 def test_exponents_of_drift_are_found(slope: float) -> None:
     target, measured = devices_of(read=0.0, reads=1)

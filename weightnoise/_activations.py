@@ -9,7 +9,8 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from weightnoise._attach.activation_state import ActivationState, learned_shapes, learning_problem
+from weightnoise._attach.activation_learning import group_problem, learned_shapes, learning_problem
+from weightnoise._attach.activation_state import ActivationState, Shared
 from weightnoise._attach.hook import (
     ActivationNoise,
     At,
@@ -29,7 +30,6 @@ from weightnoise._errors import (
     raise_problems,
 )
 from weightnoise._noise.control import When
-from weightnoise._noise.learning import Ties
 from weightnoise._select.choose import Law, choose
 from weightnoise._select.patterns import Key, label, listed
 from weightnoise._torch.modules import Node, distributed_wrapper, walk
@@ -89,7 +89,7 @@ def add_activation_noise(
     """
     check_choice("add_activation_noise", "when", when, ("always", "training"))
     noises = chosen_modules("add_activation_noise", model, spec, at, when)
-    shared: dict[str, tuple[nn.Parameter, Ties]] = {}
+    shared: Shared = {}
     states = {node: _state(model, node.module, noise, shared) for node, noise in noises.items()}
     for node, noise in noises.items():
         register(node.module, noise, states[node])
@@ -202,6 +202,8 @@ def _problems(
             )
         elif reason := _unsupported(module, noise, module in never, wrapper):
             problems.append(UnsupportedActivationError(f"{law!r} on the {at} of module '{name}': {reason}."))
+    if reason := group_problem(noise.handed for noise in noises.values()):
+        problems.append(UnsupportedActivationError(f"{reason}."))
     return problems
 
 
@@ -222,9 +224,7 @@ def _unsupported(module: nn.Module, noise: ActivationNoise, never_called: bool, 
     return None
 
 
-def _state(
-    model: nn.Module, module: nn.Module, noise: ActivationNoise, shared: dict[str, tuple[nn.Parameter, Ties]]
-) -> ActivationState | None:
+def _state(model: nn.Module, module: nn.Module, noise: ActivationNoise, shared: Shared) -> ActivationState | None:
     """What the law learns and measures on the activations of one module; None for most laws."""
     if not (noise.handed.says("strengths") or noise.handed.says("given")):
         return None

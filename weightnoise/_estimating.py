@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise._errors import OptionError
+from weightnoise.laws._curves import interpolated
+
 _FULL_ENOUGH = 0.05  # Of the largest conductance: below, a logarithm is mostly noise.
 
 
@@ -28,13 +31,7 @@ class Points:
 
     def at(self, g: Tensor) -> Tensor:
         """The values at other conductances: straight lines between the points, constant beyond."""
-        if len(self.places) == 1:
-            return self.values.expand(g.shape)
-        inside = g.clamp(self.places[0], self.places[-1]).contiguous()
-        before = (torch.bucketize(inside, self.places) - 1).clamp(0, len(self.places) - 2)
-        share = (inside - self.places[before]) / (self.places[before + 1] - self.places[before])
-        between: Tensor = torch.lerp(self.values[before], self.values[before + 1], share)
-        return between
+        return interpolated(list(zip(self.places.tolist(), self.values.tolist(), strict=True)), g)
 
     def table(self) -> tuple[tuple[float, float], ...]:
         """The points as the table of a law."""
@@ -154,18 +151,24 @@ class Drift:
     errors: tuple[float, float]
 
 
-def drift_of(r: Tensor, means: Tensor, variances: Tensor, times: Tensor) -> Drift | None:
-    """Slopes of the logarithm of conductances over that of time; None where no device has one.
+def drift_of(g: Tensor, full: float, means: Tensor, variances: Tensor, times: Tensor) -> Drift:
+    """Slopes of the logarithm of conductances over that of time.
 
     Args:
-        r: targets, as parts of the largest.
+        g: targets.
+        full: the largest conductance.
         means: conductances at each time.
         variances: of these, by reading.
         times: since programming.
     """
+    r = g / full
     known = (r > _FULL_ENOUGH) & (means > 0).all(dim=0)
     if not bool(known.any()):
-        return None
+        raise OptionError(
+            f"fit_device(times=..., g_max={rounded(full)}) knows no exponent of drift: of {len(g)} devices none "
+            f"is above {100 * _FULL_ENOUGH:g} % of g_max and read above 0 at each time. Leave times out for a law "
+            "without drift, or measure larger conductances; g_max is the conductance of the largest weight."
+        )
     x = times.log() - times.log().mean()
     size = x.square().sum()
     exponents = -(x.unsqueeze(1) * means[:, known].log()).sum(dim=0) / size

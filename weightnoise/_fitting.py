@@ -109,7 +109,7 @@ def fit_device(
 
     Raises:
         OptionError: for shapes that do not fit, numbers that are none, negative conductances, fewer than 10
-            devices, times that do not ascend.
+            devices, times that do not ascend, and times where no device of more than 5 % of g_max has an exponent.
 
     Example:
         >>> target = torch.linspace(0, 25, 500)
@@ -147,7 +147,7 @@ def _fit(
     means, read = x.mean(dim=1), _read_noise(x, knots)
     reading = torch.zeros_like(means) if read is None else read.at(means.abs()).square() / x.shape[1]
     spread = _programming(g.abs() / full, full, means[0] - g, reading[0], degree, curve, knots, centred=weights)
-    drift = None if t is None else drift_of(g / full, means, reading, t)
+    drift = None if t is None else drift_of(g, full, means, reading, t)
     curve_or_points = spread.coefficients or spread.points
     if weights:
         law: Any = weight_law(curve_or_points, read, full)

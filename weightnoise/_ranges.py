@@ -17,7 +17,7 @@ from weightnoise._errors import NotNoisyError, OptionError
 from weightnoise._torch.groups import is_distributed, together
 from weightnoise._torch.modules import ACTIVATION_NOISE, forward_of, state_kept, unwrap
 from weightnoise.laws import Converter
-from weightnoise.laws._converter import METHODS, Method
+from weightnoise.laws._ranges import METHODS, Method
 
 
 def calibrate_ranges(
@@ -39,7 +39,7 @@ def calibrate_ranges(
             over the processes of this group; None for all.
 
     Returns:
-        The ranges, by their names in ``state_dict()``.
+        The ranges, by their names in ``state_dict()``; the layers of a group have one, the largest or the mean.
 
     Raises:
         NotNoisyError: if no converter of the model takes its range from the data.
@@ -89,7 +89,8 @@ class _Look:
         self.place = f"the {state.tensor_name} of module '{name}'"
         self.key = ".".join(filter(None, (name, ACTIVATION_NOISE, state.tensor_name, f"range{end}")))
         self.count = 0
-        self.found = torch.zeros_like(getattr(state, f"range{end}"), dtype=torch.float32, requires_grad=False)
+        self.own: Tensor = getattr(state, f"range{end}")
+        self.found = torch.zeros_like(self.own, dtype=torch.float32, requires_grad=False)
 
     def __call__(self, value: Tensor) -> Tensor:
         if value.numel():
@@ -103,16 +104,23 @@ class _Look:
 def _settled(looks: list[_Look], group: Any) -> dict[str, Tensor]:
     if group is None and is_distributed():
         group = torch.distributed.group.WORLD
-    counts = [torch.full((), look.count, dtype=torch.float32, device=look.found.device) for look in looks]
-    found = [
-        together(look.found, count, group, look.method == "max") for look, count in zip(looks, counts, strict=True)
-    ]
-    for look, ranges in zip(looks, found, strict=True):
+    shared: dict[int, list[tuple[_Look, Tensor]]] = {}  # By the range, which the layers of a group share.
+    missing: list[str] = []
+    for look in looks:
+        count = torch.full((), look.count, dtype=torch.float32, device=look.found.device)
+        ranges = together(look.found, count, group, look.method == "max")
         if ranges is None:
-            raise OptionError(
-                f"calibrate_ranges: no batch has reached the converter on {look.place} with finite numbers. Call "
-                "it before the model is compiled, with batches that run the whole model."
-            )
-    for look, ranges in zip(looks, found, strict=True):
-        look.state.settle(look.end, ranges)
-    return {look.key: getattr(look.state, f"range{look.end}").detach().clone() for look in looks}
+            missing.append(look.place)
+        else:
+            shared.setdefault(id(look.own), []).append((look, ranges))
+    if missing:
+        raise OptionError(
+            f"calibrate_ranges: no batch has reached the converter on {missing[0]} with finite numbers. Call "
+            "it before the model is compiled, with batches that run the whole model."
+        )
+    for layers in shared.values():
+        each = torch.stack([ranges for _, ranges in layers])
+        one = each.amax(0) if layers[0][0].method == "max" else each.mean(0)
+        for look, _ in layers:
+            look.state.settle(look.end, one)
+    return {layers[0][0].key: layers[0][0].own.detach().clone() for layers in shared.values()}

@@ -89,6 +89,31 @@ def test_a_batch_that_is_empty_or_infinite_sets_nothing() -> None:
     assert_close(range_of(model), 1.5 * before)
 
 
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("group", [None, "dac"])
+@pytest.mark.parametrize("what", ["batches", "both", "range"])
+def test_what_is_set_to_0_by_hand_is_set_anew(size: int, learned: bool, group: Any, what: str) -> None:
+    model = noisy(wn.Converter(8, range="max", learned=learned, group=group, batches=1), size)
+    (x,) = batches(1, size)
+    wn.calibrate_ranges(model, [x])
+    state = model[0].activation_noise.input
+    with torch.no_grad():
+        for name in ("range", "batches"):
+            if what in (name, "both"):
+                getattr(state, name).zero_()
+    if what == "range" and learned:  # Of a Parameter it is a value: all is clipped, and its gradient moves it.
+        model(x).sum().backward()
+        assert range_of(model).item() == 0.0
+        assert range_of(model).grad != 0
+        return
+    with pytest.raises(wn.UnsupportedActivationError, match="takes its range from the data and has seen none"):
+        model.eval()(x)
+    model.train()[0](2 * x)
+    assert range_of(model).item() == 2 * x.abs().max().item()
+    assert state.batches.item() == 1  # type: ignore[union-attr, operator]
+
+
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("method", [None, "max", "std", "quantile"])
 def test_calibration_is_that_of_clean_activations(learned: bool, method: Any) -> None:

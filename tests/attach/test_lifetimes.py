@@ -6,7 +6,6 @@ import copy
 import gc
 import io
 import pickle
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -134,15 +133,13 @@ def chain(depth: int) -> nn.Module:
 
 
 def test_a_chain_of_modules_shared_twice_is_walked_in_linear_time() -> None:
-    started = time.perf_counter()
-    model = wn.add_weight_noise(chain(60), 0.1)
+    model = wn.add_weight_noise(chain(60), 0.1)  # Along every path it would take longer than the universe.
     assert len(wn.noisy_parameters(model)) == 1
     with wn.no_noise(model), wn.hold_noise(model, seed=0), wn.scale_noise(model, 2.0):
         pass
     wn.add_activation_noise(model, {nn.Linear: 0.1})
     assert len(wn.noisy_activations(model)) == 1
     wn.plan_weight_noise(wn.remove_weight_noise(model), 0.1)
-    assert time.perf_counter() - started < 20  # Seconds; along every path it would be longer than the universe.
 
 
 def test_a_shared_module_goes_by_all_its_names_as_long_as_there_are_a_thousand_at_most() -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TRAINING = {  # Guides, for more than a moment.
     "analog-language-model.md",
+    "batch-normalisation.md",
     "distillation.md",
     "exploration.md",
     "hardware-aware.md",

@@ -75,6 +75,68 @@ def test_outputs_and_gradients(
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("per", ["tensor", -1])
+@pytest.mark.parametrize("rule", ["pact", "lsq"])
+def test_a_range_decays_while_it_clips_a_smaller_share_than_it_may(
+    size: int, signed: bool, per: Any, rule: Any
+) -> None:
+    x, g = numbers(size), numbers(size, 1)
+    channels = 1 if per == "tensor" else size
+    first = torch.linspace(0.4, 2.5, channels, dtype=torch.float64)
+    for sign in (1.0, -1.0):  # The sign of a range does not count, and goes along.
+        gradients = []
+        for decay in (0.0, 0.3):
+            law = wn.Converter(
+                4, range=1.0, learned=True, signed=signed, per=per, range_gradient=rule, decay=decay,
+                decay_below=0.25,
+            )  # fmt: skip
+            top = (sign * first).requires_grad_()
+            inputs = x.clone().requires_grad_()
+            y = law.apply(inputs, None, 1.0, {"range": top})
+            y.backward(g)
+            assert top.grad is not None
+            gradients.append((y.detach(), inputs.grad, top.grad))
+        (plain, of_x, before), (pulled, same, after) = gradients
+        assert torch.equal(plain, pulled)
+        assert_close(same, of_x)
+        columns = [x.flatten()] if per == "tensor" else list(x.unbind(1))
+        for place, column in enumerate(columns):
+            beyond = [value for value in column.tolist() if (abs(value) if signed else value) > first[place]]
+            share = len(beyond) / len(column)
+            expected = 0.3 * sign * first[place] if share < 0.25 else torch.zeros((), dtype=torch.float64)
+            assert_close(after[place] - before[place], expected)
+
+
+def test_a_range_that_clips_nothing_shrinks_until_it_clips_enough() -> None:
+    x = numbers(64).float()
+    law = wn.Converter(8, range=20.0, learned=True, decay=0.1, decay_below=0.1)
+    top = torch.tensor([20.0], requires_grad=True)
+    optimizer = torch.optim.SGD([top], lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (0.0 * law.apply(x, None, 1.0, {"range": top})).sum().backward()
+        optimizer.step()
+    clipped = (x.abs() > top).float().mean()
+    assert 0.1 <= clipped < 0.2  # One step of 5 % beyond the share, at which it stays.
+
+
+def test_decay_of_nothing_in_transformations_and_without_inputs() -> None:
+    law = wn.Converter(4, range=1.0, learned=True, decay=0.5, decay_below=1.0)
+    top = torch.tensor([2.0])
+
+    def total(top: Tensor, x: Tensor) -> Tensor:
+        return law.apply(x, None, 1.0, {"range": top}).sum()
+
+    x = torch.tensor([[0.5, 3.0], [-4.0, 0.1], [0.1, 0.2]])
+    each = torch.vmap(torch.func.grad(total), in_dims=(None, 0))(top, x)
+    assert_close(each, torch.tensor([[2.0], [0.0], [1.0]]))  # Each example by itself: 1 + 1, -1 + 1, 0 + 1.
+    alone = top.clone().requires_grad_()
+    total(alone, torch.empty(0, 2)).backward()
+    assert_close(alone.grad, torch.zeros(1))
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [254, 255, 256])
 def test_many_levels(size: int, levels: int) -> None:
     x = numbers(size)
@@ -134,8 +196,10 @@ def test_ends_zeros_and_numbers_that_are_not_finite() -> None:
     assert bool(y[5].isnan())
     assert_close(x.grad, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 0.0]))  # At the end it is inside.
     top = torch.zeros(1, requires_grad=True)
-    out = law.apply(torch.tensor([2.0, -3.0]), None, 1.0, {"range": top})
-    assert torch.equal(out, torch.zeros(2))
+    out = law.apply(torch.tensor([2.0, -3.0, 0.0]), None, 1.0, {"range": top})
+    assert torch.equal(out, torch.zeros(3))
+    out.backward(torch.tensor([1.0, 10.0, 100.0]))
+    assert_close(top.grad, torch.tensor([-9.0]))  # So that it leaves 0.
     # The sign of a range does not count.
     negative = law.apply(torch.tensor([0.4, 5.0]), None, 1.0, {"range": torch.tensor([-1.0])})
     assert torch.equal(negative, torch.tensor([0.0, 1.0]))
@@ -221,12 +285,16 @@ def test_one_range_for_all_layers() -> None:
         ("Converter(8, range=0.0)", "must be a positive number or one of"),
         ("Converter(8, range='median')", r"Converter\(range=...\) must be one of 'max', 'std', 'quantile'"),
         ("Converter(8, k=0.0)", "k is positive"),
-        ("Converter(8, quantile=1.5)", r"the quantile in \(0, 1\]"),
+        ("Converter(8, quantile=1.5)", r"the other two in \(0, 1\]"),
         ("Converter(8, batches=0)", r"Converter\(batches=...\)"),
         ("Converter(8, range_gradient='exact')", r"range_gradient=...\) must be one of 'pact', 'lsq'"),
         ("Converter(8, relative_to='weights')", "counts a number in the products of a layer"),
-        ("Converter(8, range='max', learned=True, group='adc')", "needs learned=True and a number"),
-        ("Converter(8, range=2.0, group='adc')", "needs learned=True and a number"),
+        ("Converter(8, range=2.0, group='adc')", "needs learned=True, or range='max'"),
+        ("Converter(8, range='max', group='adc', per='output')", "a common range is one number"),
+        ("Converter(8, decay=0.01)", "is of a learned range"),
+        ("Converter(8, learned=True, decay=-0.01)", r"Converter\(decay=...\)"),
+        ("Converter(8, learned=True, decay_below=0.0)", r"the other two in \(0, 1\]"),
+        ("Converter(8, learned=True, decay_below=1.5)", r"the other two in \(0, 1\]"),
         ("Converter(8, range=2.0, learned=True, group='adc', per=-1)", "a common range is one number"),
         ("OutputNoise(-0.1)", r"OutputNoise\(std=...\)"),
         ("OutputNoise(0.1, per=0)", r"OutputNoise\(per=...\)"),

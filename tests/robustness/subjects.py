@@ -23,11 +23,21 @@ def with_noise(model: nn.Module) -> dict[str, float]:
     return {"total": total(model) + torch.rand(()).item(), "threads": float(torch.get_num_threads())}
 
 
-class Slow:
-    """One that waits."""
+class Meeting:
+    """One that in the other processes waits until two of them measure, as a folder tells."""
+
+    def __init__(self, folder: Path, home: int) -> None:
+        self.folder, self.home = folder, home
 
     def __call__(self, model: nn.Module) -> float:
-        time.sleep(0.02)
+        if os.getpid() == self.home:
+            return total(model)
+        (self.folder / str(os.getpid())).touch()
+        latest = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < 2:
+            if time.monotonic() > latest:
+                raise TimeoutError("No second process came.")
+            time.sleep(0.01)
         return total(model)
 
 

@@ -193,6 +193,32 @@ def check_ranges_are_set_by_the_batches_of_all_ranks() -> None:
         assert_ranks_agree([found, *gradients(model)])
 
 
+def check_a_group_has_one_range_of_all_layers_and_ranks() -> None:
+    for learned in (False, True):
+        for method in ("max", "std"):
+            law = wn.Converter(8, range=method, learned=learned, batches=1, group="dac")  # type: ignore[arg-type]
+            model = DistributedDataParallel(wn.add_activation_noise(make(), law, at="input"))
+            for _ in range(2):  # The second sets nothing any more.
+                model(own()).square().mean().backward()
+            asked: list[Tensor] = []
+            xs = [batch(rank) for rank in range(RANKS)]
+            for layer in make():
+                if isinstance(layer, nn.Linear):
+                    asked += [law.measured(x).flatten() for x in xs]
+                    each = torch.stack(asked)
+                    top = each.max() if method == "max" else each.mean()
+                    xs = [wn.Converter(8, range=top.item()).apply(x, None, 1.0) for x in xs]
+                xs = [layer(x) for x in xs]
+            state = model.module.state_dict()
+            found = state["0.activation_noise.input.range"]
+            assert_all_close([found], [top.detach().reshape(1)])
+            assert state["0.activation_noise.input.batches"].item() == 3
+            assert sum("activation_noise" in name for name in state) == 2
+            assert_ranks_agree([found, *gradients(model)])
+            anew = wn.calibrate_ranges(model, [own()])
+            assert_ranks_agree(list(anew.values()))
+
+
 def check_calibration_is_that_of_all_ranks() -> None:
     for method in ("max", "quantile"):
         law = wn.Converter(8, range=method, learned=True, quantile=0.7)  # type: ignore[arg-type]

@@ -6,10 +6,7 @@ They stand in a submodule, ``activation_noise``, so that optimizers, checkpoints
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +18,9 @@ from weightnoise._torch.layers import activation_shapes, channels_of
 from weightnoise._torch.modes import in_transform, runs_eagerly
 from weightnoise._torch.modules import ACTIVATION_NOISE, ActivationStates
 from weightnoise.laws import Law
-from weightnoise.laws._converter import converters
+from weightnoise.laws._converter import Converter, converters
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+Shared: TypeAlias = "dict[str, tuple[dict[str, nn.Parameter], dict[str, Tensor], Ties]]"  # By group.
 
 
 class ActivationState(Learning):
@@ -33,7 +30,7 @@ class ActivationState(Learning):
         measured: the converters whose ranges come from the data, by the ends of the names of their strengths.
         seen: how many batches each of them has seen.
         settled: whether all of them have their ranges.
-        counted: the buffers that say so.
+        counted: the buffers that say so, and how often each had been changed in place.
     """
 
     def __init__(self, law: Any, handed: Law, module: nn.Module, at: str) -> None:
@@ -44,21 +41,18 @@ class ActivationState(Learning):
         self.measured = {end: one for end, one in converters(handed) if one.from_data}
         self.seen = dict.fromkeys(self.measured, 0)
         self.settled = not self.measured
-        self.counted: list[Tensor | None] = []
+        self.counted: list[tuple[Tensor | None, int]] = []
         self.built_for = torch.Size(activation_shapes(channels_of(module, at))[0])
 
-    def set_up(self, like: Tensor, shared: dict[str, tuple[nn.Parameter, Ties]]) -> None:
+    def set_up(self, like: Tensor, shared: Shared) -> None:
         """Make what is learned, of the dtype and on the device of ``like``; ``shared`` has what groups share."""
         stand_in = like.new_zeros(self.built_for or ())
-        groups = {f"range{end}": one.group for end, one in converters(self.handed)}
-        learned: dict[str, nn.Parameter] = {}
-        ties = None
-        for name, value in self.handed.strengths(stand_in).items():
-            learned[name] = nn.Parameter(value)
-            if group := groups.get(name):
-                ties = ties or Ties()
-                learned[name], ties = shared.setdefault(group, (learned[name], ties))
-        self.learn(learned, ties, stand_in)
+        learned = {name: nn.Parameter(value) for name, value in self.handed.strengths(stand_in).items()}
+        given, ties = self.given(stand_in), None
+        for group in filter(None, (one.group for _, one in converters(self.handed))):  # One, and nothing besides.
+            learned, given, ties = shared.setdefault(group, (learned, given, Ties()))
+            ties.uses += 1
+        self.learn(learned, given, ties)
 
     def forward(self) -> dict[str, Tensor]:
         """What is learned and measured, by name: a call, so that tools that offload modules bring it in place."""
@@ -106,7 +100,7 @@ class ActivationState(Learning):
                 "weightnoise.calibrate_ranges(model, loader) in all processes before the model is wrapped."
             )
         for end, one in self.measured.items():
-            if self.seen[end] < one.batches:
+            if self.seen[end] < self.needed(one):
                 range_now = one.measured(value)
                 finite = range_now.isfinite().all().to(range_now)
                 self.note(end, together(range_now, finite, group, one.range == "max"))
@@ -128,29 +122,41 @@ class ActivationState(Learning):
         own = getattr(self, f"range{end}")
         with torch.no_grad():
             own.copy_(found.reshape(own.shape))
-            self.seen[end] = self.measured[end].batches
+            self.seen[end] = self.needed(self.measured[end])
             getattr(self, f"batches{end}").fill_(self.seen[end])
+        self.counted = self._counts()
         self._see()
 
     def _see(self) -> None:
-        self.settled = all(self.seen[end] >= one.batches for end, one in self.measured.items())
+        self.settled = all(self.seen[end] >= self.needed(one) for end, one in self.measured.items())
+
+    def needed(self, converter: Converter) -> int:
+        """How many batches set a range: those of each layer that has it."""
+        return converter.batches * (1 if self.ties is None else self.ties.uses)
 
     def count(self) -> None:
-        """Read from the buffers how many batches were seen."""
-        counts = {end: getattr(self, f"batches{end}") for end in self.measured}
+        """Read from the buffers how many batches were seen: none where the range is 0, which is no range."""
         self.counted = self._counts()
-        self.seen = {end: 0 if count.is_meta else int(count) for end, count in counts.items()}
+        for end in self.measured:
+            count, own = getattr(self, f"batches{end}"), self._buffers.get(f"range{end}")
+            empty = count.is_meta or (own is not None and not own.is_meta and not bool(own.any()))
+            self.seen[end] = 0 if empty else int(count)
         self._see()
 
     def keep_up(self) -> None:
-        """Count again where other buffers are in place of those that were counted, as in `functional_call`."""
+        """Count again where buffers were written by hand, or others stand there, as in `functional_call`."""
         counts = self._counts()
-        same = len(counts) == len(self.counted) and all(map(operator.is_, counts, self.counted))
-        if not same and runs_eagerly() and not any(one is None or one.is_meta for one in counts):
+        same = len(counts) == len(self.counted) and all(
+            one is other and version == before
+            for (one, version), (other, before) in zip(counts, self.counted, strict=True)
+        )
+        if not same and runs_eagerly() and not any(one is None or one.is_meta for one, _ in counts):
             self.count()
 
-    def _counts(self) -> list[Tensor | None]:
-        return [self._buffers.get(f"batches{end}") for end in self.measured]
+    def _counts(self) -> list[tuple[Tensor | None, int]]:
+        names = [f"{name}{end}" for end in self.measured for name in ("batches", "range")]
+        buffers = [self._buffers.get(name) for name in names if name not in self._parameters]
+        return [(one, -1 if one is None or one.is_inference() else one._version) for one in buffers]
 
     def reset_parameters(self) -> None:
         """Give the law its first values; ranges from data have none then."""
@@ -180,61 +186,6 @@ def over_batches(before: Tensor, now: Tensor, count: int, most: bool) -> Tensor:
     return torch.maximum(before, now) if most else before + (now - before) / (count + 1)
 
 
-def learned_shapes(handed: Law, module: nn.Module, at: str) -> dict[str, tuple[int, ...]]:
-    """The Parameters that a law learns on the activations of ``module``, and their shapes."""
-    return _shapes(handed.strengths(_zeros(activation_shapes(channels_of(module, at))[0])))
-
-
-def learning_problem(handed: Law, module: nn.Module, at: str) -> str | None:
-    """Why a law cannot learn on the activations of ``module``, or None."""
-    shapes = activation_shapes(channels_of(module, at))
-    found = [handed.strengths(_zeros(shape)) for shape in shapes]
-    if not (found[0] or handed.given(_zeros(shapes[0]))):
-        return None
-    if handed.says("kl_divergence"):
-        return "its divergence is that of weights"
-    if any(_shapes(one) != _shapes(found[0]) for one in found):
-        return (
-            "it learns a strength for each weight, or for a dimension that it counts from the front, and "
-            "activations have no fixed shape. ParametricNoise and Converter learn one for the tensor or for each "
-            "channel: per='tensor', per='output' or per='input', or the dimension from the end, such as per=-1"
-        )
-    others = handed.strengths(
-        torch.arange(math.prod(shapes[0]), dtype=torch.float32, device="cpu").reshape(shapes[0])
-    )
-    if any(not torch.equal(value.nan_to_num(), others[name].nan_to_num()) for name, value in found[0].items()):
-        return "its first values are those of a weight, which is there. Use Converter, whose range comes from data"
-    if len(found[0]) > 1 and any(one.group for _, one in converters(handed)):
-        return (
-            "it learns a range of a group, and something of its own besides. Put one of the two at the other side"
-        )
-    if isinstance(module, _CONTAINERS):
-        return (
-            f"what it learns is kept in a submodule, and a {type(module).__name__} calls or lists all of its "
-            "submodules. Name one of its parts instead"
-        )
-    if ACTIVATION_NOISE in vars(module) or (
-        ACTIVATION_NOISE in module._modules and not isinstance(module._modules[ACTIVATION_NOISE], ActivationStates)
-    ):
-        return f"the module has an attribute {ACTIVATION_NOISE!r} of its own"
-    return None
-
-
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
-
-
-def _shapes(strengths: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Their shapes without the dimensions of length 1 in front."""
-    shapes = {}
-    for name, value in strengths.items():
-        shape = list(value.shape)
-        while shape and shape[0] == 1:
-            del shape[0]
-        shapes[name] = tuple(shape)
-    return shapes
-
-
 def put_state(module: nn.Module, state: ActivationState) -> None:
     """Register a state on the module that it belongs to."""
     if ACTIVATION_NOISE not in module._modules:
@@ -245,7 +196,10 @@ def put_state(module: nn.Module, state: ActivationState) -> None:
 def take_state(module: nn.Module, at: str) -> None:
     """Take the state of one side off, where there is one."""
     states = module._modules.get(ACTIVATION_NOISE)
-    if states is not None and states._modules.pop(at, None) is not None and not states._modules:
+    state: Any = None if states is None else states._modules.pop(at, None)
+    if state is not None and state.ties is not None:
+        state.ties.uses -= 1  # Of a group of layers.
+    if state is not None and states is not None and not states._modules:
         del module._modules[ACTIVATION_NOISE]
 
 

@@ -18,22 +18,25 @@ from weightnoise.laws import Law
 
 
 class Ties:
-    """What uses of one tied weight have to tell each other, so that they go on sharing what they learn.
+    """What uses of one tied weight, or of one range, have to tell each other, so that they go on sharing.
 
     torch makes a Parameter anew for each use when it is emptied from the meta device or loaded with
-    ``assign=True``. The first use notes what it has replaced, and the others take the same.
+    ``assign=True``, and a buffer whenever it is converted. The first use notes what it has replaced, and the
+    others take the same.
 
     Attributes:
-        replaced: of each strength, the Parameter before and after it was last replaced.
+        uses: how many there are, where that matters.
+        replaced: of each strength, the tensor before and after it was last replaced.
         loaded: what torch hands to all modules in one call of ``load_state_dict``: the last that brought values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uses: int = 0) -> None:
+        self.uses = uses
         self.replaced: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
         self.loaded: object = None
 
-    def __reduce__(self) -> tuple[type[Ties], tuple[()]]:
-        return Ties, ()
+    def __reduce__(self) -> tuple[type[Ties], tuple[int]]:
+        return Ties, (self.uses,)
 
 
 class Learning(nn.Module):
@@ -47,7 +50,7 @@ class Learning(nn.Module):
         handed: the law.
         strength_names: the names of the Parameters and buffers.
         built_for: the shape of the weight, where something is learned or frozen.
-        ties: what the uses of a tied weight share; None where there is one use.
+        ties: what the uses of a tied weight, or the layers of a group, share; None where there is one use.
         emptied: whether the memory of the Parameters lost its numbers, and nothing has been loaded since.
     """
 
@@ -59,15 +62,24 @@ class Learning(nn.Module):
     ties: Ties | None = None
     emptied: bool = False
 
-    def learn(self, strengths: Mapping[str, nn.Parameter], ties: Ties | None, weight: Tensor) -> None:
+    def learn(
+        self, strengths: Mapping[str, nn.Parameter], given: Mapping[str, Tensor], ties: Ties | None = None
+    ) -> None:
         """Register what the law learns on a weight and was given for it, and what other uses of it share."""
         for name, parameter in strengths.items():
             self.register_parameter(name, parameter)
-        given = self.handed.given(weight)
         for name, tensor in given.items():
-            self.register_buffer(name, _as_weight(tensor, weight))
+            self.register_buffer(name, tensor)
         self.strength_names = (*strengths, *given)
-        self.ties = ties if strengths else None
+        self.ties = ties
+
+    def given(self, weight: Tensor) -> dict[str, Tensor]:
+        """What the law was given for a weight: copies on its device."""
+        return {name: _as_weight(tensor, weight) for name, tensor in self.handed.given(weight).items()}
+
+    def _own(self) -> dict[str, Tensor | None]:
+        """All of it by name, as it stands in the module."""
+        return {**self._parameters, **self._buffers}
 
     def _strengths(self) -> list[Tensor]:
         return [one for one in (*self._parameters.values(), *self._buffers.values()) if one is not None]
@@ -78,7 +90,7 @@ class Learning(nn.Module):
 
     def reset_parameters(self) -> None:
         """Give the law its first values on the weight; on zeros where that has no numbers yet."""
-        before, weight = dict(self._parameters), self._weight()
+        before, weight = self._own(), self._weight()
         if not self.strength_names or weight is None:
             return
         with torch.no_grad():
@@ -91,8 +103,12 @@ class Learning(nn.Module):
                     own.fill_(_the_one_of(value, f"{self.tensor_name}: {name}"))
                 else:
                     own.copy_(value)
-            for name, value in self.handed.given(weight).items():
-                self._buffers[name] = _as_weight(value, weight)
+            for name, value in self.given(weight).items():
+                there = self._buffers[name]
+                if self.ties is None or there is None or there.is_meta:
+                    self._buffers[name] = value
+                else:  # The others have it too.
+                    there.copy_(value)
         self._note(before)
 
     def parameter(self) -> Tensor | None:
@@ -116,11 +132,16 @@ class Learning(nn.Module):
         return torch.zeros(self.built_for, dtype=dtype, device=device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        if self._follow():
+        followed = self._follow()
+        if len(followed) == len(self.strength_names):
             return self
-        before = dict(self._parameters)
+        before = self._own()
         on_meta = any(one.is_meta for one in self._strengths())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def others(one: Tensor) -> Tensor:
+            return one if any(one is new for new in followed) else fn(one)
+
+        super()._apply(others if followed else fn, recurse)  # type: ignore[no-untyped-call]
         self._note(before)
         still = any(one.is_meta for one in self._strengths())
         if self.strength_names and not still and (on_meta or empties(fn)):
@@ -128,27 +149,27 @@ class Learning(nn.Module):
             self.reset_parameters()
         return self
 
-    def _follow(self) -> bool:
-        """Take what another use of the weight has put in the place of these Parameters; whether there was such."""
-        followed = False
+    def _follow(self) -> list[Tensor]:
+        """Take what another use has put in the place of what both had; what that is."""
+        followed: list[Tensor] = []
         for name, (before, after) in ({} if self.ties is None else self.ties.replaced).items():
-            new = after()
-            if new is not None and self._parameters[name] is not None and before() is self._parameters[name]:
-                self._parameters[name] = new
-                followed = True
+            new, own = after(), self._parameters if name in self._parameters else self._buffers
+            if new is not None and own[name] is not None and before() is own[name]:
+                own[name] = new
+                followed.append(new)
         return followed
 
-    def _note(self, before: Mapping[str, nn.Parameter | None]) -> None:
-        for name in () if self.ties is None else before:
-            old, new = before[name], self._parameters[name]
-            if self.ties is not None and old is not new:
+    def _note(self, before: Mapping[str, Tensor | None]) -> None:
+        for name, new in {} if self.ties is None else self._own().items():
+            old = before[name]
+            if self.ties is not None and old is not None and new is not None and old is not new:
                 self.ties.replaced[name] = weakref.ref(old), weakref.ref(new)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         before = [value for value in destination.values() if isinstance(value, Tensor)] if self.ties else []
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in list(self._parameters) if self.ties else ():
-            if _stands_in(before, self._parameters[name]):
+        for name, own in self._own().items() if self.ties else ():
+            if _stands_in(before, own):
                 del destination[prefix + name]  # Once: formats without shared memory refuse it twice.
 
     def _load_from_state_dict(
@@ -166,7 +187,7 @@ class Learning(nn.Module):
             self.emptied = False
             return
         missing: list[str] = []
-        before = dict(self._parameters)
+        before = self._own()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )

@@ -108,7 +108,7 @@ class WeightNoise(Drawing):
     def set_up(self, weight: Tensor, strengths: Mapping[str, nn.Parameter], ties: Ties | None = None) -> None:
         """Give the law what it learns on ``weight``, and the draw of its chip."""
         like = stand_in(weight) if is_dtensor(weight) else weight
-        self.learn(strengths, ties, like)
+        self.learn(strengths, self.given(like), ties if strengths else None)
         self.attributes = tuple(name for name in vars(weight) if not name.startswith("_"))  # Dynamo has its own.
         self.lookout = Lookout(None if weight.is_meta or is_dtensor(weight) else weight.dtype)
         self.chip_draw = PENDING if weight.is_meta else self.handed.freeze(like, self.name)

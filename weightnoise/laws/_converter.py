@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from weightnoise.laws._learned import filled_per
 from weightnoise.laws._options import check_levels, law_repr
 from weightnoise.laws._products import largest_product, product_problem
 from weightnoise.laws._quantize import divisor
+from weightnoise.laws._ranges import METHODS, Method, asked_range, decaying
 from weightnoise.laws._regions import Per
-from weightnoise.laws._scale import statistic, wide
-
-Method: TypeAlias = Literal["max", "std", "quantile"]
-METHODS = ("max", "std", "quantile")
+from weightnoise.laws._scale import wide
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class Converter(Law):
     unsigned converter count as 0. A list of laws changes nothing: the range is that of the activation itself.
 
     An input inside the range has the gradient at the rounded one, one outside has none: it gives its gradient,
-    with its sign, to a learned range. In the first ``batches`` forwards a learned range has the gradient 0.
-    A factor leaves a converter as it is, and `no_noise` switches it off. A mirrored draw is the same.
+    with its sign, to a learned range r. In the first ``batches`` forwards a learned range has the gradient 0.
+    With ``decay`` each backward adds ``decay r [c < decay_below]``, c the share of the inputs beyond r, to the
+    gradient of r: so it shrinks while it clips hardly anything. A factor leaves a converter as it is, and
+    `no_noise` switches it off. A mirrored draw is the same.
 
     Args:
         bits: length of the code, 2 (unsigned: 1) to 16: ``2^bits - 1`` levels, unsigned ``2^bits``.
@@ -54,12 +54,15 @@ class Converter(Law):
         per: what has a range of its own: ``"tensor"``; ``"output"`` or ``"input"``, each channel of the output or
             input of a layer; or the dimension of the channels, from the end.
         batches: how many forwards in training mode set a range from the data.
+        decay: how much of itself a learned range has in its gradient, where it decays; 0.001 in aihwkit.
+        decay_below: the share of clipped inputs from which on it does not, above 0 and at most 1.
         range_gradient: what an input inside gives to a learned range: ``"pact"``, nothing; ``"lsq"``, its gradient
             times ``(rounded - x) / r``.
         relative_to: ``"weights"`` counts a range in the largest product of a layer, for a number at its output:
             the range of the Converter at the input times max \|w\|, of the tensor or, with ``per="output"``, of
             each output. These two are constants for the gradient, and the range is then one for the layer.
-        group: layers whose converters name it learn one range together; with a number as ``range``.
+        group: layers whose converters name it have one range together, learned or from the data: the largest that
+            ``batches`` forwards of each of them ask for, or the mean over the layers too.
 
     Raises:
         ValueError: for options out of range, and for those that make no sense together.
@@ -72,8 +75,10 @@ class Converter(Law):
 
     Source:
         Gradient of the range: Choi et al., PACT, 2018, arXiv 1805.06085; Esser et al., Learned step size
-        quantization, 2020, arXiv 1902.08153. Ranges from the first batches, then learned, and an output range
-        relative to the weights: Büchel et al., Analog foundation models, 2025, arXiv 2505.09663.
+        quantization, 2020, arXiv 1902.08153. Decay: aihwkit; Rasch et al., Hardware-aware training for large-scale
+        and diverse deep learning inference workloads, 2023, arXiv 2302.08469. Ranges from the first batches, then
+        learned, and an output range relative to the weights: Büchel et al., Analog foundation models, 2025, arXiv
+        2505.09663.
     """
 
     bits: int | None = None
@@ -86,6 +91,8 @@ class Converter(Law):
     signed: bool = True
     per: Per = "tensor"
     batches: int = 100
+    decay: float = 0.0
+    decay_below: float = 0.05
     range_gradient: Literal["pact", "lsq"] = "pact"
     relative_to: Literal["weights"] | None = None
     group: str | None = None
@@ -95,12 +102,15 @@ class Converter(Law):
     def __post_init__(self) -> None:
         check_choice("Converter", "signed", self.signed, (True, False))
         check_levels("Converter", self.bits, self.levels, self.signed, self.per)
-        for option in ("k", "quantile"):
+        for option in ("k", "quantile", "decay", "decay_below"):
             check_strength("Converter", option, getattr(self, option))
-        if not self.k or not 0 < self.quantile <= 1:
+        if not self.k or not (0 < self.quantile <= 1 and 0 < self.decay_below <= 1):
             raise OptionError(
-                f"Converter(k={self.k!r}, quantile={self.quantile!r}): k is positive, and the quantile in (0, 1]."
+                f"Converter(k={self.k!r}, quantile={self.quantile!r}, decay_below={self.decay_below!r}): k is "
+                "positive, and the other two in (0, 1]."
             )
+        if self.decay and not self.learned:
+            raise OptionError(f"Converter(decay={self.decay!r}) is of a learned range: it needs learned=True.")
         check_choice("Converter", "learned", self.learned, (True, False))
         check_count("Converter", "batches", self.batches, 1)
         check_choice("Converter", "range_gradient", self.range_gradient, ("pact", "lsq"))
@@ -120,10 +130,11 @@ class Converter(Law):
             )
         if self.group is None:
             return
-        if not isinstance(self.group, str) or not self.learned or self.from_data:
+        if not isinstance(self.group, str) or not (self.learned or self.from_data):
             raise OptionError(
-                f"Converter(group={self.group!r}) is the name of a range that layers learn together: it needs "
-                "learned=True and a number, such as range=12.0. A number that is not learned is the same anyway."
+                f"Converter(group={self.group!r}) is the name of a range that layers learn or measure together: "
+                "it needs learned=True, or range='max', 'std' or 'quantile'. A number that is not learned is the "
+                "same anyway."
             )
         if self.per != "tensor" and not self.relative_to:
             raise OptionError(f"Converter(group={self.group!r}, per={self.per!r}): a common range is one number.")
@@ -144,6 +155,10 @@ class Converter(Law):
         own = {} if self.learned else {"range": self._first(weight)}
         return {**own, "batches": torch.zeros((), dtype=torch.int64, device=weight.device)}
 
+    def range_rule(self) -> tuple[object, ...]:
+        """How its range comes about, which is one for all layers of a group."""
+        return self.range, self.learned, self.k, self.quantile, self.batches, self.signed, self.relative_to
+
     def _first(self, like: Tensor) -> Tensor:
         value = math.nan if isinstance(self.range, str) else self.range
         whole = self.relative_to or self.regions == "tensor"
@@ -160,7 +175,9 @@ class Converter(Law):
         with torch.no_grad():
             rounded = self._rounded(x, top)
         inside = (x.abs() <= top) if self.signed else (x >= 0) & (x <= top)
-        edge = torch.copysign(top, x.detach()) if self.signed else torch.where(x > 0, top, 0.0)
+        if self.decay and top.requires_grad:
+            top = decaying(top, (x.abs() if self.signed else x) > top, self.decay, self.decay_below)
+        edge = torch.where(x > 0, top, -top if self.signed else 0.0)
         kept = x
         if self.range_gradient == "lsq":
             share = (rounded - x.detach()) / divisor(top.detach())
@@ -171,7 +188,8 @@ class Converter(Law):
     def full_scale(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """The range, positive, in float32 or better."""
         if strengths and "range" in strengths:
-            top = wide(strengths["range"]).to(weight.device).abs()
+            own = wide(strengths["range"]).to(weight.device)
+            top = torch.where(own < 0, -own, own)  # The gradient of abs is 0 at 0, where a range would stay.
             return top if weight.ndim else top.reshape(())
         if isinstance(self.range, str):
             return self.measured(weight)
@@ -187,16 +205,9 @@ class Converter(Law):
 
     def measured(self, value: Tensor, method: Method | None = None) -> Tensor:
         """The range that one batch asks for, shaped to broadcast; where that is 0, the largest, or 1."""
-        value, method = wide(value.detach()), method or self.range  # type: ignore[assignment]
+        value = wide(value.detach())
         value = value if self.signed else value.clamp(min=0.0)
-        if method == "quantile":
-            found = _quantile(value.abs(), self.quantile, self.regions)
-        elif method == "std":
-            found = self.k * statistic(value, "std", self.regions)
-        else:
-            found = statistic(value, "absmax", self.regions)
-        found = torch.where(found == 0, found.amax(), found)
-        return torch.where(found == 0, 1.0, found)
+        return asked_range(value, method or self.range, self.k, self.quantile, self.regions)  # type: ignore[arg-type]
 
     def at(self, module: nn.Module, inputs: Tensor) -> Law:
         """The law for one call: itself, or in units of the layer's largest product."""
@@ -238,15 +249,3 @@ def converters(law: Law) -> list[tuple[str, Converter]]:
     if isinstance(law, Converter):
         return [("", law)]
     return [(end + law.end(place), one) for place, part in enumerate(law.parts) for end, one in converters(part)]
-
-
-def _quantile(sizes: Tensor, share: float, per: Per) -> Tensor:
-    """The smallest number that at least this share of the tensor, or of each channel, does not exceed."""
-    if sizes.numel() == 0:
-        return sizes.new_ones(())
-    dim = per % sizes.ndim if isinstance(per, int) else None
-    rows = sizes.reshape(1, -1) if dim is None else sizes.movedim(dim, 0).flatten(1)
-    count = rows.shape[1]
-    place = min(max(math.ceil(share * count), 1), count)
-    found = rows.kthvalue(place, dim=1).values
-    return found.reshape([size if own == dim else 1 for own, size in enumerate(sizes.shape)])

@@ -85,7 +85,7 @@ def evaluate(curve: Any, g: Tensor, age: float, t0: float, scale: tuple[float, f
             sums[:] = [before + share * value for before, value in zip(sums, values, strict=True)]
         elif one:
             parts.append(polynomial([share * scale[1] * c for c in one], g / scale[0]))
-    parts += [_interpolated(list(zip(places, values, strict=True)), g) for places, values in tables.items()]
+    parts += [interpolated(list(zip(places, values, strict=True)), g) for places, values in tables.items()]
     total: Any = sum(parts[1:], parts[0]) if parts else torch.zeros_like(g)
     return total  # type: ignore[no-any-return]
 
@@ -111,7 +111,8 @@ def polynomial(coefficients: Sequence[float], state: Tensor) -> Tensor:
     return total  # type: ignore[no-any-return]
 
 
-def _interpolated(table: Sequence[tuple[float, float]], g: Tensor) -> Tensor:
+def interpolated(table: Sequence[tuple[float, float]], g: Tensor) -> Tensor:
+    """Straight lines between the conductances of a table, constant beyond them."""
     if len(table) == 1:
         return torch.full_like(g, table[0][1])
     slopes = [(then - value) / (after - place) for (place, value), (after, then) in pairwise(table)]
