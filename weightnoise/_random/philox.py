@@ -174,7 +174,7 @@ def add_normal(
     count = weight.numel()
     if out is None:
         out = output_like(weight)
-    scales, width = _scales(scale, weight)
+    scales, width = (None, 0) if scale is None else _scales(scale, weight)
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.
 
