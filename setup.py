@@ -25,6 +25,7 @@ ENGINE = Extension(
     sources=sorted(path.as_posix() for path in SOURCES.glob("*.c")),
     depends=sorted(path.as_posix() for path in SOURCES.glob("*.h")),
     extra_compile_args=OPTIONS,
+    libraries=["m"],  # Without optimisation a square root is a function.
     optional=True,
 )
 

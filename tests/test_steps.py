@@ -143,11 +143,12 @@ def test_an_open_hold_sees_the_step(width: int, inference: bool) -> None:
 
 
 @pytest.mark.skipif(philox._LIBRARY is None, reason="the engine was not built")
-def test_a_large_weight_is_changed_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("per", [0, 1])
+def test_a_large_weight_is_changed_where_it_lies(per: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> Tensor:
         raise AssertionError
 
-    large, small = layer(64, wn.Gaussian(0.1, relative_to="absmax", per=0)), layer(8)
+    large, small = layer(64, wn.Gaussian(0.1, relative_to="absmax", per=per)), layer(8)
     monkeypatch.setattr(_steps, "apply_draw", fail)
     monkeypatch.setattr(philox, "output_like", fail)
     wn.step_along(large, 0, 1.0)

@@ -23,6 +23,8 @@ LAWS = {
     "absolute": wn.Gaussian(0.1),
     "absmax": wn.Gaussian(0.1, relative_to="absmax"),
     "std per row": wn.Gaussian(0.1, relative_to="std", per=0),
+    "absmax per column": wn.Gaussian(0.1, relative_to="absmax", per=1),
+    "rms per row, from the end": wn.Gaussian(0.1, relative_to="rms", per=-2),
 }
 
 

@@ -24,12 +24,18 @@ _LEAST_ROUNDS = 5
 _ROUND = 0.002  # Seconds: a round of a short step is several steps, as the clock and the change cost too.
 
 
-def interleave(steps: Mapping[str, Step], seconds: float, progress: Progress, first: str = "plain") -> Times:
-    """Seconds of a step in every round, for about ``seconds`` after warming up."""
+def interleave(
+    steps: Mapping[str, Step],
+    seconds: float,
+    progress: Progress,
+    first: str = "plain",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Seconds of a step in every round, by a clock, for about ``seconds`` after warming up."""
     for step in steps.values():
         for _ in range(2):
             step()
-    repeat = max(1, int(_ROUND / statistics.median(_time(steps[first], 1) for _ in range(3))))
+    repeat = max(1, int(_ROUND / statistics.median(_time(steps[first], 1, clock) for _ in range(3))))
     times: Times = {name: [] for name in steps}
     order, shuffled = list(steps), random.Random(0)
     end = time.perf_counter() + seconds
@@ -37,7 +43,7 @@ def interleave(steps: Mapping[str, Step], seconds: float, progress: Progress, fi
         while time.perf_counter() < end or len(times[first]) < _LEAST_ROUNDS:
             shuffled.shuffle(order)
             for name in order:
-                times[name].append(_time(steps[name], repeat))
+                times[name].append(_time(steps[name], repeat, clock))
             progress(f"{len(times[first])} rounds")
     return times
 
@@ -82,11 +88,11 @@ def compare(workload: Workload, contenders: Sequence[str], seconds: float, progr
     return [against(times, name) for name in times]
 
 
-def _time(step: Step, repeat: int) -> float:
-    start = time.perf_counter()
+def _time(step: Step, repeat: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeat):
         step()
-    return (time.perf_counter() - start) / repeat
+    return (clock() - start) / repeat
 
 
 @contextmanager

@@ -77,20 +77,21 @@ def triton_interpreted() -> str:
 
 
 def triton_bits() -> str:
-    """The kernel on a GPU has the bits of the generator in C, with rows, and keys at the ends."""
+    """The kernel on a GPU has the bits of the generator in C, with scales, and keys at the ends."""
     need_gpu()
     kernel = need_triton()
     compared = 0
     for shape in ((64, 64), (1, 1), (33, 77), (2049,), (3, 4, 5, 7), (4096, 1025)):
         for key in (0, 1, 2**32, 2**63 - 2, 123456789):
-            for by_row in (False, True):
+            by_row, by_place = torch.rand(shape[0], *[1] * (len(shape) - 1)), torch.rand(1, *shape[1:])
+            for which, scale in (("no scale", None), ("a row each", by_row), ("a place each", by_place)):
                 weight = torch.randn(shape)
-                scale = torch.rand(shape[0], *[1] * (len(shape) - 1)) if by_row else None
                 out = torch.empty_like(weight, device="cuda")
-                rows = None if scale is None else scale.flatten().cuda()
-                kernel.add_normal(out, weight.cuda(), torch.tensor(key, device="cuda"), 0.37, rows)
+                scales, width = philox._scales(scale, weight)
+                on_gpu = None if scales is None else scales.cuda()
+                kernel.add_normal(out, weight.cuda(), torch.tensor(key, device="cuda"), 0.37, on_gpu, width)
                 expected = philox.add_normal(weight, key, 0.37, scale)
-                assert torch.equal(out.cpu(), expected), f"other bits at {shape}, key {key}, by_row={by_row}"
+                assert torch.equal(out.cpu(), expected), f"other bits at {shape}, key {key}, {which}"
                 compared += weight.numel()
     return f"{compared:,} numbers equal"
 

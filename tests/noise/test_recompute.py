@@ -67,7 +67,9 @@ def test_every_model_has_the_gradients_of_what_is_kept(case: Any, law: Any) -> N
         assert torch.equal(mine, expected)
 
 
-@pytest.mark.parametrize("law", [wn.Gaussian(0.1), wn.Gaussian(0.1, relative_to="std", per=0)], ids=str)
+@pytest.mark.parametrize(
+    "law", [wn.Gaussian(0.1), *[wn.Gaussian(0.1, relative_to="std", per=dim) for dim in (0, 1)]], ids=str
+)
 def test_fused_noise_is_that_of_keeping(law: Any) -> None:
     x = torch.randn(5, 160)
     kept, made = (gradients(layers(law, memory=memory), x) for memory, _ in MEMORIES)
@@ -116,6 +118,27 @@ def test_hooks_around_it_get_all_other_tensors() -> None:
     assert packed.count(torch.Size((3, 160))) >= 4
     for mine, parameter in zip(expected, model.parameters(), strict=True):
         assert torch.equal(mine, parameter.grad)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        *[wn.Gaussian(0.2, relative_to="std", per=per, gradient="exact") for per in ("tensor", 0, 1)],
+        wn.Gaussian(0.2, relative_to="std", tile=(200, 200), gradient="exact"),
+        wn.LogNormal(0.2, gradient="exact"),
+        wn.Variational(),
+        wn.VariationalDropout(),
+        wn.SaltAndPepper(0.1),
+        wn.Clip(1.0),
+    ],
+    ids=str,
+)
+def test_a_large_weight_made_without_a_graph_has_the_same_bits(law: wn.Noise) -> None:
+    # From 32,768 weights on statistics and laws take another way, and that must not depend on the graph.
+    torch.manual_seed(0)
+    model = wn.add_weight_noise(nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)), law, memory="recompute")
+    model(torch.randn(4, 256, requires_grad=True)).square().sum().backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "weight" in name)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

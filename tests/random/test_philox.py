@@ -235,8 +235,42 @@ def test_the_sum_is_that_of_the_numbers(rows: int, size: int, level: int) -> Non
     expected = torch.addcmul(weight, numbers(3, rows * size).reshape(rows, size), scale[:, None], value=0.25)
     for threads in (1, 3):
         pointers = (out.data_ptr(), weight.data_ptr(), scale.data_ptr())
-        LIBRARY.weightnoise_add(*pointers, size, 0.25, rows * size, 3, level, threads)
+        LIBRARY.weightnoise_add(*pointers, 0, size, 0.25, rows * size, 3, level, threads)
         assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+PLACES = [((50, 100), 1), ((300, 7), 1), ((40, 63), -1), ((2, 1500), 1), ((64, 32, 3, 3), 1), ((6, 5, 129), 2)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("shape", "dim"), PLACES)
+def test_a_scale_for_each_place_of_a_row(
+    shape: tuple[int, ...], dim: int, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "_LEVEL", level)
+    weight = torch.randn(shape)
+    scale = torch.rand([size if one == dim % weight.ndim else 1 for one, size in enumerate(shape)])
+    noise = _engine.filled(key(3), shape)
+    expected = weight + torch.tensor(0.25) * scale * noise
+    assert torch.equal(_engine.add_normal(weight, int(key(3)), 0.25, scale), expected)
+    rows, some = weight.flatten(1), torch.tensor([1, 0, 1, shape[0] - 1])
+    scales = scale.expand(1, *shape[1:]).reshape(1, -1)
+    found = _engine.add_normal_rows(rows[some], some, int(key(3)), 0.25, scales)
+    assert torch.equal(found, expected.flatten(1)[some])
+
+
+def test_a_part_of_a_weight_has_its_places() -> None:
+    law, weight = wn.Gaussian(0.1, relative_to="absmax", per=1), torch.randn(60, 90)
+    whole, rows = law.apply_key(weight, 5, 1.0), torch.arange(60)
+    for i, part in enumerate(weight.chunk(3, dim=1)):
+        own = law.apply_part(part.contiguous(), (5, rows * 3 + i), 1.0, lambda scale: scale)
+        assert own is not None
+        assert torch.equal(own, whole.chunk(3, dim=1)[i])
+    largest = weight.abs().amax(0, keepdim=True)
+    for i, part in enumerate(weight.chunk(3)):
+        own = law.apply_part(part, (5, rows.chunk(3)[i]), 1.0, lambda scale: largest)
+        assert own is not None
+        assert torch.equal(own, whole.chunk(3)[i])
 
 
 FUSED: dict[str, wn.Gaussian] = {
@@ -244,6 +278,7 @@ FUSED: dict[str, wn.Gaussian] = {
     "exact": wn.Gaussian(0.1, gradient="exact"),
     "absmax": wn.Gaussian(0.1, relative_to="absmax"),
     "std per output": wn.Gaussian(0.1, relative_to="std", per=0),
+    "absmax per input": wn.Gaussian(0.1, relative_to="absmax", per=1),
 }
 
 
@@ -270,7 +305,7 @@ def test_a_fused_law_is_the_law_of_its_draw(law: wn.Gaussian) -> None:
     [
         wn.Gaussian(0.1, relative_to="value"),
         wn.Gaussian(0.1, relative_to="absmax", gradient="exact"),
-        wn.Gaussian(0.1, relative_to="absmax", per=1),
+        wn.Gaussian(0.1, relative_to="absmax", tile=(8, 8)),
     ],
     ids=str,
 )

@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.skipif(_engine.engine() == "torch", reason="built without a C compiler, or switched off"),
 ]
 
+SCALES = ["none", "row", "place"]
+
 
 def imported(patch: pytest.MonkeyPatch, *, interpret: bool) -> Any:
     """The module, whose functions were made for the interpreter or for a compiler."""
@@ -49,12 +51,16 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (33, 77), (5, 1000), (3, 4, 5, 7), (2049,)], ids=str)
-@pytest.mark.parametrize("by_row", [False, True])
-def test_the_bits_are_those_of_the_generator_in_c(interpreted: Any, shape: tuple[int, ...], by_row: bool) -> None:
+@pytest.mark.parametrize("scales", SCALES)
+def test_the_bits_are_those_of_the_generator_in_c(interpreted: Any, shape: tuple[int, ...], scales: str) -> None:
     weight, key = torch.randn(shape), torch.randint(2**63 - 1, ())
-    scale = torch.rand(shape[0], *[1] * (len(shape) - 1)) if by_row else None
+    scale = {
+        "none": None,
+        "row": torch.rand(shape[0], *[1] * (len(shape) - 1)),
+        "place": torch.rand(1, *shape[1:]),
+    }[scales]
     out = torch.empty_like(weight)
-    interpreted.add_normal(out, weight, key, 0.37, None if scale is None else scale.flatten())
+    interpreted.add_normal(out, weight, key, 0.37, *_engine._scales(scale, weight))
     assert torch.equal(out, _engine.add_normal(weight, int(key), 0.37, scale))
 
 
@@ -112,17 +118,17 @@ def test_it_says_that_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not _engine.by_triton(torch.zeros(3000))
 
 
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("capability", [80, 90])
-def test_it_compiles_and_contracts_nothing(capability: int, by_row: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_compiles_and_contracts_nothing(capability: int, scales: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler: Any = importlib.import_module("triton.compiler")
     backends: Any = importlib.import_module("triton.backends.compiler")
     module = imported(monkeypatch, interpret=False)
     signature = dict.fromkeys(("out", "weight", "scale", "coefficients"), "*fp32")
     signature |= {"key": "*i64", "count": "i32", "row_size": "i32", "strength": "fp32"}
-    signature |= {"by_row": "constexpr", "blocks": "constexpr"}
+    signature |= {"scales": "constexpr", "blocks": "constexpr"}
     source = compiler.ASTSource(
-        fn=module.kernel, signature=signature, constexprs={"by_row": by_row, "blocks": module.BLOCKS}
+        fn=module.kernel, signature=signature, constexprs={"scales": scales, "blocks": module.BLOCKS}
     )
     target = backends.GPUTarget("cuda", capability, 32)
     made = compiler.compile(source, target=target, options={"enable_fp_fusion": False})

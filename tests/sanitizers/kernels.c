@@ -48,6 +48,13 @@ static memory_t filled(int64_t count, int shift, uint64_t key) {
     return made;
 }
 
+/* Scales for the places of a row, and the first ones again. */
+static memory_t going_round(int64_t row_size, int shift, uint64_t key) {
+    memory_t made = filled(row_size + GROUP - 1, shift, key);
+    for (int64_t i = row_size; i < row_size + GROUP - 1; i++) made.numbers[i] = made.numbers[i - row_size];
+    return made;
+}
+
 static void discard(memory_t *made) {
     for (int i = 0; i < made->shift; i++) expect(made->block[i] == GUARD, "written before the start");
     free(made->block);
@@ -106,20 +113,24 @@ static void check_part(int64_t count, int level) {
     discard(&whole);
 }
 
-/* A scale for each of `rows`; none for 0. */
+/* A scale for each of `rows`, or for each place of a row; none for 0. */
 static void check_add(int64_t rows, int64_t row_size, int level) {
     int64_t count = rows * row_size;
-    for (int scaled = 0; scaled < 3; scaled++) {
-        int64_t scales = scaled == 0 ? 0 : scaled == 1 ? 1 : rows;
-        int64_t size = scaled == 2 ? row_size : count;
+    for (int scaled = 0; scaled < 4; scaled++) {
+        int64_t scales = scaled == 2 ? rows : scaled;
+        int64_t size = scaled >= 2 ? row_size : count;
+        int across = scaled == 3;
+        if (across && row_size == 0) continue;
         memory_t expected = memory(count, 0);
         for (int threads = 1; threads <= 8; threads++) {
             int shift = threads % BYTES;
-            memory_t weight = filled(count, shift, 1), scale = filled(scales, BYTES - shift, 2);
+            memory_t weight = filled(count, shift, 1);
+            memory_t scale = across ? going_round(size, BYTES - shift, 2) : filled(scales, BYTES - shift, 2);
             memory_t found = memory(count, (2 * shift) % BYTES);
             const number_t *given = scaled == 0 ? NULL : scale.numbers;
-            if (threads == 1) weightnoise_add(expected.numbers, weight.numbers, given, size, 0.3f, count, 5, 0, 1);
-            weightnoise_add(found.numbers, weight.numbers, given, size, 0.3f, count, 5, level, threads);
+            if (threads == 1)
+                weightnoise_add(expected.numbers, weight.numbers, given, across, size, 0.3f, count, 5, 0, 1);
+            weightnoise_add(found.numbers, weight.numbers, given, across, size, 0.3f, count, 5, level, threads);
             same(&found, expected.numbers, "add");
             discard(&weight);
             discard(&scale);
@@ -129,25 +140,30 @@ static void check_add(int64_t rows, int64_t row_size, int level) {
     }
 }
 
-static void check_rows(int64_t rows, int64_t row_size, int level) {
-    memory_t weight = filled(rows * row_size, 0, 1), scale = filled(rows, 0, 2);
+/* Rows of a weight with a scale for each row, or for each place of a row. */
+static void check_rows(int64_t rows, int64_t row_size, int across, int level) {
+    if (across && row_size == 0) return;
+    memory_t weight = filled(rows * row_size, 0, 1);
+    memory_t scale = across ? going_round(row_size, 0, 2) : filled(rows, 0, 2);
     memory_t whole = memory(rows * row_size, 0);
-    weightnoise_add(whole.numbers, weight.numbers, scale.numbers, row_size, 0.3f, rows * row_size, 5, 0, 1);
+    weightnoise_add(whole.numbers, weight.numbers, scale.numbers, across, row_size, 0.3f, rows * row_size, 5, 0, 1);
     const int64_t index[] = {rows - 1, 0, rows / 2, rows / 2, rows / 3, rows - 1};
     for (int shift = 0; shift < BYTES; shift++) {
         int64_t some = COUNT(index) - shift % 3;
         int64_t *places = malloc((size_t)some * sizeof(int64_t));
         if (places == NULL) exit(2);
         memcpy(places, index, (size_t)some * sizeof(int64_t));
-        memory_t from = memory(some * row_size, shift), scales = memory(some, BYTES - shift);
+        memory_t from = memory(some * row_size, shift), scales = memory(across ? row_size + GROUP - 1 : some, BYTES - shift);
         memory_t found = memory(some * row_size, (3 * shift) % BYTES), expected = memory(some * row_size, 0);
         size_t bytes = (size_t)row_size * sizeof(float);
         for (int64_t i = 0; i < some; i++) {
             memcpy(from.numbers + i * row_size, weight.numbers + index[i] * row_size, bytes);
             memcpy(expected.numbers + i * row_size, whole.numbers + index[i] * row_size, bytes);
-            scales.numbers[i] = scale.numbers[index[i]];
+            if (!across) scales.numbers[i] = scale.numbers[index[i]];
         }
-        weightnoise_add_rows(found.numbers, from.numbers, scales.numbers, places, some, row_size, 0.3f, 5, level);
+        if (across) memcpy(scales.numbers, scale.numbers, scale.size);
+        weightnoise_add_rows(found.numbers, from.numbers, scales.numbers, across, places, some, row_size, 0.3f, 5,
+                             level);
         same(&found, expected.numbers, "add_rows");
         free(places);
         discard(&from);
@@ -158,6 +174,59 @@ static void check_rows(int64_t rows, int64_t row_size, int level) {
     discard(&weight);
     discard(&scale);
     discard(&whole);
+}
+
+/* Of each law, with what goes past the ends of an exponential. */
+static const float CONSTANTS[4][6] = {
+    {40.0f, -3.0f}, {0.7f}, {0.7f, 1.0f}, {-0.5f, 0.0f, -2.0f, 0.5f, 1.0f, 2.0f}};
+
+static void check_apply(int64_t count, int level, int law) {
+    memory_t expected = memory(count, 0);
+    for (int threads = 0; threads <= 8; threads++) {
+        int shift = threads % BYTES;
+        memory_t weight = filled(count, shift, 1), drawn = filled(count, BYTES - shift, 2);
+        memory_t learned = filled(count, shift, 3), found = memory(count, (2 * shift) % BYTES);
+        const number_t *given = law == 1 || law == 2 ? learned.numbers : NULL;
+        number_t *out = threads == 0 ? expected.numbers : found.numbers;
+        weightnoise_apply(law, out, weight.numbers, drawn.numbers, given, CONSTANTS[law], count,
+                          threads == 0 ? 0 : level, threads);
+        if (threads > 0) same(&found, expected.numbers, "apply");
+        discard(&weight);
+        discard(&drawn);
+        discard(&learned);
+        discard(&found);
+    }
+    discard(&expected);
+}
+
+/* By rows for each = 0, else by runs of `each` columns. */
+static void statistic(int what, number_t *out, const number_t *weight, int64_t rows, int64_t size, int64_t each,
+                      int level, int threads) {
+    int64_t found = each > 0 ? size : rows * ((size + 4095) / 4096);
+    double (*room)[2] = malloc((size_t)found * sizeof *room);
+    if (room == NULL) exit(2);
+    if (each > 0)
+        weightnoise_of_columns(what, out, room, weight, rows, size, each, level, threads);
+    else
+        weightnoise_of_rows(what, out, room, weight, rows, size, level, threads);
+    free(room);
+}
+
+static void check_statistic(int64_t rows, int64_t size, int64_t each, int level) {
+    int64_t channels = each > 0 ? size / each : rows;
+    for (int what = 0; what < 3; what++) {
+        memory_t expected = memory(channels * (1 + (what == 1)), 0);
+        for (int threads = 0; threads <= 8; threads++) {
+            memory_t weight = filled(rows * size, threads % BYTES, 1);
+            memory_t found = memory(channels * (1 + (what == 1)), (3 * threads) % BYTES);
+            number_t *out = threads == 0 ? expected.numbers : found.numbers;
+            statistic(what, out, weight.numbers, rows, size, each, threads == 0 ? 0 : level, threads);
+            if (threads > 0) same(&found, expected.numbers, "statistic");
+            discard(&weight);
+            discard(&found);
+        }
+        discard(&expected);
+    }
 }
 
 static void check_coefficients(void) {
@@ -199,12 +268,39 @@ static uint64_t all_bits(int level) {
         weightnoise_part(made.numbers, ((int64_t)1 << 34) - 1000, ((int64_t)1 << 34) - 1000 + count, KEYS[k], level);
         sum = bits_of(sum, &made);
         memory_t weight = filled(count, 0, 1), scale = filled(count / 50, 0, 2);
-        weightnoise_add(made.numbers, weight.numbers, scale.numbers, 50, 0.3f, count, KEYS[k], level, 1);
+        weightnoise_add(made.numbers, weight.numbers, scale.numbers, 0, 50, 0.3f, count, KEYS[k], level, 1);
         sum = bits_of(sum, &made);
         discard(&made);
         discard(&weight);
         discard(&scale);
     }
+    return sum;
+}
+
+/* Of the laws and of the statistics. */
+static uint64_t all_laws(int level) {
+    uint64_t sum = 0xCBF29CE484222325u;
+    int64_t rows = 1000, size = 100, count = rows * size;
+    memory_t weight = filled(count, 0, 1), drawn = filled(count, 0, 2), learned = filled(count, 0, 3);
+    memory_t made = memory(count, 0);
+    for (int64_t i = 0; i < count; i++) learned.numbers[i] *= 30.0f;
+    for (int law = 0; law < 4; law++) {
+        weightnoise_apply(law, made.numbers, weight.numbers, drawn.numbers, learned.numbers, CONSTANTS[law], count,
+                          level, 1);
+        sum = bits_of(sum, &made);
+    }
+    for (int what = 0; what < 3; what++) {
+        memset(made.numbers, 0, made.size);
+        statistic(what, made.numbers, weight.numbers, 1, count, 0, level, 1);
+        statistic(what, made.numbers + 10, weight.numbers, rows, size, 0, level, 1);
+        statistic(what, made.numbers + 5000, weight.numbers, rows, size, 1, level, 1);
+        statistic(what, made.numbers + 6000, weight.numbers, rows, size, 5, level, 1);
+        sum = bits_of(sum, &made);
+    }
+    discard(&made);
+    discard(&weight);
+    discard(&drawn);
+    discard(&learned);
     return sum;
 }
 
@@ -217,17 +313,29 @@ static void check_level(int level) {
         check_add(1, SIZES[i], level);
         check_add(SIZES[i], 1, level);
         check_add(3, SIZES[i], level);
-        if (SIZES[i] < 20000) check_rows(37, SIZES[i], level);
+        if (SIZES[i] < 20000) check_rows(37, SIZES[i], 0, level);
+        if (SIZES[i] < 20000) check_rows(37, SIZES[i], 1, level);
+        for (int law = 0; law < 4; law++) check_apply(SIZES[i], level, law);
+        if (SIZES[i] == 0) continue;
+        check_statistic(1, SIZES[i], 0, level);
+        check_statistic(3, SIZES[i], 0, level);
+        check_statistic(3, SIZES[i], 1, level);
     }
+    check_statistic(130, 67, 0, level);
+    check_statistic(130, 67, 1, level);
+    check_statistic(64, 1026, 9, level);
+    check_statistic(1000, 130, 10, level);
     check_add(300, 67, level);
     check_add(67, 300, level);
     check_add(1000, 128, level);
     expect(all_bits(level) == all_bits(0), "all bits");
+    expect(all_laws(level) == all_laws(0), "all laws");
 }
 
 int main(int count, char **arguments) {
     (void)arguments;
     printf("bits %016llx\n", (unsigned long long)all_bits(weightnoise_level()));
+    printf("laws %016llx\n", (unsigned long long)all_laws(weightnoise_level()));
     if (count > 1) return 0; /* That was all. */
     weightnoise_use_threads(in_threads);
     for (int level = 0; level <= weightnoise_level(); level++) check_level(level);

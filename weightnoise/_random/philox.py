@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightnoise._random.memory import address, size_of_rows
 from weightnoise._torch.autograd import output_like
-from weightnoise._torch.modes import PLAIN, in_transform, is_plain, runs_eagerly, sees_operations
+from weightnoise._torch.modes import in_transform, is_plain, runs_eagerly, sees_operations
 
+_GROUP = 64  # As csrc/ has it.
 LEAST = 2048  # Numbers for which a call pays.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_STRIDED = torch.strided
 _LEVELS = ("baseline", "AVX2", "AVX-512")
 
 
@@ -37,10 +38,10 @@ def _load() -> ctypes.CDLL | None:
     pointer, number, key, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
     library.weightnoise_fill.argtypes = [pointer, number, key, small, small, small]
     library.weightnoise_add.argtypes = [
-        pointer, pointer, pointer, number, ctypes.c_float, number, key, small, small
+        pointer, pointer, pointer, small, number, ctypes.c_float, number, key, small, small
     ]  # fmt: skip
     library.weightnoise_add_rows.argtypes = [
-        pointer, pointer, pointer, pointer, number, number, ctypes.c_float, key, small
+        pointer, pointer, pointer, small, pointer, number, number, ctypes.c_float, key, small
     ]  # fmt: skip
     library.weightnoise_part.argtypes = [pointer, number, number, key, small]
     library.weightnoise_quantile.argtypes = [pointer]
@@ -106,8 +107,8 @@ def filled(key: Tensor, shape: Sequence[int], *, uniform: bool = False) -> Tenso
 def _filled(key: int | Tensor, size: Sequence[int], uniform: bool) -> Tensor:
     assert _LIBRARY is not None
     out, count = torch.empty(size, dtype=torch.float32, device="cpu"), math.prod(size)
-    address = _address(out, torch.float32, count)
-    _LIBRARY.weightnoise_fill(address, count, int(key), uniform, _LEVEL, torch.get_num_threads())
+    at = address(out, torch.float32, count)
+    _LIBRARY.weightnoise_fill(at, count, int(key), uniform, _LEVEL, torch.get_num_threads())
     return out
 
 
@@ -149,7 +150,7 @@ def coefficients() -> Tensor:
     """The coefficients of the normal quantile (``csrc/quantile.h``), by octave and term."""
     assert _LIBRARY is not None
     out = torch.empty((32, 6), dtype=torch.float32, device="cpu")
-    _LIBRARY.weightnoise_quantile(_address(out, torch.float32, 192))
+    _LIBRARY.weightnoise_quantile(address(out, torch.float32, 192))
     return out
 
 
@@ -167,28 +168,31 @@ def add_normal(
         weight: what `fuses` has agreed to.
         key: of the standard normal numbers e; a tensor on the device of the weight, where that is a GPU.
         strength: a factor.
-        scale: one number, or one for each row (dimension 0) of the weight; None for 1.
+        scale: one number, or one for each row (dimension 0) of the weight; or, with 1 as its first dimension, for
+            each place of a row; None for 1.
         out: where to write it, which may be the weight, past autograd.
     """
     count = weight.numel()
     if out is None:
         out = output_like(weight)
-    scales = None if scale is None else scale.to(torch.float32).contiguous()
+    scales, width = (None, 0) if scale is None else _scales(scale, weight)
     if isinstance(key, Tensor):
         from weightnoise._random import triton as _triton  # Triton takes long to import, and most never need it.
 
-        _triton.add_normal(out, weight, key, strength, scales)
+        _triton.add_normal(out, weight, key, strength, scales, width)
         return out
     assert _LIBRARY is not None
     if scales is None:
         scale_at, row_size = None, count
     else:
-        rows = scales.numel()
-        scale_at, row_size = _address(scales, torch.float32, rows), _size_of_rows(count, rows)
+        several = scales.numel()
+        scale_at = address(scales, torch.float32, several)
+        row_size = width or size_of_rows(count, several)
     _LIBRARY.weightnoise_add(
-        _address(out, torch.float32, count),
-        _address(weight, torch.float32, count),
+        address(out, torch.float32, count),
+        address(weight, torch.float32, count),
         scale_at,
+        width > 0,
         row_size,
         strength,
         count,
@@ -199,6 +203,20 @@ def add_normal(
     return out
 
 
+def _scales(scale: Tensor | None, weight: Tensor) -> tuple[Tensor | None, int]:
+    """The scales side by side, and the length of a row where there is one for each place of it; else 0.
+
+    C takes a group of places at once, and so goes up to a group further.
+    """
+    if scale is None:
+        return None, 0
+    if not (scale.ndim > 1 and scale.shape[0] == 1 < scale.numel()):
+        return scale.to(torch.float32).contiguous(), 0
+    across = scale.to(torch.float32).expand(1, *weight.shape[1:]).reshape(-1)
+    size = across.numel()
+    return across.repeat(1 - (-_GROUP // size)), size
+
+
 def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scale: Tensor | None) -> Tensor:
     """The rows ``index`` of what `add_normal` makes of a weight, from these rows of the weight.
 
@@ -207,19 +225,23 @@ def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scal
         index: which ones.
         key: of the standard normal numbers of the whole weight.
         strength: a factor.
-        scale: one number, or one for each of ``rows``; None for 1.
+        scale: one number, or one for each of ``rows``, or of shape (1, n) one for each place of a row; None for 1.
     """
     assert _LIBRARY is not None
     count, width = rows.shape
     if scale is None:
         scale = torch.ones((), dtype=torch.float32, device="cpu")
-    scales = scale.to(torch.float32).reshape(-1).expand(count).contiguous()
+    scales, across = _scales(scale, rows)
+    assert scales is not None
+    if not across:
+        scales = scales.reshape(-1).expand(count).contiguous()
     index, out = index.to(torch.int64).contiguous(), output_like(rows)
     _LIBRARY.weightnoise_add_rows(
-        _address(out, torch.float32, count * width),
-        _address(rows, torch.float32, count * width),
-        _address(scales, torch.float32, count),
-        _address(index, torch.int64, count),
+        address(out, torch.float32, count * width),
+        address(rows, torch.float32, count * width),
+        address(scales, torch.float32, len(scales)),
+        across > 0,
+        address(index, torch.int64, count),
         count,
         width,
         strength,
@@ -227,30 +249,3 @@ def add_normal_rows(rows: Tensor, index: Tensor, key: int, strength: float, scal
         _LEVEL,
     )
     return out
-
-
-def _address(tensor: Tensor, dtype: torch.dtype, count: int) -> int:
-    """Where the numbers of a tensor are, for C to read or write: the one place that an address comes from."""
-    # As is_plain, and spelt out: a call takes as long as a hundred numbers.
-    plain = type(tensor) in PLAIN and tensor.layout is _STRIDED and tensor.is_contiguous() and not tensor.is_neg()
-    if not (plain and tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == count):
-        raise RuntimeError(
-            f"The generator needs {count} numbers side by side in {dtype} on the CPU, and got a "
-            f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}. Set "
-            "WEIGHTNOISE_ENGINE=torch to do without it, and report this."
-        )
-    address = tensor.data_ptr()
-    if address == 0 < count:
-        raise RuntimeError(
-            f"A weight of shape {tuple(tensor.shape)} has no memory now, as between the forwards of a sharded "
-            "model. Read it while it has, or inside weightnoise.no_noise(model)."
-        )
-    return address
-
-
-def _size_of_rows(count: int, rows: int) -> int:
-    """How many of ``count`` numbers belong to each scale."""
-    size, rest = divmod(count, rows)
-    if rest:
-        raise RuntimeError(f"{rows} scales do not fit {count} numbers.")
-    return size

@@ -48,27 +48,29 @@ def _normals(word, coefficients):
 
 
 @triton.jit
-def _add(out, weight, scale, place, count, row_size, strength, z, by_row: tl.constexpr):
+def _add(out, weight, scale, place, count, row_size, strength, z, scales: tl.constexpr):
     """``out = weight + strength * scale * z`` at some places."""
     inside = place < count
     factor = strength
-    if by_row:
+    if scales == "row":
         factor = strength * tl.load(scale + place // row_size, mask=inside)
+    if scales == "place":
+        factor = strength * tl.load(scale + place % row_size, mask=inside)
     tl.store(out + place, tl.load(weight + place, mask=inside) + factor * z, mask=inside)
 
 
 @triton.jit
 def kernel(
-    out, weight, scale, key, coefficients, count, row_size, strength, by_row: tl.constexpr, blocks: tl.constexpr
+    out, weight, scale, key, coefficients, count, row_size, strength, scales: tl.constexpr, blocks: tl.constexpr
 ):
     """The numbers of some blocks, at the places that ``csrc/kernels.h`` gives to the words of a block."""
     block = tl.program_id(0).to(tl.int64) * blocks + tl.arange(0, blocks)
     a, b, c, d = _words(block, tl.load(key))
     place = block // 16 * 64 + block % 16 * 2
-    _add(out, weight, scale, place, count, row_size, strength, _normals(b, coefficients), by_row)
-    _add(out, weight, scale, place + 1, count, row_size, strength, _normals(a, coefficients), by_row)
-    _add(out, weight, scale, place + 32, count, row_size, strength, _normals(d, coefficients), by_row)
-    _add(out, weight, scale, place + 33, count, row_size, strength, _normals(c, coefficients), by_row)
+    _add(out, weight, scale, place, count, row_size, strength, _normals(b, coefficients), scales)
+    _add(out, weight, scale, place + 1, count, row_size, strength, _normals(a, coefficients), scales)
+    _add(out, weight, scale, place + 32, count, row_size, strength, _normals(d, coefficients), scales)
+    _add(out, weight, scale, place + 33, count, row_size, strength, _normals(c, coefficients), scales)
 
 
 @cache
@@ -76,7 +78,9 @@ def _coefficients(device: torch.device) -> Tensor:
     return _engine.coefficients().to(device)
 
 
-def add_normal(out: Tensor, weight: Tensor, key: Tensor, strength: float, scale: Tensor | None) -> None:
+def add_normal(
+    out: Tensor, weight: Tensor, key: Tensor, strength: float, scale: Tensor | None, width: int = 0
+) -> None:
     """``out = weight + strength * scale * e``.
 
     Args:
@@ -85,9 +89,13 @@ def add_normal(out: Tensor, weight: Tensor, key: Tensor, strength: float, scale:
         key: one int64 number on the device, of the standard normal numbers e. A CUDA graph reads it when replayed.
         strength: a factor.
         scale: float32 numbers, one for each of as many rows of ``weight``; None for 1.
+        width: the length of a row where there is one for each place of it, the same in all rows; else 0.
     """
     count = weight.numel()
-    row_size = count if scale is None else count // scale.numel()
+    scales = "none" if scale is None else "place" if width else "row"
+    row_size = count
+    if scale is not None:
+        row_size = width or count // scale.numel()
     programs = triton.cdiv(count, 4 * BLOCKS)
     # Triton launches on the current device. Its interpreter takes tensors of the CPU.
     with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():
@@ -100,7 +108,7 @@ def add_normal(out: Tensor, weight: Tensor, key: Tensor, strength: float, scale:
             count,
             row_size,
             strength,
-            by_row=scale is not None,
+            scales=scales,
             blocks=BLOCKS,
             enable_fp_fusion=False,
         )

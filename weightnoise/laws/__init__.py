@@ -16,7 +16,7 @@ from weightnoise.laws._faults import StuckAt
 from weightnoise.laws._fixed import Clip, LearnedClip, Temperature
 from weightnoise.laws._frozen import Frozen
 from weightnoise.laws._law import ActivationLaw, Law, Noise, straight_through
-from weightnoise.laws._learned import LearnedGaussian, ParametricNoise, Variational
+from weightnoise.laws._learned import LearnedGaussian, ParametricNoise
 from weightnoise.laws._masks import DropConnect
 from weightnoise.laws._multiplicative import LogNormal
 from weightnoise.laws._products import OutputNoise
@@ -25,6 +25,7 @@ from weightnoise.laws._protect import Protect
 from weightnoise.laws._quantize import QuantizationNoise, Quantize
 from weightnoise.laws._spec import Chain
 from weightnoise.laws._state import StateDependentNoise
+from weightnoise.laws._variational import Variational
 from weightnoise.laws._variational_dropout import VariationalDropout
 
 __all__ = [

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._errors import OptionError
 from weightnoise._random import draws as _random
+from weightnoise._random import passes as _passes
 from weightnoise._torch.layers import PRODUCTS, layer_product, precise_products
+from weightnoise._torch.modes import number_of
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
-from weightnoise.laws._pieces import by_pieces
-from weightnoise.laws._rates import check_rate, draw_events, event_mask, rate_problem
+from weightnoise.laws._pieces import LARGE, by_pieces
+from weightnoise.laws._rates import check_rate, draw_events, event_mask, intervals, rate_problem
 from weightnoise.laws._scale import Gradient, extremes, wide
 
 
@@ -76,6 +78,8 @@ class SaltAndPepper(Law):
             raise OptionError(problem)
         clean = weight if self.gradient == "exact" else weight.detach()
         low, high = extremes(clean, "tensor") if self.levels is None else map(clean.new_tensor, self.levels)
+        if weight.numel() >= LARGE and _passes.can_apply(factor, weight, noise):
+            return self._in_one_pass(weight, noise, factor, low, high)
 
         def replaced(clean: Tensor, noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
             pepper, salt = event_mask(noise, self.p / 2, factor), event_mask(noise, self.p / 2, -factor)
@@ -83,6 +87,26 @@ class SaltAndPepper(Law):
 
         noisy = by_pieces(replaced, clean, noise, low, high)
         return noisy if self.gradient == "exact" else straight_through(weight, noisy)
+
+    def _in_one_pass(self, weight: Tensor, noise: Tensor, factor: float, low: Tensor, high: Tensor) -> Tensor:
+        bottom, top = intervals(self.p / 2, factor)
+        ends = (low, high) if factor >= 0 else (high, low)
+        constants = (*bottom, number_of(ends[0].detach()), *top, number_of(ends[1].detach()))
+
+        def make() -> Tensor:
+            return _passes.apply(_passes.REPLACED, constants, weight, noise)
+
+        if self.gradient != "exact":
+            return make()
+
+        def gradients(grad: Tensor, noise: Tensor) -> list[Tensor]:
+            masks = [event_mask(noise, self.p / 2, sign * factor) for sign in (1.0, -1.0)]
+            own = torch.where(masks[0] | masks[1], 0.0, grad)
+            found = () if self.levels else masks  # Fixed levels have no gradient.
+            return [own, *[torch.where(mask, grad, 0.0).sum().reshape(low.shape) for mask in found]]
+
+        levels = () if self.levels else (low, high)
+        return _passes.with_gradients(make, gradients, (noise,), weight, *levels)
 
     def factor_problem(self, factor: float) -> str | None:
         """Why ``p`` cannot be multiplied by ``factor``, or None."""

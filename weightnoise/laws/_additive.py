@@ -15,7 +15,7 @@ from weightnoise._random import philox as _engine
 from weightnoise.laws._given import Given, as_given
 from weightnoise.laws._law import Law
 from weightnoise.laws._options import law_repr
-from weightnoise.laws._regions import Per, Tile
+from weightnoise.laws._regions import Per, Regions, Tile
 from weightnoise.laws._scale import (
     Gradient,
     RelativeTo,
@@ -127,13 +127,13 @@ class Gaussian(Law):
 
     @property
     def takes_keys(self) -> bool:  # type: ignore[override]
-        """Whether `apply_key` is right: the scale is that of rows, and no gradient goes through it."""
+        """Whether `apply_key` is right: the scale is that of a dimension, and no gradient goes through it."""
         constant = self.relative_to is None or self.gradient == "straight-through"
         return (
             constant
             and not isinstance(self.std, Given)
             and self.relative_to != "value"
-            and self.regions in ("tensor", 0)
+            and not isinstance(self.regions, Regions)
         )
 
     def apply_key(self, weight: Tensor, key: int | Tensor, factor: float, out: Tensor | None = None) -> Tensor:
@@ -148,7 +148,7 @@ class Gaussian(Law):
         """The rows ``index`` of what `apply` or `apply_key` makes of ``weight``."""
         std: Any = self.std
         scale = scale_of(weight, self.relative_to, self.regions, self.gradient)
-        if scale is not None and self.regions == 0:
+        if scale is not None and isinstance(self.regions, int) and self.regions % weight.ndim == 0:
             scale = scale[index]
         if isinstance(noise, Tensor):
             return add_scaled(rows, noise[index], factor * std, scale)
@@ -173,6 +173,8 @@ class Gaussian(Law):
             return add_scaled(part, noise, factor * std, scale)
         key, rows = noise
         flat = part.reshape(len(rows), -1)
+        if scale is not None and scale.shape[0] == 1 < scale.numel():
+            scale = scale.expand(1, *part.shape[1:]).reshape(1, -1)
         return _engine.add_normal_rows(flat, rows, key, factor * std, scale).reshape(part.shape)
 
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:

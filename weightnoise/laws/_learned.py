@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
@@ -24,7 +23,7 @@ from weightnoise.laws._factorised import Factors, draw_factors, product
 from weightnoise.laws._law import Law
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._regions import Per, Regions
-from weightnoise.laws._scale import Gradient, add_scaled, scale_of, wide
+from weightnoise.laws._scale import Gradient, add_scaled, scale_of
 
 
 @dataclass(frozen=True)
@@ -133,61 +132,6 @@ class LearnedDeviation(Law):
 
 
 @dataclass(frozen=True)
-class Variational(LearnedDeviation):
-    r"""Gaussian noise of a learned strength, for variational inference: ``w + softplus(rho) e``.
-
-    ``e`` is standard normal per element; the weight is the mean of the approximate posterior and
-    ``softplus(rho)`` its standard deviation, with a Parameter ``rho`` of the weight's shape. Add
-    `kl_divergence` of the model, over the number of training examples, to the mean loss. The gradient
-    is exact in w and in rho. A factor multiplies the standard deviation and leaves the divergence.
-
-    Args:
-        init_rho: the first value of ``rho``; -3 is a standard deviation of 0.049.
-        prior_std: standard deviation of the prior N(0, prior_std^2) of each weight.
-
-    Raises:
-        ValueError: for values that are not finite, and a prior without width.
-
-    Example:
-        >>> model = add_weight_noise(nn.Linear(3, 2), Variational(prior_std=0.5))
-        >>> bool(kl_divergence(model) > 0)
-        True
-
-    Source:
-        Graves, Practical variational inference for neural networks, 2011; Blundell et al., Weight
-        uncertainty in neural networks, 2015, arXiv 1505.05424.
-    """
-
-    init_rho: float = -3.0
-    _: KW_ONLY
-    prior_std: float = 1.0
-
-    __repr__ = law_repr
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.init_rho, (int, float)) and not isinstance(self.init_rho, bool)
-        if not number or not math.isfinite(self.init_rho):
-            raise OptionError(f"Variational(init_rho=...) must be a finite number, got {self.init_rho!r}.")
-        check_strength("Variational", "prior_std", self.prior_std)
-        if self.prior_std == 0:
-            raise OptionError("Variational(prior_std=0) would forbid every weight but 0; it must be positive.")
-
-    def strengths(self, weight: Tensor) -> dict[str, Tensor]:
-        """``rho`` for each weight."""
-        return {"rho": _filled(weight, self.init_rho)}
-
-    def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
-        """``softplus(rho)``."""
-        return softplus((strengths or self.strengths(weight))["rho"])
-
-    def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
-        """``sum ln(prior_std / s) + (s^2 + w^2) / (2 prior_std^2) - 1/2`` with ``s = softplus(rho)``, in nats."""
-        rho, weight, prior = wide(strengths["rho"]), wide(weight), self.prior_std
-        spread: Tensor = (softplus(rho).square() + weight.square()) / (2 * prior**2) - _log_softplus(rho)
-        return spread.sum() + weight.numel() * (math.log(prior) - 0.5)
-
-
-@dataclass(frozen=True)
 class ParametricNoise(LearnedDeviation):
     r"""Parametric noise injection: ``w + strength * std(w) * e``, the strength learned, on top of std(w).
 
@@ -246,12 +190,6 @@ def filled_per(like: Tensor, per: Per | Literal["element"], value: float) -> Ten
     if own is None and per != "tensor":
         raise OptionError(f"per={per} is known where a layer is, and has to be one dimension of the weight.")
     return _filled(like.new_empty([size if dim == own else 1 for dim, size in enumerate(like.shape)]), value)
-
-
-def _log_softplus(rho: Tensor) -> Tensor:
-    """``ln ln(1 + e^rho)``, also where e^rho is no number of the dtype: there it is ``rho - e^rho / 2``."""
-    small = rho < -20.0
-    return torch.where(small, rho - 0.5 * rho.exp(), softplus(torch.where(small, 0.0, rho)).log())
 
 
 def _filled(like: Tensor, value: float) -> Tensor:

@@ -65,6 +65,12 @@ def event_mask(uniform: Tensor, rate: float, factor: float, *, rare: bool | None
     return (_at_bottom if factor >= 0 else _at_top)(uniform, rate * abs(factor), rare)
 
 
+def intervals(rate: float, factor: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the numbers lie for which `event_mask` says yes to a positive factor, and to a negative one."""
+    rate, rare = rate * abs(factor), is_rare(rate)
+    return (0.0, rate), (-rate, 0.0) if rare else (1.0 - rate, 1.0)
+
+
 def spared(uniform: Tensor, rate: float, factor: float) -> Tensor:
     """1 where the event of `event_mask` does not happen and 0 where it does, in the dtype of the numbers."""
     if is_rare(rate) or isinstance(factor, Tensor) or in_transform():  # vmap has no rule for `ge_`.

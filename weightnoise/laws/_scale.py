@@ -11,10 +11,12 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
+from weightnoise._random import statistics as _statistics
 from weightnoise._torch.modes import in_dual_level, runs_eagerly
 from weightnoise.laws._regions import Per, Regions, regional
 
 _LARGE = 1 << 15
+_ONE_PASS: dict[str | None, int] = {"absmax": _statistics.LARGEST, "std": _statistics.DEVIATION}
 
 RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
 Gradient: TypeAlias = Literal["straight-through", "exact"]
@@ -50,32 +52,42 @@ def statistic(weight: Tensor, relative_to: RelativeTo, per: Per) -> Tensor:
     if not dims and per != "tensor":
         # A vector per element: each element is its own channel.
         return wide(torch.zeros_like(weight) if relative_to == "std" else weight.abs())
-    return _over(weight, relative_to, dims)
+    one_pass = _ONE_PASS.get(relative_to)
+    found = None if one_pass is None else _statistics.quick(weight.detach(), one_pass, _kept(weight, per))
+    return _over(weight, relative_to, dims, found)
 
 
-def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...]) -> Tensor:
-    """The statistic over some dimensions, which stay."""
-    quick = weight.numel() >= _LARGE and weight.is_cpu and not _needs_graph(weight) and runs_eagerly()
-    if relative_to == "absmax" and quick and len(dims) == weight.ndim:
-        low, high = torch.aminmax(weight)  # One pass.
-        return wide(torch.maximum(high, -low)).reshape([1] * weight.ndim)
+def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...], found: Tensor | None = None) -> Tensor:
+    """The statistic over some dimensions, which stay; ``found`` is its value where that is known."""
+    if relative_to == "absmax" and found is not None and not _needs_graph(weight):
+        return found
     if relative_to == "absmax":
         # A twentieth of the time of torch.linalg.vector_norm with order infinity.
         return wide(torch.maximum(torch.amax(weight, dims, keepdim=True), -torch.amin(weight, dims, keepdim=True)))
     # The sum of many squares is no number of float16.
     weight = wide(weight)
+    if relative_to == "std":
+        return _std(weight, dims, found)
     count, norm = 1, weight
     for dim in dims:
         count *= weight.shape[dim]
-    if relative_to == "std":
-        return _quick_std(weight, dims) if quick else torch.std(weight, dim=dims, correction=0, keepdim=True)
     for some in (dims[-1:], dims[:-1]):  # In two steps: one sum of 10^7 squares is off by 4e-4 in float32.
         norm = torch.linalg.vector_norm(norm, dim=some, keepdim=True) if some else norm
     return norm / math.sqrt(count)
 
 
+def _std(weight: Tensor, dims: tuple[int, ...], found: Tensor | None) -> Tensor:
+    """As torch.std, which takes ten times as long. With a graph and without, it is the same number."""
+    if found is None and weight.numel() >= _LARGE and weight.is_cpu and runs_eagerly() and not in_dual_level():
+        found = _quick_std(weight.detach(), dims)
+    if found is not None and not _needs_graph(weight):
+        return found
+    exact = torch.std(weight, dim=dims, correction=0, keepdim=True)
+    return exact if found is None else found + (exact - exact.detach())
+
+
 def _quick_std(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """As torch.std, which takes ten times as long, from two sums where these do not cancel."""
+    """From two sums, where these do not cancel."""
     mean, rms = weight.mean(dims, keepdim=True), _over(weight, "rms", dims)
     if bool((mean.square() < 0.1 * rms.square()).all()):
         return (rms.square() - mean.square()).sqrt()
@@ -122,11 +134,18 @@ def extremes(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
     dims = _reduced(weight, per)
     if not dims:
         return weight, weight
+    found = _statistics.quick(weight, _statistics.EXTREMES, _kept(weight, per))
+    if found is not None:
+        return found[0], found[1]
     return torch.amin(weight, dim=dims, keepdim=True), torch.amax(weight, dim=dims, keepdim=True)
 
 
+def _kept(weight: Tensor, per: int | str) -> int | None:
+    return per % weight.ndim if isinstance(per, int) else None
+
+
 def _reduced(weight: Tensor, per: int | str) -> tuple[int, ...]:
-    keep = per % weight.ndim if isinstance(per, int) else None
+    keep = _kept(weight, per)
     return tuple(dim for dim in range(weight.ndim) if dim != keep)
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from weightnoise._checks import check_choice, check_per, check_strength
 from weightnoise._errors import OptionError
+from weightnoise._random import passes as _passes
 from weightnoise.laws._law import straight_through
 from weightnoise.laws._learned import LearnedDeviation, filled_per
 from weightnoise.laws._options import law_repr
+from weightnoise.laws._pieces import LARGE
 from weightnoise.laws._regions import Per
 from weightnoise.laws._scale import wide
 
@@ -82,13 +84,36 @@ class VariationalDropout(LearnedDeviation):
         """``log_alpha``, shaped to broadcast against the weight."""
         return {"log_alpha": filled_per(weight, self.regions, math.log(self.init))}
 
+    def apply(
+        self, weight: Tensor, noise: Tensor, factor: float, strengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """``weight + factor * sqrt(alpha) * weight * noise``."""
+        log_alpha = (strengths or self.strengths(weight))["log_alpha"]
+        if weight.numel() < LARGE or not _passes.can_apply(factor, weight, noise, log_alpha):
+            return super().apply(weight, noise, factor, {"log_alpha": log_alpha})
+
+        def gradients(grad: Tensor, weight: Tensor, noise: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+            moved = grad * noise * self._root(log_alpha) * factor
+            return grad + moved, moved * weight * 0.5
+
+        def make() -> Tensor:
+            return _passes.apply(_passes.ROOT, (factor, self._highest), weight, noise, log_alpha)
+
+        return _passes.with_gradients(make, gradients, (weight, noise, log_alpha), weight, log_alpha)
+
     def deviation(self, weight: Tensor, strengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """``sqrt(alpha) * weight``."""
-        log_alpha = (strengths or self.strengths(weight))["log_alpha"]
+        return self._root((strengths or self.strengths(weight))["log_alpha"]) * weight
+
+    @property
+    def _highest(self) -> float:
+        return 0.0 if self.approximation == "kingma" else math.inf
+
+    def _root(self, log_alpha: Tensor) -> Tensor:
         if self.approximation == "kingma":
             # The gradient passes, so that the loss can bring a strength back below 1.
-            log_alpha = straight_through(log_alpha, log_alpha.detach().clamp(max=0.0))
-        return (0.5 * log_alpha).exp() * weight
+            log_alpha = straight_through(log_alpha, log_alpha.detach().clamp(max=self._highest))
+        return (0.5 * log_alpha).exp()
 
     def kl_divergence(self, weight: Tensor, strengths: Mapping[str, Tensor]) -> Tensor:
         """The approximate divergence of all weights, in nats: an alpha counts once for each weight that has it."""

@@ -13,6 +13,8 @@
  */
 #include <string.h>
 
+#include "passes.h"
+#include "statistics.h"
 #include "vectors.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -25,7 +27,7 @@
 #define EACH(i, count) UNROLL for (int i = 0; i < (count); i++)
 #define STEPS (GROUP / (VECTORS * WIDTH)) /* in a group */
 
-typedef enum { NORMAL, UNIFORM, WORDS, SUM } kind_t;
+typedef enum { NORMAL, UNIFORM, WORDS, SUM, ACROSS } kind_t;
 
 /* One round for WIDTH blocks. A word sits in the lower half of its lane; nothing reads the upper half. */
 INLINE void philox_round(u64 x[4][2], uint64_t low, uint64_t high) {
@@ -140,16 +142,28 @@ INLINE void numbers_of(kind_t kind, const u32 words[VECTORS], f32 numbers[VECTOR
     }
 }
 
+/* What a step adds its numbers to, and times what. */
+typedef struct {
+    const number_t *weight;
+    float strength;
+    const number_t *scales; /* for each place of a row, and for at least a group more: the first ones again */
+    int64_t row_size, column; /* that of the first place of a group */
+} term_t;
+
 /* Writes the numbers of a step; out[0] is the first place of step 0. */
-INLINE void write(kind_t kind, const u32 words[VECTORS], int64_t step, number_t *out, const number_t *weight,
-                  float scale) {
+INLINE void write(kind_t kind, const u32 words[VECTORS], int64_t step, number_t *out, const term_t *term) {
     f32 numbers[VECTORS];
     numbers_of(kind, words, numbers);
     EACH(i, VECTORS) {
-        int64_t at = step / STEPS * GROUP + step % STEPS * (2 * WIDTH) + i / 2 * (GROUP / 2) + i % 2 * WIDTH;
-        if (kind == SUM) {
-            f32 clean;
-            memcpy(&clean, weight + at, sizeof clean);
+        int64_t inside = step % STEPS * (2 * WIDTH) + i / 2 * (GROUP / 2) + i % 2 * WIDTH;
+        int64_t at = step / STEPS * GROUP + inside;
+        if (kind == SUM || kind == ACROSS) {
+            f32 clean, scale = (f32){0} + term->strength;
+            memcpy(&clean, term->weight + at, sizeof clean);
+            if (kind == ACROSS) {
+                memcpy(&scale, term->scales + term->column + inside, sizeof scale);
+                scale = term->strength * scale;
+            }
             numbers[i] = clean + scale * numbers[i];
         }
         memcpy(out + at, &numbers[i], sizeof numbers[i]);
@@ -157,37 +171,36 @@ INLINE void write(kind_t kind, const u32 words[VECTORS], int64_t step, number_t 
 }
 
 /* Groups `first` and on. */
-INLINE void groups(kind_t kind, number_t *out, const number_t *weight, float scale, int64_t first, int64_t count,
-                   uint64_t key) {
+INLINE void groups(kind_t kind, number_t *out, term_t term, int64_t first, int64_t count, uint64_t key) {
     u32 words[VECTORS], next[VECTORS];
     uint64_t block = (uint64_t)first * BLOCKS;
     int64_t last = count * STEPS - 1;
     philox(block, key, words);
     for (int64_t step = 0; step < last; step++) {
         philox(block += WIDTH, key, next);
-        write(kind, words, step, out, weight, scale);
+        write(kind, words, step, out, &term);
+        if (kind == ACROSS && step % STEPS == STEPS - 1 && (term.column += GROUP) >= term.row_size)
+            term.column %= term.row_size;
         EACH(i, VECTORS) words[i] = next[i];
     }
-    write(kind, words, last, out, weight, scale);
+    write(kind, words, last, out, &term);
 }
 
 static void normals(number_t *out, int64_t first, int64_t count, uint64_t key) {
-    groups(NORMAL, out, NULL, 0.0f, first, count, key);
+    groups(NORMAL, out, (term_t){0}, first, count, key);
 }
 
 static void uniforms(number_t *out, int64_t first, int64_t count, uint64_t key) {
-    groups(UNIFORM, out, NULL, 0.0f, first, count, key);
+    groups(UNIFORM, out, (term_t){0}, first, count, key);
 }
 
 static void words(number_t *out, int64_t first, int64_t count, uint64_t key) {
-    groups(WORDS, out, NULL, 0.0f, first, count, key);
+    groups(WORDS, out, (term_t){0}, first, count, key);
 }
 
 static void sums(number_t *out, const number_t *weight, float scale, int64_t first, int64_t count, uint64_t key) {
-    groups(SUM, out, weight, scale, first, count, key);
+    groups(SUM, out, (term_t){weight, scale, NULL, 0, 0}, first, count, key);
 }
-
-INLINE int64_t least_of(int64_t x, int64_t y) { return x < y ? x : y; }
 
 /* The numbers at places start to end: whole groups at once, and parts of the first and the last. */
 INLINE void fill(void (*make)(number_t *, int64_t, int64_t, uint64_t), number_t *out, int64_t start, int64_t end,
@@ -218,9 +231,33 @@ static void fill_words(number_t *out, int64_t start, int64_t end, uint64_t key) 
     fill(words, out, start, end, key);
 }
 
+/* As add_normal, with one scale for each place of a row. */
+static void add_across(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
+    float numbers[GROUP];
+    for (int64_t place = start, count; place < end; place += count) {
+        int64_t at = place - sum->first, skip = place % GROUP, whole = (end - place) / GROUP * GROUP;
+        term_t term = {sum->weight + at, sum->strength, sum->scale, sum->row_size, at % sum->row_size};
+        if (skip == 0 && whole > 0) {
+            groups(ACROSS, sum->out + at, term, place / GROUP, whole / GROUP, key);
+            count = whole;
+            continue;
+        }
+        count = least_of(GROUP - skip, end - place);
+        normals(numbers, place / GROUP, 1, key);
+        for (int64_t i = 0; i < count; i++) {
+            float scale = term.strength * term.scales[term.column + i];
+            sum->out[at + i] = term.weight[i] + scale * numbers[skip + i];
+        }
+    }
+}
+
 /* out = weight + strength * scale * normals, with one scale for each row; NULL is 1. */
 static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t key) {
     if (start >= end) return; /* There may be no rows, and then no row has a size. */
+    if (sum->across) {
+        add_across(sum, start, end, key);
+        return;
+    }
     number_t *out = sum->out + (start - sum->first), numbers[GROUP];
     const number_t *weight = sum->weight + (start - sum->first);
     int64_t row = (start - sum->first) / sum->row_size, left = sum->row_size - start % sum->row_size, made = -1;
@@ -244,4 +281,4 @@ static void add_normal(const sum_t *sum, int64_t start, int64_t end, uint64_t ke
     }
 }
 
-const kernels_t KERNELS = {fill_normal, fill_uniform, fill_words, add_normal};
+const kernels_t KERNELS = {fill_normal, fill_uniform, fill_words, add_normal, apply, piece, columns};

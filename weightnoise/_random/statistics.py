@@ -1,0 +1,100 @@
+"""Statistics of a weight in one pass over memory: see ``csrc/statistics.h``.
+
+The bits do not depend on the number of threads, nor on the instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from weightnoise._random import philox as _engine
+from weightnoise._random.memory import address, size_of_rows
+from weightnoise._torch.modes import in_dual_level, is_plain, runs_eagerly
+
+LARGEST, EXTREMES, DEVIATION = range(3)  # As in csrc/.
+
+_LEAST = 1 << 15  # Numbers for which the call pays.
+_PIECE = 1 << 12  # As csrc/ has it.
+_LEAST_ROWS = 16  # What is found of each column takes the memory of four of its numbers.
+
+if _engine._LIBRARY is not None:
+    _pointer, _number, _small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    _engine._LIBRARY.weightnoise_of_rows.argtypes = [
+        _small, _pointer, _pointer, _pointer, _number, _number, _small, _small
+    ]  # fmt: skip
+    _engine._LIBRARY.weightnoise_of_columns.argtypes = [
+        _small, _pointer, _pointer, _pointer, _number, _number, _number, _small, _small
+    ]  # fmt: skip
+
+
+def quick(weight: Tensor, what: int, dim: int | None) -> Tensor | None:
+    """The statistic of the whole weight, or of each index in a dimension, shaped to broadcast against it.
+
+    Two of them, the smallest and the largest number, in a dimension in front for `EXTREMES`; NaN where a number is
+    NaN. None where operations of torch's have to do it: for a weight that is small or not plain numbers in memory,
+    and for one whose statistic is part of a graph.
+    """
+    rows = 1 if dim is None else weight.shape[:dim].numel()
+    if not (_can_look(weight) and (not dim or rows >= _LEAST_ROWS)):
+        return None
+    count = 1 if dim is None else weight.shape[dim]
+    out = torch.empty((1 + (what == EXTREMES), count), dtype=torch.float32, device="cpu")
+    if dim:
+        _of_columns(what, out, weight, rows, weight.shape[dim + 1 :].numel())
+    else:
+        _of_rows(what, out, weight, count)
+    shape = [count if one == dim else 1 for one in range(weight.ndim)]
+    return out.reshape([2, *shape] if what == EXTREMES else shape)
+
+
+def _can_look(weight: Tensor) -> bool:
+    graph = weight.requires_grad and torch.is_grad_enabled()
+    return (
+        _engine._LIBRARY is not None
+        and weight.numel() >= _LEAST
+        and weight.is_cpu
+        and weight.dtype is torch.float32
+        and not graph
+        and runs_eagerly()
+        and not in_dual_level()
+        and is_plain(weight)
+    )
+
+
+def _of_rows(what: int, out: Tensor, weight: Tensor, rows: int) -> None:
+    assert _engine._LIBRARY is not None
+    count = weight.numel()
+    size = size_of_rows(count, rows)
+    pieces = rows * -(-size // _PIECE)
+    found = torch.empty((pieces, 2), dtype=torch.float64, device="cpu")
+    _engine._LIBRARY.weightnoise_of_rows(
+        what,
+        address(out, torch.float32, rows * len(out)),
+        address(found, torch.float64, 2 * pieces),
+        address(weight, torch.float32, count),
+        rows,
+        size,
+        _engine._LEVEL,
+        torch.get_num_threads(),
+    )
+
+
+def _of_columns(what: int, out: Tensor, weight: Tensor, rows: int, each: int) -> None:
+    assert _engine._LIBRARY is not None
+    count = weight.numel()
+    size = size_of_rows(count, rows)
+    found = torch.empty((size, 2), dtype=torch.float64, device="cpu")
+    _engine._LIBRARY.weightnoise_of_columns(
+        what,
+        address(out, torch.float32, size // each * len(out)),
+        address(found, torch.float64, 2 * size),
+        address(weight, torch.float32, count),
+        rows,
+        size,
+        each,
+        _engine._LEVEL,
+        torch.get_num_threads(),
+    )
