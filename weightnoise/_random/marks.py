@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._random import philox as _engine
+from weightnoise._random.memory import address
 from weightnoise._torch.modes import is_plain
 
 _MARKS = 32  # As in csrc/marks.c.
@@ -44,8 +45,8 @@ def _marked(tensor: Tensor, words: int) -> Tensor:
     assert _engine._LIBRARY is not None
     out = torch.zeros(_MARKS, dtype=torch.int32, device="cpu")
     _engine._LIBRARY.weightnoise_mark(
-        _engine._address(out, torch.int32, _MARKS),
-        _engine._address(tensor, tensor.dtype, tensor.numel()),
+        address(out, torch.int32, _MARKS),
+        address(tensor, tensor.dtype, tensor.numel()),
         words,
         torch.get_num_threads(),
     )
