@@ -16,7 +16,7 @@ from tests.benchmarks.measure import Row, against, interleave
 from tests.benchmarks.options import Options, markdown
 from tests.benchmarks.workloads import mlp, resnet
 
-BATCHES, DRAWS = 20, 5  # Of an evaluation.
+BATCHES, DRAWS = 20, 20  # Of an evaluation; as many draws as it has by default.
 EVALUATION = f"evaluate_robustness, {BATCHES} batches a draw"
 
 LAWS: dict[str, wn.Noise] = {

@@ -43,15 +43,12 @@ def counting() -> Iterator[Callable[[], int]]:
         return {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}
 
     before = storages()
-    gc.freeze()
+    gc.freeze()  # For good: what is there need not be looked through again.
 
     def count() -> int:
         return sum(size for where, size in storages().items() if where not in before)
 
-    try:
-        yield count
-    finally:
-        gc.unfreeze()
+    yield count
 
 
 def layer(law: Any, size: int) -> nn.Linear:
@@ -171,6 +168,7 @@ def test_it_is_the_draw_that_it_was(name: str, change: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # Of the import.
 def test_it_is_made_past_what_watches_torch(size: int) -> None:
     x = torch.eye(size)
 
