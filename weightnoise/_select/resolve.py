@@ -253,7 +253,6 @@ def _nothing_covered(candidates: Sequence[Candidate], min_ndim: int) -> NoMatchE
 
 _COUNTED = ", where one counts for scales and shifts of any shape,"
 
-
 _PASSED = (
     "The spec leaves clean what has at most one dimension longer than 1, as scales and shifts have, but these may "
     "be the weights of a product with one output or input: {names}. Name each exactly in a mapping, before other "
