@@ -228,10 +228,9 @@ def _noise(
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
     one, dim = placement.candidate, placement.batch_dim
     row, names = placement.padding_row, (*one.names, *placement.tied_with)
-    use = id(one.source), repr(placement.law)
-    noise = WeightNoise(
-        placement.law, one.name, when, frames, row, estimator, memory, placement.layout, dim, names
-    )
+    law, layout = placement.law, placement.layout
+    use = id(one.source), repr(law)
+    noise = WeightNoise(law, one.name, when, frames, row, estimator, memory, layout, dim, names)
     own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}
     shared, ties = learned.setdefault(use, (own, Ties()))
     noise.set_up(one.tensor, shared, ties if placement.tied_with else None)

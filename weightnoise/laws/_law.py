@@ -86,9 +86,7 @@ class Law:
         values. ``std`` of the part in place 1 of several is called ``std_1``.
         """
         return {
-            name + self.end(place): value
-            for place, part in enumerate(self.parts)
-            for name, value in part.strengths(weight).items()
+            f"{n}{self.end(i)}": t for i, part in enumerate(self.parts) for n, t in part.strengths(weight).items()
         }
 
     def given(self, weight: Tensor) -> dict[str, Tensor]:
@@ -146,9 +144,7 @@ class Law:
 
     def moved_on(self, held: Any, fresh: Sequence[Any], join: Callable[[Tensor, list[Tensor]], Tensor]) -> Any:
         """The draw that ``join`` makes of a held one and others of the same chip, whose own stays."""
-        if all(one is held for one in fresh):
-            return held
-        if self.normal_draw:
+        if self.normal_draw or all(one is held for one in fresh):
             return _leaf_by_leaf(held, fresh, join)
         if not self.parts:
             raise OptionError(NO_PATH.format(law=self))
