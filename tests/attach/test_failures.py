@@ -25,6 +25,7 @@ from torch.nn.utils import parametrizations, parametrize
 import weightnoise as wn
 from tests.cases import CASES, kinds_of_noise
 from weightnoise._attach.find import every_noise, module_noise
+from weightnoise._random import common
 
 X = torch.linspace(-1.0, 1.0, 20).reshape(5, 4)
 PACKAGE = str(Path(wn.__file__).parent)
@@ -113,6 +114,7 @@ def assert_nothing_is_stuck(model: nn.Module) -> None:
         attached = module_noise(module)
         assert attached is None or attached.frames.running == []
     assert not model._forward_pre_hooks
+    assert common._RUNNING.now() is None
     for noise in every_noise(model):
         control = noise.control
         assert (control.overrides, control.off, control.held, control.factor) == ([], False, None, 1.0)

@@ -7,6 +7,7 @@ forward has drawn. Where nobody has said it, they are the law's own.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -37,7 +38,11 @@ class Common:
 
 class _Running(threading.local):
     def __init__(self) -> None:
-        self.common: Common | None = None
+        # A reference that ends with the draw, even one that is interrupted before it puts back what was there.
+        self.common: Common | weakref.ref[Common] | None = None
+
+    def now(self) -> Common | None:
+        return self.common() if isinstance(self.common, weakref.ref) else self.common
 
 
 _RUNNING = _Running()
@@ -46,7 +51,8 @@ _RUNNING = _Running()
 def drawn_with(common: Common | None, draw: Callable[..., Any], *args: Any) -> Any:
     """What ``draw`` returns, with the numbers in common from there."""
     before = _RUNNING.common
-    _RUNNING.common = common
+    # Dynamo puts back what it has traced by itself.
+    _RUNNING.common = common if common is None or torch.compiler.is_compiling() else weakref.ref(common)
     try:
         return draw(*args)
     finally:
@@ -65,13 +71,13 @@ def of_seed(seed: int) -> Take:
 
 def of_group(name: str, make: Make, device: torch.device) -> Tensor:
     """What ``make`` draws for a group of parameters."""
-    common = _RUNNING.common
+    common = _RUNNING.now()
     return make() if common is None or common.die is None else of_seed(common.die)(f"group {name}", make, device)
 
 
 def of_layer(count: int, make: Make, device: torch.device) -> Tensor:
     """What ``make`` draws for the outputs of a layer, as many as there are."""
-    common = _RUNNING.common
+    common = _RUNNING.now()
     if common is None or common.layer is None:
         return make()
     common.asked += 1
