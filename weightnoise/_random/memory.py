@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightnoise._torch.modes import PLAIN
+from weightnoise._torch.modes import PLAIN, in_dual_level, is_plain, runs_eagerly
 
 _STRIDED = torch.strided
+
+
+def has_plain_numbers(*tensors: Tensor) -> bool:
+    """Whether C may work on all of these here and now: float32 numbers side by side, and nothing looks on."""
+    return (
+        runs_eagerly()
+        and not in_dual_level()
+        and all(one.is_cpu and one.dtype is torch.float32 and is_plain(one) for one in tensors)
+    )
 
 
 def address(tensor: Tensor, dtype: torch.dtype, count: int) -> int:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from weightnoise._random import philox as _engine
-from weightnoise._random.memory import address
+from weightnoise._random.memory import address, has_plain_numbers
 from weightnoise._torch.autograd import output_like
-from weightnoise._torch.modes import in_dual_level, is_plain, runs_eagerly
 
 LOG_NORMAL, SOFTPLUS, ROOT, REPLACED = range(4)  # As in csrc/.
 
@@ -32,12 +31,8 @@ def can_apply(factor: float, weight: Tensor, *others: Tensor) -> bool:
     return (
         _engine._LIBRARY is not None
         and not isinstance(factor, Tensor)
-        and runs_eagerly()
-        and not in_dual_level()
-        and all(
-            one.is_cpu and one.dtype is torch.float32 and one.shape == weight.shape and is_plain(one)
-            for one in (weight, *others)
-        )
+        and all(one.shape == weight.shape for one in others)
+        and has_plain_numbers(weight, *others)
     )
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._random import philox as _engine
-from weightnoise._random.memory import address, size_of_rows
-from weightnoise._torch.modes import in_dual_level, is_plain, runs_eagerly
+from weightnoise._random.memory import address, has_plain_numbers, size_of_rows
 
 LARGEST, EXTREMES, DEVIATION = range(3)  # As in csrc/.
 
@@ -52,16 +51,7 @@ def quick(weight: Tensor, what: int, dim: int | None) -> Tensor | None:
 
 def _can_look(weight: Tensor) -> bool:
     graph = weight.requires_grad and torch.is_grad_enabled()
-    return (
-        _engine._LIBRARY is not None
-        and weight.numel() >= _LEAST
-        and weight.is_cpu
-        and weight.dtype is torch.float32
-        and not graph
-        and runs_eagerly()
-        and not in_dual_level()
-        and is_plain(weight)
-    )
+    return _engine._LIBRARY is not None and weight.numel() >= _LEAST and not graph and has_plain_numbers(weight)
 
 
 def _of_rows(what: int, out: Tensor, weight: Tensor, rows: int) -> None:
