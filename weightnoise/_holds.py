@@ -41,7 +41,7 @@ def held_overrides(
     count = 0 if fresh else None
     shared = any(noise.handed.shares("group", "layer") for noise in found)
     die = (int(_seeds.key()) if seed is None else seed) if shared else None
-    layers = layer_seeds(model, die)
+    layers = {} if die is None else layer_seeds(model, die)
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in noises(model):
@@ -75,12 +75,12 @@ def held_overrides(
     return opened
 
 
-def layer_seeds(model: nn.Module, die: int | None) -> dict[int, int]:
+def layer_seeds(model: nn.Module, die: int) -> dict[int, int]:
     """The seed of what a weight has in common with its bias, by the noise on either; one for all tied uses."""
     seeds: dict[object, int] = {}
     found: dict[int, int] = {}
     for name, owner, noise in noises(model):
-        if noise.shares and noise.estimator == "shared" and die is not None:
+        if noise.shares and noise.estimator == "shared":
             weight = owner._parameters.get(layer_of(noise.tensor_name))
             layer = layer_of(name)
             own = _seeds.derive_seed(die, f"layer {layer}")

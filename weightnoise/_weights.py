@@ -169,7 +169,8 @@ def has_weight_noise(model: nn.Module) -> bool:
         >>> has_weight_noise(nn.Linear(3, 2))
         False
     """
-    return bool(noisy_parameters(model))
+    check_model(model)
+    return any(True for _ in noises(model))
 
 
 def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
@@ -226,9 +227,8 @@ def _noise(
     placement: Placement, when: When, frames: Frames, learned: _Learned, estimator: Estimator, memory: Memory
 ) -> WeightNoise:
     """The noise of a site; uses of one tied parameter under equal laws learn the same strengths."""
-    one, dim = placement.candidate, placement.batch_dim
-    row, names = placement.padding_row, (*one.names, *placement.tied_with)
-    law, layout = placement.law, placement.layout
+    one, dim, row = placement.candidate, placement.batch_dim, placement.padding_row
+    law, layout, names = placement.law, placement.layout, (*one.names, *placement.tied_with)
     use = id(one.source), repr(law)
     noise = WeightNoise(law, one.name, when, frames, row, estimator, memory, layout, dim, names)
     own = {name: nn.Parameter(value) for name, value in noise.handed.strengths(in_one_piece(one.tensor)).items()}
