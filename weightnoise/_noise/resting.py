@@ -56,7 +56,7 @@ class Made:
         self.counts = (self.stamps[0].version, noisy._version, state[-1])
         self.law = law
 
-    def at_rest(self, weight: Tensor) -> Tensor | None:
+    def at_rest(self, weight: Any) -> Tensor | None:
         """The noisy weight, for a read that only the clean weight can have changed since; None where it has."""
         noisy = self.noisy
         if noisy is None or self.of is not weight or self.counts != (weight._version, noisy._version, STEPS[0]):
@@ -81,12 +81,7 @@ def weight_at_rest(owner: nn.Module, made: Made) -> Tensor | None:
     None where the read has to look for itself. It is asked before the forward, and not within.
     """
     own = owner.__dict__
-    if "weight" in own or may_matter():
-        return None
-    weight, noisy = own["_parameters"].get("weight"), made.noisy  # As `at_rest`, spelt out.
-    if made.of is not weight or noisy is None or made.counts != (weight._version, noisy._version, STEPS[0]):
-        return None
-    return noisy if weight.is_set_to(made.alias) else None
+    return None if "weight" in own or may_matter() else made.at_rest(own["_parameters"].get("weight"))
 
 
 class First(NamedTuple):
