@@ -340,6 +340,23 @@ class Named(nn.Module):
         ({"0": wn.OutputNoise(0.1)}, "there is none. Add one first, with at='input'"),
         ({"1": wn.OutputNoise(0.1)}, "it is for the output of nn.Linear"),
         ({"0": [wn.ParametricNoise(), wn.Converter(8, range=1.0, learned=True, group="a")]}, "of a group"),
+        (
+            {"0": wn.Converter(8, group="a"), "2": wn.Converter(8, range="max", group="a")},
+            "The layers of group 'a' have one range",
+        ),
+        (
+            {"0": wn.Converter(8, group="a"), "2": wn.Converter(8, learned=True, group="a")},
+            "Give them equal options",
+        ),
+        (
+            {
+                "0": wn.Converter(8, range=2.0, learned=True, group="a"),
+                "2": wn.Converter(8, range=3.0, learned=True, group="a"),
+            },
+            "or two groups",
+        ),
+        ({"0": [wn.Converter(8, group="a"), wn.Converter(8)]}, "learns or measures something of its own besides"),
+        ({"0": [wn.ParametricNoise(), wn.Converter(8, group="a")]}, "a range of a group"),
     ],
     ids=str,
 )

@@ -230,37 +230,6 @@ def test_removal_leaves_the_plain_model() -> None:
     assert list(model.state_dict()) == list(plain().state_dict())
 
 
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        (
-            {"0": wn.Converter(8, group="a"), "2": wn.Converter(8, range="max", group="a")},
-            "The layers of group 'a' have one range",
-        ),
-        (
-            {"0": wn.Converter(8, group="a"), "2": wn.Converter(8, learned=True, group="a")},
-            "Give them equal options",
-        ),
-        (
-            {
-                "0": wn.Converter(8, range=2.0, learned=True, group="a"),
-                "2": wn.Converter(8, range=3.0, learned=True, group="a"),
-            },
-            "or two groups",
-        ),
-        ({"0": [wn.Converter(8, group="a"), wn.Converter(8)]}, "learns or measures something of its own besides"),
-        ({"0": [wn.ParametricNoise(), wn.Converter(8, group="a")]}, "a range of a group"),
-    ],
-    ids=str,
-)
-def test_layers_that_cannot_have_one_range_are_refused(spec: Any, text: str) -> None:
-    model = plain()
-    with pytest.raises(wn.UnsupportedActivationError) as caught:
-        wn.add_activation_noise(model, spec)
-    assert text in str(caught.value)
-    assert list(model.state_dict()) == list(plain().state_dict())
-
-
 def test_codes_of_a_group_may_differ() -> None:
     laws = {"0": wn.Converter(8, range="max", group="a"), "2": wn.Converter(4, range="max", group="a")}
     model = wn.add_activation_noise(plain(), laws, at="input")
