@@ -11,10 +11,10 @@ from torch import nn
 
 from weightnoise._attach.activation_learning import group_problem, learned_shapes, learning_problem
 from weightnoise._attach.activation_state import ActivationState, Shared
+from weightnoise._attach.find import activation_noises
 from weightnoise._attach.hook import (
     ActivationNoise,
     At,
-    activation_noises,
     own_activation_noises,
     register,
     unregister,

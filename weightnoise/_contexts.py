@@ -11,7 +11,7 @@ from itertools import chain
 
 from torch import nn
 
-from weightnoise._attach.find import every_noise
+from weightnoise._attach.find import every_noise, find_noise
 from weightnoise._checks import check_choice, check_count, check_sign, is_number, plain_number
 from weightnoise._errors import OptionError, OptionTypeError
 from weightnoise._holds import Reads, held_overrides, require_noise, weight_of
@@ -160,7 +160,7 @@ def hold_noise(
         own = seed if seed is None or resets == 0 else _seeds.derive_seed(seed, f"reset {resets}")
         if own is None and (every is not None or rhos):
             own = int(_seeds.key())  # A forward that moves time on may be in a checkpoint.
-        return held_overrides(model, own, sign, reads, rhos)
+        return held_overrides(find_noise(model), own, sign, reads, rhos)
 
     return HeldNoise(open_overrides, weight_of, None if every is None else (model, every))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightnoise._attach.find import every_noise, noises
-from weightnoise._attach.hook import activation_noises
+from weightnoise._attach.find import FoundNoise
 from weightnoise._errors import NotNoisyError, OptionError
 from weightnoise._noise.context import AnyNoise, Overrides
 from weightnoise._noise.control import Override
@@ -31,20 +30,20 @@ def weight_of(noise: AnyNoise) -> Tensor | None:
 
 
 def held_overrides(
-    model: nn.Module, seed: int | None, sign: int, reads: Reads = "held", rho: tuple[float, ...] = ()
+    found: FoundNoise, seed: int | None, sign: int, reads: Reads = "held", rho: tuple[float, ...] = ()
 ) -> Overrides:
-    """Return the override that `hold_noise` adds to each noise of the model, with its draw made."""
-    found = require_noise(every_noise(model))
+    """Return the override that `hold_noise` adds to each noise of a model, with its draw made."""
+    every = require_noise([noise for kind in found for _, _, noise in kind])
     fresh = reads == "fresh"
     if fresh and seed is None:
         seed = int(_seeds.key())  # Readings are counted, and take nothing from torch's generator.
     count = 0 if fresh else None
-    shared = any(noise.handed.shares("group", "layer") for noise in found)
+    shared = any(noise.handed.shares("group", "layer") for noise in every)
     die = (int(_seeds.key()) if seed is None else seed) if shared else None
-    layers = {} if die is None else layer_seeds(model, die)
+    layers = {} if die is None else layer_seeds(found, die)
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
-    for name, owner, noise in noises(model):
+    for name, owner, noise in found.weights:
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
         key = (name if parameter is None else id(parameter), repr(noise.law))
@@ -64,22 +63,21 @@ def held_overrides(
         if noise.estimator != "shared":
             held.make_key()
         opened.append((noise, Override(held=held)))
-    activations = list(activation_noises(model))
-    if activations and seed is None:
+    if found.activations and seed is None:
         # Their shapes are not known yet. Seeded, their draws take nothing from torch's generator later on,
         # where a checkpointed region would miss it when it is computed again.
         seed = int(_seeds.key())
-    for name, _, activation in activations:
+    for name, _, activation in found.activations:
         own_seed = _seeds.derive_seed(seed or 0, f"{activation.at} of {name}")
         opened.append((activation, Override(held=HeldDraw(own_seed, sign, reads=count, rho=rho))))
     return opened
 
 
-def layer_seeds(model: nn.Module, die: int) -> dict[int, int]:
+def layer_seeds(on: FoundNoise, die: int) -> dict[int, int]:
     """The seed of what a weight has in common with its bias, by the noise on either; one for all tied uses."""
     seeds: dict[object, int] = {}
     found: dict[int, int] = {}
-    for name, owner, noise in noises(model):
+    for name, owner, noise in on.weights:
         if noise.shares and noise.estimator == "shared":
             weight = owner._parameters.get(layer_of(noise.tensor_name))
             layer = layer_of(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightnoise._attach.activation_state import ActivationState, over_batches, state_of
-from weightnoise._attach.hook import activation_noises
+from weightnoise._attach.find import activation_noises
 from weightnoise._checks import check_choice, check_model
 from weightnoise._contexts import no_noise
 from weightnoise._errors import NotNoisyError, OptionError

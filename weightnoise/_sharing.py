@@ -34,7 +34,7 @@ def share_noise(model: ModuleT) -> ModuleT:
         'shared'
     """
     check_model(model)
-    found = list(noises(model))
+    found = noises(model)
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to share.")
     for _, owner, noise in found:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from weightnoise._attach.find import noises
+from weightnoise._attach.find import find_noise, noises
 from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._holds import layer_seeds, require_noise
@@ -70,7 +70,7 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     if not math.isfinite(amount):
         raise OptionError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
     steps = _weights(model)
-    layers = layer_seeds(model, seed)
+    layers = layer_seeds(find_noise(model), seed)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
             own = HeldDraw(_seeds.derive_seed(seed, name), sign, die=seed, layer=layers.get(id(noise)))

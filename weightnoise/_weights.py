@@ -148,7 +148,7 @@ def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
         True
     """
     check_model(model)
-    found = list(noises(model))
+    found = noises(model)
     if not found:
         raise NotNoisyError("The model carries no weight noise: there is nothing to remove.")
     own: dict[nn.Module, dict[str, WeightNoise]] = {}
@@ -170,7 +170,7 @@ def has_weight_noise(model: nn.Module) -> bool:
         False
     """
     check_model(model)
-    return any(True for _ in noises(model))
+    return bool(noises(model))
 
 
 def noisy_parameters(model: nn.Module) -> dict[str, Noise]:

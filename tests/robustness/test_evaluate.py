@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch.testing import assert_close
 
 import weightnoise as wn
 from tests.cases import CASES
+from weightnoise._robustness import cells
 from weightnoise._robustness.progress import clock, progress_bar
+from weightnoise._torch import modules
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 LEVELS = [0.0, 0.1, 0.3]
@@ -292,3 +295,19 @@ def test_conv_and_batch_statistics_are_left_alone() -> None:
 
     run(model, metric=evaluate)
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_the_model_is_walked_and_the_law_added_once_for_all_draws_and_levels() -> None:
+    def calls(**options: Any) -> tuple[int, int]:
+        with (
+            patch.object(modules, "_visit", wraps=modules._visit) as visit,
+            patch.object(cells, "add_weight_noise", wraps=cells.add_weight_noise) as add,
+        ):
+            run(**options)
+        return visit.call_count, add.call_count
+
+    few = calls(draws=2, levels=[0.1, 0.2])
+    assert calls(draws=20, levels=[0.1, 0.2]) == few
+    more = calls(draws=2, levels=[0.1, 0.2, 0.3, 0.4, 0.5])
+    assert more[1] == few[1] == 2  # To look at the plan, and to measure.
+    assert more[0] - few[0] == 3 * (few[0] - calls(draws=2, levels=[0.1])[0])  # The same for each level.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import nn
 
@@ -18,11 +18,37 @@ def module_noise(owner: nn.Module) -> ModuleNoise | None:
     return None if holder is None else holder.__dict__.get("module_noise")
 
 
-def noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, WeightNoise]]:
-    """Each noise on the model: the full clean name of its parameter, the owner, and the noise."""
+class FoundNoise(NamedTuple):
+    """All noise of a model, in the order of its modules.
+
+    Attributes:
+        weights: each noise on a weight: the full clean name of its parameter, the owner, and the noise.
+        activations: each noise on activations: the full name of its module, the module, and the noise.
+    """
+
+    weights: list[tuple[str, nn.Module, WeightNoise]]
+    activations: list[tuple[str, nn.Module, ActivationNoise]]
+
+
+def find_noise(model: nn.Module) -> FoundNoise:
+    """All noise of a model, in one walk."""
+    weights: list[tuple[str, nn.Module, WeightNoise]] = []
+    activations: list[tuple[str, nn.Module, ActivationNoise]] = []
     for node in walk(model, most_names=1):
-        for name, noise in own_noises(node.module):
-            yield node.prefixes[0] + name, node.module, noise
+        module, prefix = node.module, node.prefixes[0]
+        weights += [(prefix + name, module, noise) for name, noise in own_noises(module)]
+        activations += [(node.names[0], module, noise) for noise in own_activation_noises(module)]
+    return FoundNoise(weights, activations)
+
+
+def noises(model: nn.Module) -> list[tuple[str, nn.Module, WeightNoise]]:
+    """Each noise on a weight of the model."""
+    return find_noise(model).weights
+
+
+def activation_noises(model: nn.Module) -> list[tuple[str, nn.Module, ActivationNoise]]:
+    """Each noise on activations of the model."""
+    return find_noise(model).activations
 
 
 def every_noise(model: nn.Module) -> list[WeightNoise | ActivationNoise]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from weightnoise._noise.checkpoints import EffectiveControl, Recalled, effective
 from weightnoise._noise.control import NoiseControl, When
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.layers import Layout, channels_of
-from weightnoise._torch.modules import is_replica, walk
+from weightnoise._torch.modules import is_replica
 from weightnoise._torch.tracing import outside_graphs
 from weightnoise.laws import Law, Noise
 from weightnoise.laws._complete import complete
@@ -231,10 +231,3 @@ def own_activation_noises(module: nn.Module) -> list[ActivationNoise]:
     """The activation noise of one module, inputs first."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return [hook for hook in hooks if isinstance(hook, ActivationNoise)]
-
-
-def activation_noises(model: nn.Module) -> Iterator[tuple[str, nn.Module, ActivationNoise]]:
-    """Each activation noise of the model: the full name of its module, the module, and the noise."""
-    for node in walk(model, most_names=1):
-        for noise in own_activation_noises(node.module):
-            yield node.names[0], node.module, noise

@@ -6,18 +6,19 @@ besides a law stays as it is: on where and when it is on, at its own strength, a
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from torch import nn
 
 from weightnoise._attach.attach import detach
-from weightnoise._attach.find import every_noise, noises
-from weightnoise._attach.hook import activation_noises
-from weightnoise._contexts import hold_noise
+from weightnoise._attach.find import every_noise, find_noise, noises
 from weightnoise._errors import NoiseRoundsAwayWarning, NoMatchError, NotVectorizedWarning
+from weightnoise._holds import held_overrides
 from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
 from weightnoise._noise.precision import fault
@@ -64,18 +65,21 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
     lost: dict[str, None] = {}
     for curve, law in plan.laws.items():
         function = is_function(law)
-        for place, (level, value) in enumerate(plan.levels):
+        wholes = []
+        for place, (_, value) in enumerate(plan.levels):
             spec: Any = law
-            if function:
-                spec = spec(value)
-            factor = 1.0 if function else float(value)
-            whole = Cell(curve, place, spec, factor)
-            with noisy(model, whole) as on:
-                lost |= dict.fromkeys(f"{name} at {level}" for name in _lost(model, on))
+            spec, factor = (spec(value), 1.0) if function else (spec, float(value))
+            wholes.append(Cell(curve, place, spec, factor))
+        for alike in by_spec(wholes):
+            with added(model, alike[0].spec) as on:
                 alone = len(on) == len(every_noise(model))
-                silent = not function and factor == 0 and alone and deterministic
-                parts: Sequence[str | None] = list(on) if plan.by_parameter else [None]
-                cells += [Cell(curve, place, spec, factor, part, silent) for part in parts]
+                for whole in alike:
+                    level, _ = plan.levels[whole.place]
+                    with at_level(on, whole):
+                        lost |= dict.fromkeys(f"{name} at {level}" for name in _lost(model, on))
+                    silent = not function and whole.factor == 0 and alone and deterministic
+                    parts: Sequence[str | None] = list(on) if plan.by_parameter else [None]
+                    cells += [replace(whole, part=part, silent=silent) for part in parts]
     if lost:
         warn(
             "The noise at these levels is smaller than half the spacing of the low-precision weights, and most of "
@@ -97,24 +101,41 @@ def _lost(model: nn.Module, on: Mapping[str, AnyNoise]) -> Iterator[str]:
             yield names[noise]
 
 
+def by_spec(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells in succession that put the same on the model, which is put there once for all of them."""
+    return [list(alike) for _, alike in groupby(cells, lambda cell: id(cell.spec))]
+
+
 @contextmanager
 def noisy(model: nn.Module, cell: Cell) -> Iterator[dict[str, AnyNoise]]:
     """The model with the noise of a cell: all noise that its level is about, by name."""
+    with added(model, cell.spec) as on, at_level(on, cell):
+        yield on
+
+
+def at_level(on: Mapping[str, AnyNoise], cell: Cell) -> NoiseContext:
+    """The context in which the noise of a cell is at its level, and on its part alone."""
+    # Noise of the model's own is on also where it is for training only: it is what is asked about.
+    opened: list[tuple[AnyNoise, Override]] = [
+        (noise, Override(forced=True, scale=cell.factor, off=cell.part not in (None, name)))
+        for name, noise in on.items()
+    ]
+    return NoiseContext(lambda: opened)
+
+
+@contextmanager
+def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
+    """The model with a spec on it; None for what it carries. All noise that levels are about, by name."""
     before = set(every_noise(model))
-    if cell.spec is None:
-        on: dict[str, AnyNoise] = {name: noise for name, _, noise in noises(model)}
-        on |= {f"{noise.at} of {name}": noise for name, _, noise in activation_noises(model)}
+    if spec is None:
+        found = find_noise(model)
+        on: dict[str, AnyNoise] = {name: noise for name, _, noise in found.weights}
+        on |= {f"{noise.at} of {name}": noise for name, _, noise in found.activations}
     else:
-        _add(model, cell.spec)
+        _add(model, spec)
         on = {name: noise for name, _, noise in noises(model) if noise not in before}
     try:
-        # Noise of the model's own is on also where it is for training only: it is what is asked about.
-        opened: list[tuple[AnyNoise, Override]] = [
-            (noise, Override(forced=True, scale=cell.factor, off=cell.part not in (None, name)))
-            for name, noise in on.items()
-        ]
-        with NoiseContext(lambda: opened):
-            yield on
+        yield on
     finally:
         for owner, own in _owned(model, before).items():
             detach(owner, own)
@@ -156,7 +177,8 @@ def measured(model: nn.Module, plan: Plan, cell: Cell, numbers: Sequence[int]) -
         except Exception as error:  # If it is the metric's own, it comes again one by one.
             reason = str(error).strip().partition("\n")[0]
             warn(f"The draws are evaluated one by one, because torch.vmap says: {reason}", NotVectorizedWarning)
+    on = find_noise(model)  # Once for all draws: a metric that adds noise of its own has it outside of these.
     for number, (seed, sign) in list(zip(numbers, draws, strict=True))[done:]:
-        with hold_noise(model, seed=seed, sign=sign, reads=plan.reads):
+        with NoiseContext(partial(held_overrides, on, seed, sign, plan.reads)):
             one = measure_once(model, plan, f"metric {number}")
         yield one

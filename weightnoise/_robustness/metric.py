@@ -52,7 +52,7 @@ def entries(found: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, SupportsFloat):
+    if not isinstance(value, (float, Tensor)) and not isinstance(value, SupportsFloat):  # A slow question.
         raise OptionTypeError(f"The metric must return a number or a dict of numbers, not {value!r}.")
     return float(value.item() if isinstance(value, Tensor) else value)
 

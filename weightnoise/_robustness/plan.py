@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from weightnoise._attach.find import noises
-from weightnoise._attach.hook import activation_noises
+from weightnoise._attach.find import find_noise, noises
 from weightnoise._checks import check_choice, check_count, check_seed, check_strength, plain_number
 from weightnoise._errors import NotNoisyError, OptionError, OptionTypeError, SpecError
 from weightnoise._holds import Reads
@@ -193,7 +192,7 @@ def check_shared(model: nn.Module) -> None:
 
 def check_noisy(model: nn.Module) -> None:
     """Refuse a model without noise."""
-    if not any(True for _ in noises(model)) and not any(True for _ in activation_noises(model)):
+    if not any(find_noise(model)):
         raise NotNoisyError(
             "The model carries no noise. Give evaluate_robustness a law=..., or call add_weight_noise(model, "
             "spec)."

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from weightnoise._contexts import no_noise
-from weightnoise._robustness.cells import Cell, Found, measure_once, measured, noisy
+from weightnoise._robustness.cells import Cell, Found, added, at_level, by_spec, measure_once, measured
 from weightnoise._robustness.metric import check_deterministic
 from weightnoise._robustness.plan import Plan, check_noisy, check_shared
 from weightnoise._robustness.progress import Ticker, progress_bar
@@ -60,10 +60,12 @@ class Run:
     def __call__(self, plan: Plan, cells: Sequence[Cell]) -> dict[Cell, Rows]:
         """What is found in each draw of each cell."""
         found: dict[Cell, Rows] = {}
-        for cell in cells:
-            with noisy(self.model, cell):
-                found[cell] = self._of(plan, cell)
-            log_cell(plan, cell, found[cell])
+        for alike in by_spec(cells):
+            with added(self.model, alike[0].spec) as on:
+                for cell in alike:
+                    with at_level(on, cell):
+                        found[cell] = self._of(plan, cell)
+                    log_cell(plan, cell, found[cell])
         return found
 
     def close(self) -> None:

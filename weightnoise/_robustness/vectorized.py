@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from weightnoise._attach.find import find_noise
 from weightnoise._attach.hook import ActivationNoise
 from weightnoise._holds import held_overrides, weight_of
 from weightnoise._noise.context import AnyNoise, NoiseContext
@@ -41,7 +42,8 @@ def evaluate_together(
 def _at_once(
     model: nn.Module, function: Callable[[nn.Module], Mapping[str, Tensor]], seeds: Sequence[int], sign: int
 ) -> dict[str, Tensor]:
-    opened = [held_overrides(model, seed, sign) for seed in seeds]
+    on = find_noise(model)
+    opened = [held_overrides(on, seed, sign) for seed in seeds]
     noises = [noise for noise, _ in opened[0]]
     if any(isinstance(noise, ActivationNoise) for noise in noises):
         raise NotImplementedError("noise on activations is drawn within the metric")
