@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, TypeVar
 
@@ -41,12 +42,14 @@ def held_overrides(
     shared = any(noise.handed.shares("group", "layer") for noise in every)
     die = (int(_seeds.key()) if seed is None else seed) if shared else None
     layers = {} if die is None else layer_seeds(found, die)
+    uses = Counter(id(owner._parameters.get(noise.tensor_name)) for _, owner, noise in found.weights)
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
     for name, owner, noise in found.weights:
         parameter = owner._parameters.get(noise.tensor_name)
         # A held draw belongs to the Parameter; what a stack makes has no Parameter, but a name.
-        key = (name if parameter is None else id(parameter), repr(noise.law))
+        tied = uses[id(parameter)] > 1
+        key = (name, "") if parameter is None else (id(parameter), repr(noise.law) if tied else "")
         own_seed = None if seed is None else _seeds.derive_seed(seed, name)
         weight = clean_tensor(owner, noise.tensor_name)
         if weight is not None and waits_for_forward(noise, weight) and seed is None and key not in draws:
