@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import os
 import subprocess
@@ -528,3 +529,10 @@ def test_torch_draws_where_it_is_told_to() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WEIGHTNOISE_ENGINE": "torch"})
     assert wn.engine().startswith("philox")
+
+
+def test_the_module_may_be_loaded_again_as_notebooks_do() -> None:
+    before = _engine.filled(torch.tensor(1), [2500])
+    again = importlib.reload(_engine)
+    assert torch.equal(again.filled(torch.tensor(1), [2500]), before)
+    assert torch.equal(torch.ops.weightnoise.filled(torch.tensor(1), [2500], False), before)

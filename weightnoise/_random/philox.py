@@ -112,22 +112,22 @@ def _filled(key: int | Tensor, size: Sequence[int], uniform: bool) -> Tensor:
     return out
 
 
-if _LIBRARY is not None:
-    # What compiled code calls. A graph holds the key, so that two draws are never merged.
-    _OPERATOR = torch.library.custom_op(
-        "weightnoise::filled",
-        _filled,
-        mutates_args=(),
-        schema="(Tensor key, SymInt[] size, bool uniform) -> Tensor",
-    )
+def _fake(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device="cpu")
 
-    @_OPERATOR.register_fake
-    def _fake(key: Tensor, size: Sequence[int], uniform: bool) -> Tensor:
-        return torch.empty(size, dtype=torch.float32, device="cpu")
 
-    @_OPERATOR.register_vmap
-    def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform: bool) -> tuple[Tensor, int]:
-        return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
+def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform: bool) -> tuple[Tensor, int]:
+    return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
+
+
+if _LIBRARY is not None and not hasattr(torch.ops.weightnoise, "filled"):  # It is there when this is loaded again.
+    # What compiled code calls. A graph holds the key, so that two draws are never merged. No `custom_op`: its
+    # checks, of gradients and of memory that two tensors share, take as long again as the call of this one.
+    _SCHEMA = "(Tensor key, SymInt[] size, bool uniform) -> Tensor"
+    torch.library.define("weightnoise::filled", _SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl("weightnoise::filled", "CPU", _filled)
+    torch.library.register_fake("weightnoise::filled", _fake)
+    torch.library.register_vmap("weightnoise::filled", _batched)
 
 
 def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:
