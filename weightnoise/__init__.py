@@ -46,7 +46,7 @@ from weightnoise._robustness.layers import layer_report
 from weightnoise._robustness.report import RobustnessReport
 from weightnoise._robustness.tolerance import find_level
 from weightnoise._schedules import AdaptiveNoise, NoiseScheduler, cosine_ramp, linear_ramp, start_at
-from weightnoise._sharing import share_noise
+from weightnoise._share_noise import share_noise
 from weightnoise._steps import step_along
 from weightnoise._weights import add_weight_noise, has_weight_noise, noisy_parameters, remove_weight_noise
 from weightnoise.laws import (

@@ -26,7 +26,7 @@ from weightnoise._cli.files import write_whole
 from weightnoise._cli.load import load_model
 from weightnoise._cli.main import main
 from weightnoise._cli.notation import read_spec
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise.laws._spec import as_law
 
 SUBJECT = """

@@ -18,7 +18,7 @@ import weightnoise as wn
 from tests.cli.test_cli import SWEEP, run, subject, written
 from weightnoise._cli.files import locked, write_whole
 from weightnoise._cli.main import main
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 
 __all__ = ["subject"]  # A fixture.
 
@@ -74,7 +74,7 @@ def test_another_file_is_free(holder: subprocess.Popen[str]) -> None:
 def test_of_many_that_start_at_once_one_has_the_lock_at_a_time(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom weightnoise._cli.files import locked\n"
-        "from weightnoise._cli.output import CommandError\nend = time.monotonic() + 2\n"
+        "from weightnoise._cli.terminal import CommandError\nend = time.monotonic() + 2\n"
         "while time.monotonic() < end:\n"
         "    try:\n"
         "        with locked(Path('file')):\n"

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from weightnoise._noise.decorating import decorated
 from weightnoise._noise.frames import Frames, opens_frame
-from weightnoise._noise.recompute import Recomputed, can_recompute
+from weightnoise._noise.memory_recompute import Recomputed, can_recompute
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.modules import children, parametrizations
 

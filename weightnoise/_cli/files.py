@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from weightnoise._cli.output import CommandError, say
+from weightnoise._cli.terminal import CommandError, say
 
 if sys.platform == "win32":
     import msvcrt

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from weightnoise._cli.load import load_metric, load_model
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise._robustness.plan import Plan
 
 

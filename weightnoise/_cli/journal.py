@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightnoise._cli.files import read_text, write_whole
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise._errors import WeightNoiseError
 from weightnoise._robustness.cells import Found
 from weightnoise._robustness.report import RobustnessReport

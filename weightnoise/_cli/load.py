@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise._select.patterns import listed
 
 _REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")

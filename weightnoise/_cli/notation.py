@@ -14,7 +14,7 @@ from typing import Any
 
 from weightnoise import devices, laws
 from weightnoise._cli.files import read_text
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise._config import spec_from_config
 from weightnoise._select.choose import Spec
 from weightnoise.laws._spec import as_law

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightnoise._cli.files import locked, read_text, try_to_write, write_whole
-from weightnoise._cli.output import CommandError, check_extras, say
+from weightnoise._cli.terminal import CommandError, check_extras, say
 from weightnoise._errors import WeightNoiseError
 from weightnoise._robustness.merging import config, differing
 from weightnoise._robustness.report import RobustnessReport

@@ -17,7 +17,7 @@ from weightnoise._activations import noisy_activations
 from weightnoise._cli.files import locked, try_to_write
 from weightnoise._cli.journal import Journal
 from weightnoise._cli.load import code_of, load_allowed, load_metric, load_model
-from weightnoise._cli.output import CommandError, say
+from weightnoise._cli.terminal import CommandError, say
 from weightnoise._cli.vary import read_laws
 from weightnoise._random.philox import engine
 from weightnoise._robustness.metric import Metric, model_fingerprint

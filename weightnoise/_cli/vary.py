@@ -8,7 +8,7 @@ from typing import Any
 
 from weightnoise._cli.load import is_reference, load_function
 from weightnoise._cli.notation import read_spec
-from weightnoise._cli.output import CommandError
+from weightnoise._cli.terminal import CommandError
 from weightnoise._robustness.plan import is_function, law_name
 from weightnoise._select.patterns import listed
 from weightnoise.laws._law import is_law

@@ -3,6 +3,10 @@
 A law separates *drawing* from *applying*. Keeping a draw for a forward, holding it, mirroring it,
 scaling it and reproducing it then work for every law at once, also for a law of your own. What else may be
 asked of a law has a default in `Law`; `_complete.py` gives those to laws of users.
+
+Begin with `_law`, then `_additive`, the file of `Gaussian`. The imports below tell which file has which law; the
+other files are what several of them need. May touch: `_random` and `_torch`. Promises: a law knows no module, and
+its draw is independent of its strength.
 """
 
 from weightnoise.laws._activation import CurrentNoise, NEFTune, SaltAndPepper

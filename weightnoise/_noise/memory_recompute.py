@@ -1,4 +1,7 @@
-"""Noisy weights that the backward makes again, in place of keeping them from the forward."""
+"""For ``memory="recompute"``: noisy weights that the backward makes again, in place of keeping those of the forward.
+
+What the recomputation of an activation checkpoint sees is in `checkpoints`.
+"""
 
 from __future__ import annotations
 
