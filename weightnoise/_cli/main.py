@@ -16,10 +16,10 @@ from weightnoise._cli import demo_output as _cli_demo
 from weightnoise._cli.files import try_to_write, write_whole
 from weightnoise._cli.load import load_allowed, load_model
 from weightnoise._cli.notation import read_spec
-from weightnoise._cli.terminal import CommandError, Progress, check_extras, say
 from weightnoise._cli.parser import make_parser
 from weightnoise._cli.report import run_report
 from weightnoise._cli.sweep import run_sweep, run_tolerance
+from weightnoise._cli.terminal import CommandError, Progress, check_extras, say
 from weightnoise._errors import WeightNoiseError
 from weightnoise._plan import plan_weight_noise
 

@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any
 
 from weightnoise._cli.jobs import executor, of_shard
-from weightnoise._cli.terminal import CommandError
 from weightnoise._cli.report import check_plot, show
 from weightnoise._cli.subject import journal, load_subject
+from weightnoise._cli.terminal import CommandError
 from weightnoise._cli.vary import check_factors
 from weightnoise._robustness.collect import run_plan
 from weightnoise._robustness.plan import make_plan

@@ -1,4 +1,4 @@
-"""For ``memory="recompute"``: noisy weights that the backward makes again, in place of keeping those of the forward.
+"""For ``memory="recompute"``: noisy weights that the backward makes again, and that no forward keeps.
 
 What the recomputation of an activation checkpoint sees is in `checkpoints`.
 """

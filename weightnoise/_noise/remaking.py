@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from weightnoise._noise.draws import apply_draw, bare, is_keyed
-from weightnoise._noise.recipe import Recipe, Source, tensors_in
 from weightnoise._noise.memory_recompute import Recomputed
+from weightnoise._noise.recipe import Recipe, Source, tensors_in
 from weightnoise._torch.autograd import Identity
 
 if TYPE_CHECKING:

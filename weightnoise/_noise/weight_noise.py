@@ -21,11 +21,11 @@ from weightnoise._noise.draws import (
 from weightnoise._noise.frames import NOT_DRAWN, NOTHING, Frames, was_offloaded
 from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.learning import Ties
+from weightnoise._noise.memory_recompute import Recomputed
 from weightnoise._noise.outside import CLEAN, kept_outside
 from weightnoise._noise.over_mesh import is_over_mesh, noisy_over_mesh
 from weightnoise._noise.precision import Lookout, look_while_tracing
 from weightnoise._noise.recipe import tensors_in
-from weightnoise._noise.memory_recompute import Recomputed
 from weightnoise._noise.remaking import recomputable
 from weightnoise._noise.resting import Made, can_rest
 from weightnoise._torch.dtensors import stand_in
