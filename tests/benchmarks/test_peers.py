@@ -44,6 +44,26 @@ class BayesConv2d(nn.Module):
         raise NotImplementedError("no padding")
 """
 
+FAULTS = """
+from types import SimpleNamespace
+class EasyConfig(SimpleNamespace):
+    @classmethod
+    def load_preset(cls, name):
+        assert name == "float_weight_fi"
+        return cls()
+    def set_module_used(self, index, module_type):
+        assert module_type == ["Linear"]
+class MRFI:
+    def __init__(self, model, config):
+        self.model, self.args = model, SimpleNamespace(rate=0.0)
+    def get_weights_configs(self, name):
+        assert name == "selector.args"
+        return self.args
+    def __call__(self, x):
+        assert self.args.rate > 0
+        return self.model(x)
+"""
+
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +151,8 @@ def test_an_environment_that_fails_is_made_again(tmp_path: Path, monkeypatch: py
     assert len(tries) == 2
 
 
-def test_every_peer_has_an_adapter_and_a_pinned_version() -> None:
-    assert set(ADAPTERS) == set(REQUIREMENTS)
+def test_every_peer_has_a_way_to_be_measured_and_a_pinned_version() -> None:
+    assert ADAPTERS.keys() | sweeps.SWEEPS.keys() == REQUIREMENTS.keys()
     assert all("==" in requirement for requirement in REQUIREMENTS.values())
 
 
@@ -235,6 +255,20 @@ def test_a_sweep_measures_every_level_as_often_as_there_are_draws() -> None:
     table = section.swept([{"peer": "torchbnn", "version": "7.7", "sweep": rows}, {"peer": "torchrl"}])
     assert table.splitlines()[2] == f"| torchbnn 7.7 | {ratios['torchbnn']:.1f} | {ratios['weightnoise on']:.1f} |"
     assert section.swept([{"peer": "torchrl"}]) == ""
+
+
+def test_a_peer_that_is_made_for_evaluations_stands_in_the_table_of_sweeps_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mrfi.py").write_text(FAULTS)
+    (tmp_path / "MRFI-2.1.0.dist-info").mkdir()
+    (tmp_path / "MRFI-2.1.0.dist-info" / "METADATA").write_text("Name: MRFI\nVersion: 2.1.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (found,) = section.measure(Options(seconds=0.0, threads=1, names=["MRFI"]), here, models=MODELS[:1], other=())
+    assert found.keys() == {"peer", "requirement", "version", "sweep"}
+    first, second = section.table([found]).split("\n\n")
+    assert len(first.splitlines()) == 2  # The heads.
+    assert second.splitlines()[2].startswith("| MRFI 2.1.0 |")
 
 
 @pytest.mark.parametrize("name", sweeps.SWEEPS)

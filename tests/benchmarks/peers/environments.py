@@ -14,6 +14,7 @@ REQUIREMENTS: dict[str, str] = {
     "analogvnn": "analogvnn==1.0.8",
     "bayesian-torch": "bayesian-torch==0.5.0",
     "blitz-bayesian-pytorch": "blitz-bayesian-pytorch==0.2.8",
+    "MRFI": "MRFI==2.1.0",
     "noise-injection": "noise-injection==0.3.0",
     "torch-uncertainty": "torch-uncertainty[cpu]==0.13.0",
     "torchbayesian": "torchbayesian==0.2.1",

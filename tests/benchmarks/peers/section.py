@@ -42,7 +42,8 @@ def measure(
         try:
             python = find(options.peers, name, REQUIREMENTS[name], options.about(name))
             row |= _figures(options, python, name, models, other)
-            row["memory"] = _memory(options, python, name, layers, width)
+            if "rows" in row:
+                row["memory"] = _memory(options, python, name, layers, width)
         except ProcessError as error:
             row["error"] = str(error)
         rows.append(row)
@@ -80,6 +81,8 @@ def table(rows: Sequence[Row]) -> str:
         name = f"{peer['peer']} {peer.get('version', '')}".strip()
         if "error" in peer:
             lines.append([name, f"does not run: {peer['error']}", *[""] * (len(heads))])
+            continue
+        if "rows" not in peer:  # It is made for evaluations alone.
             continue
         cells = [pair(peer, model, what) for model in models for what in ("step", "draw")]
         taken = peer["memory"]

@@ -59,7 +59,25 @@ def aihwkit(model: nn.Module, metric: Callable[[nn.Module], float], levels: Sequ
     return step
 
 
+def mrfi(model: nn.Module, metric: Callable[[nn.Module], float], levels: Sequence[float]) -> Step:
+    """The preset for faults in floating-point weights: in each forward one random bit flips, of weights at a rate."""
+    package = load("mrfi")
+    config = package.EasyConfig.load_preset("float_weight_fi")
+    config.set_module_used(0, module_type=["Linear"])
+    faulty = package.MRFI(model, config)
+    selector = faulty.get_weights_configs("selector.args")
+
+    def step() -> None:
+        for rate in levels:
+            selector.rate = rate
+            for _ in range(DRAWS):
+                metric(faulty)
+
+    return step
+
+
 SWEEPS = {
+    "MRFI": Sweep((1e-4, 1e-3, 1e-2), mrfi, lambda rate: wn.BitFlip(rate / 32)),  # Of 32 bits, one.
     "noise-injection": Sweep((0.01, 0.02, 0.05, 0.1), noise_injection, lambda std: wn.Gaussian(std)),
     "aihwkit": Sweep((0.0, 3600.0, 86400.0), aihwkit, lambda seconds: wn.ProgrammingNoise(time=seconds)),
 }

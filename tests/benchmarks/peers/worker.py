@@ -124,7 +124,7 @@ def peak(adapter: Adapter | None, layers: int, width: int) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one peer."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.peers.worker", description=main.__doc__)
-    parser.add_argument("name", choices=["plain", *ADAPTERS])
+    parser.add_argument("name", choices=["plain", *ADAPTERS, *SWEEPS])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", nargs="*", default=[], choices=list(WORKLOADS), metavar="MODEL")
@@ -136,10 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     adapter = ADAPTERS.get(options.name)
     if options.memory:
         sys.stdout.write(f"{peak(adapter, *options.memory)}\n")
-    elif adapter:
-        rows = measure(options.name, adapter, options.models, options.seconds)
-        found = {"version": metadata.version(options.name), "strength": strength(adapter), "rows": rows}
-        found["other"] = measure_other(options.name, adapter, options.other, options.seconds)
+    elif options.name != "plain":
+        found: Row = {"version": metadata.version(options.name)}
+        if adapter:
+            found["strength"] = strength(adapter)
+            found["rows"] = measure(options.name, adapter, options.models, options.seconds)
+            found["other"] = measure_other(options.name, adapter, options.other, options.seconds)
         if options.name in SWEEPS:
             found["sweep"] = measure_sweep(options.name, SWEEPS[options.name], options.seconds)
         sys.stdout.write(json.dumps(found) + "\n")
