@@ -60,7 +60,7 @@ def aihwkit(model: nn.Module, metric: Callable[[nn.Module], float], levels: Sequ
 
 
 def mrfi(model: nn.Module, metric: Callable[[nn.Module], float], levels: Sequence[float]) -> Step:
-    """The preset for faults in floating-point weights: in each forward one random bit flips, of weights at a rate."""
+    """The preset for faults in floating-point weights: in each forward one bit of some weights flips."""
     package = load("mrfi")
     config = package.EasyConfig.load_preset("float_weight_fi")
     config.set_module_used(0, module_type=["Linear"])
