@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -536,3 +537,27 @@ def test_the_module_may_be_loaded_again_as_notebooks_do() -> None:
     again = importlib.reload(_engine)
     assert torch.equal(again.filled(torch.tensor(1), [2500]), before)
     assert torch.equal(torch.ops.weightnoise.filled(torch.tensor(1), [2500], False), before)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="this system has no large pages",
+)
+@pytest.mark.parametrize("make", ["sum", "numbers", "pass"])
+def test_what_is_made_of_a_weight_of_32_mib_is_in_large_pages(make: str) -> None:
+    import resource  # Windows has none.
+
+    weight = torch.zeros(2**23 + 4096)
+    with torch.no_grad():
+        drawn = _engine.filled(torch.tensor(1), weight.shape)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        if make == "sum":
+            made = _engine.add_normal(weight, 1, 0.1, None)
+        elif make == "numbers":
+            made = _engine.filled(torch.tensor(2), weight.shape)
+        else:
+            made = wn.LogNormal(0.1).apply(weight, drawn, 1.0)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = made.nbytes / resource.getpagesize()
+    assert faults < pages / 4, f"{faults} page faults for {pages:.0f} pages"

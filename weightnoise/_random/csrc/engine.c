@@ -1,10 +1,14 @@
 /* The functions that Python calls: choice of the instruction set, and threads. */
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "engine.h"
 #include "quantile.h"
 
 #define PIECE (1 << 14) /* Numbers that are worth handing to another thread. */
+#define MAPPED (1 << 23) /* Numbers whose memory glibc gets from the system each time: 32 MiB. */
 #define SHORT (1 << 12) /* Numbers whose statistics are taken at once: they stay in the nearest cache. */
 
 typedef enum { NORMAL, UNIFORM, WORDS, SUM, PASS, ROWS, COLUMNS } what_t; /* Python knows the first three. */
@@ -65,6 +69,18 @@ void run_in_threads(void (*function)(void *), void *job, int threads) {
         function(job);
 }
 
+/* Ask for large pages, of 2 MiB, for memory that comes from the system with this call: where that gives a page only
+ * when it is first written to, one fault takes the place of 512, which take as long as the numbers do. */
+static void take_large_pages(number_t *out, int64_t count) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21;
+    uintptr_t start = ((uintptr_t)out + page - 1) & ~(page - 1), end = (uintptr_t)(out + count) & ~(page - 1);
+    if (count >= MAPPED && end > start) (void)madvise((void *)start, end - start, MADV_HUGEPAGE); /* It may say no. */
+#else
+    (void)out, (void)count;
+#endif
+}
+
 static int64_t pieces_of(int64_t size) { return (size + SHORT - 1) / SHORT; }
 
 /* The statistics of pieces of rows, counted over all rows. */
@@ -111,6 +127,7 @@ static void run(job_t job, int threads) { run_in(&job, threads, job.count / PIEC
 void weightnoise_fill(number_t *out, int64_t count, uint64_t key, int kind, int level, int threads) {
     job_t job = {.what = (what_t)kind, .kernels = kernels_of(level), .count = count, .key = key};
     job.sum.out = out;
+    take_large_pages(out, count);
     run(job, threads);
 }
 
@@ -119,6 +136,7 @@ void weightnoise_add(number_t *out, const number_t *weight, const number_t *scal
                      float strength, int64_t count, uint64_t key, int level, int threads) {
     job_t job = {.what = SUM, .kernels = kernels_of(level), .count = count, .key = key};
     job.sum = (sum_t){out, weight, scale, row_size, strength, 0, across};
+    if (out != weight) take_large_pages(out, count);
     run(job, threads);
 }
 
@@ -140,6 +158,7 @@ void weightnoise_apply(int law, number_t *out, const number_t *weight, const num
     job_t job = {.what = PASS, .kernels = kernels_of(level), .count = count};
     job.pass = (pass_t){(law_t)law, out, weight, drawn, learned, {0}};
     memcpy(job.pass.constants, constants, sizeof job.pass.constants);
+    if (out != weight && out != drawn) take_large_pages(out, count);
     run(job, threads);
 }
 
