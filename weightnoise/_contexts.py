@@ -15,8 +15,10 @@ from weightnoise._attach.find import every_noise, find_noise
 from weightnoise._checks import check_choice, check_count, check_sign, is_number, plain_number
 from weightnoise._errors import OptionError, OptionTypeError
 from weightnoise._holds import Reads, held_overrides, require_noise, weight_of
+from weightnoise._noise.checkpoints import fresh_in_regions
 from weightnoise._noise.context import AnyNoise, NoiseContext, Overrides
 from weightnoise._noise.control import Override
+from weightnoise._noise.held import HeldDraw
 from weightnoise._noise.holding import HeldNoise
 from weightnoise._random import seeds as _seeds
 
@@ -157,10 +159,17 @@ def hold_noise(
     rhos = _autocorrelations(every, rho, reads)
 
     def open_overrides(resets: int) -> Overrides:
-        own = seed if seed is None or resets == 0 else _seeds.derive_seed(seed, f"reset {resets}")
-        if own is None and (every is not None or rhos):
-            own = int(_seeds.key())  # A forward that moves time on may be in a checkpoint.
-        return held_overrides(find_noise(model), own, sign, reads, rhos)
+        if seed is not None:
+            own = seed if resets == 0 else _seeds.derive_seed(seed, f"reset {resets}")
+            return held_overrides(find_noise(model), own, sign, reads, rhos)
+        holds = fresh_in_regions("holds", drawn)
+        return [(noise, Override(held=held)) for noise, held in holds]
+
+    def drawn() -> list[tuple[AnyNoise, HeldDraw]]:
+        # With a key, a forward that moves time on may be in a checkpoint.
+        own = int(_seeds.key()) if every is not None or rhos else None
+        found = held_overrides(find_noise(model), own, sign, reads, rhos)
+        return [(noise, override.held) for noise, override in found if override.held is not None]
 
     return HeldNoise(open_overrides, weight_of, None if every is None else (model, every))
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import weightnoise as wn
@@ -196,3 +199,73 @@ def test_the_mode_outlives_its_owner_nowhere() -> None:
     state = pickle.loads(pickle.dumps(noise))
     assert state.training is False
     assert state.owner is None
+
+
+class SwitchesOn(nn.Module):
+    """Reads its weight before noise is switched on within the forward, several times meanwhile, and after."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(size))
+
+    def forward(self, switch: Any, x: Tensor) -> Any:
+        reads: list[Tensor] = [self.matrix]
+        with switch(self):
+            reads += [self.matrix, self.matrix]
+            x = torch.tanh(x @ self.matrix) @ self.matrix
+        reads.append(self.matrix)
+        with switch(self):
+            reads.append(self.matrix)
+            x = x @ self.matrix
+        return reads, x
+
+
+class Going(SwitchesOn):
+    """The same as a generator."""
+
+    def forward(self, switch: Any, x: Tensor) -> Any:
+        yield super().forward(switch, x)
+
+
+@contextmanager
+def in_training_mode(model: nn.Module) -> Iterator[None]:
+    model.train()
+    yield
+    model.eval()
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("how", ["forward", "generator", "instance"])
+@pytest.mark.parametrize("switch", [wn.force_noise, in_training_mode])
+@pytest.mark.parametrize("size", [8, 64])
+def test_noise_that_is_switched_on_within_a_forward_has_one_draw(
+    size: int, switch: Any, how: str, memory: Any
+) -> None:
+    model: Any = (Going if how == "generator" else SwitchesOn)(size)
+    if how == "instance":
+        model.forward = model.forward
+    wn.add_weight_noise(model, 0.3, when="training", memory=memory).eval()
+    found = model(switch, torch.randn(3, size))
+    reads, _ = next(found) if how == "generator" else found
+    assert reads[0] is reads[3] is model._parameters["matrix"]
+    assert not torch.equal(reads[1], reads[0])
+    assert torch.equal(reads[1], reads[2])
+    assert torch.equal(reads[1], reads[4])
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("switch", [wn.force_noise, in_training_mode])
+@pytest.mark.parametrize("size", [8, 64])
+def test_noise_that_is_switched_on_within_a_checkpointed_forward(
+    size: int, switch: Any, reentrant: bool, memory: Any
+) -> None:
+    model = wn.add_weight_noise(SwitchesOn(size), 0.3, when="training", memory=memory).eval()
+    found = []
+    for way in (lambda call, x: call(x), partial(checkpoint, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        x = torch.randn(3, size, requires_grad=True)
+        model.zero_grad()
+        way(lambda x: model(switch, x)[1], x).square().sum().backward()
+        found.append((x.grad, model.get_parameter("matrix").grad))
+    assert_close(found[0], found[1])

@@ -400,3 +400,55 @@ def test_the_graph_keeps_no_noisy_weight() -> None:
     loss = checkpoint(model, torch.ones(3, 64, requires_grad=True), use_reentrant=False).sum()
     assert large() == before
     loss.backward()
+
+
+class OpensAHold(nn.Module):
+    """Holds its noise in its own forward, and may let it move on or draw anew."""
+
+    def __init__(self, kind: str, size: int, moves: str) -> None:
+        super().__init__()
+        self.inner = KINDS[kind](block(size))
+        self.moves = moves
+
+    def forward(self, x: Tensor) -> Tensor:
+        with wn.hold_noise(self.inner) as held:
+            x = self.inner(x)
+            if self.moves:
+                getattr(held, self.moves)()
+            x = self.inner(x)
+        with wn.hold_noise(self.inner):
+            output: Tensor = self.inner(x)
+        return output
+
+
+def nested(outer: bool, inner: bool, reentrant: tuple[bool, bool], call: Any, x: Tensor) -> Any:
+    """A region in a region, of which torch repeats the numbers of one, of both or of neither."""
+
+    def around(x: Tensor) -> Any:
+        return checkpoint(call, x, use_reentrant=reentrant[1], preserve_rng_state=inner)
+
+    return checkpoint(around, x, use_reentrant=reentrant[0], preserve_rng_state=outer)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("moves", ["", "reset", "advance"])
+@pytest.mark.parametrize("way", ["numbers not repeated", "numbers not repeated, reentrant"])
+def test_a_hold_without_a_seed_where_numbers_are_not_repeated(way: str, moves: str, kind: str, size: int) -> None:
+    model, x = OpensAHold(kind, size, moves), torch.randn(3, size)
+    expected = gradients(model, lambda model, x: model(x), x, nothing, nothing, nothing)
+    found = gradients(model, lambda model, x: WAYS[way](model, x), x, nothing, nothing, nothing)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("repeated", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("reentrant", [(True, True), (True, False), (False, False)])
+def test_regions_in_regions_where_numbers_are_not_repeated(
+    reentrant: tuple[bool, bool], repeated: tuple[bool, bool], kind: str, size: int
+) -> None:
+    model, x = KINDS[kind](block(size)), torch.randn(3, size)
+    way = partial(nested, *repeated, reentrant)
+    expected = gradients(model, lambda model, x: model(x), x, nothing, nothing, nothing)
+    assert_close(gradients(model, lambda model, x: way(model, x), x, nothing, nothing, nothing), expected)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 import weightnoise as wn
-from tests.cases import CASES, kinds_of_noise
+from tests.cases import CASES, LAWS, kinds_of_noise
 from tests.helpers import Counting
 
 Run = Callable[..., Any]
@@ -171,6 +171,71 @@ def test_a_dispatch_mode_around_the_forward_or_the_backward_alone(
             return checkpoint(call, x, use_reentrant=use_reentrant)
 
     assert_gradient_at_the_drawn_weight(forward, Inert if where == "backward" else nullcontext, law)
+
+
+def under_a_mode(model: nn.Module, x: Tensor, call: Run, where: str) -> list[Tensor]:
+    """The loss and all gradients, with a dispatch mode around the forward, the backward, both or neither."""
+    model.zero_grad()
+    torch.manual_seed(3)
+    with Inert() if where in ("forward", "both") else nullcontext():
+        loss = call(model, x).square().sum()
+    with Inert() if where in ("backward", "both") else nullcontext():
+        loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same_under_modes(model: nn.Module, x: Tensor) -> None:
+    expected = under_a_mode(model, x, lambda part, x: part(x), "")
+    calls: list[Run] = [partial(checkpoint, use_reentrant=one) for one in (True, False)]
+    for call in (lambda part, x: part(x), *calls):
+        for where in ("forward", "backward", "both"):
+            assert_close(under_a_mode(model, x, call, where), expected)
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("size", [8, 64, 256])
+@pytest.mark.parametrize("law", LAWS)
+def test_a_dispatch_mode_and_every_law(law: str, size: int, memory: Any) -> None:
+    layers = [nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 8), nn.Tanh()]
+    model = wn.add_weight_noise(nn.Sequential(*layers), LAWS[law], memory=memory)
+    assert_same_under_modes(model, torch.randn(3, size, requires_grad=True))
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("law", [*LAWS, "salt"])
+def test_a_dispatch_mode_and_every_law_on_activations(law: str, size: int) -> None:
+    layers = [nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 8), nn.Tanh()]
+    noise: Any = wn.SaltAndPepper(0.2) if law == "salt" else LAWS[law]
+    try:
+        model = wn.add_activation_noise(nn.Sequential(*layers), noise)
+    except (wn.WeightNoiseError, ValueError):
+        pytest.skip("not for activations")
+    assert_same_under_modes(model, torch.randn(64, size, requires_grad=True))
+
+
+@pytest.mark.parametrize("kind", ["flipout", "local", "lookup", "lookup held", "bag"])
+def test_a_dispatch_mode_and_other_kinds_of_reads(kind: str) -> None:
+    if kind in ("flipout", "local"):
+        layers = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8))
+        assert_same_under_modes(
+            wn.add_weight_noise(layers, 0.2, estimator=kind),  # type: ignore[arg-type]
+            torch.randn(3, 64, requires_grad=True),
+        )
+        return
+
+    class LookUp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = (nn.EmbeddingBag if kind == "bag" else nn.Embedding)(500, 8)
+            self.tokens = torch.tensor([[3, 7, 7], [499, 0, 3]])
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.table(self.tokens)
+            return torch.tanh(found * x)
+
+    model, x = wn.add_weight_noise(LookUp(), 0.3), torch.randn(8, requires_grad=True)
+    with wn.hold_noise(model, seed=0) if kind == "lookup held" else nullcontext():
+        assert_same_under_modes(model, x)
 
 
 def test_the_way_that_saves_products_draws_again_and_the_one_that_saves_noise_does_not() -> None:

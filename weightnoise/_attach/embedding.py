@@ -13,7 +13,7 @@ from weightnoise._noise.draws import bare
 from weightnoise._noise.resting import can_rest
 from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.export import refuse_export
-from weightnoise._torch.modes import in_transform, sees_operations
+from weightnoise._torch.modes import PLAIN, computes_numbers
 
 LOOKUPS = (nn.Embedding.forward, nn.EmbeddingBag.forward)
 _SHARE = 4  # A lookup of more than a quarter of the rows draws them all.
@@ -47,24 +47,21 @@ def _fits(noise: WeightNoise, effective: EffectiveControl, layer: Any, weight: A
     return (
         type(weight) is nn.Parameter
         and weight.is_cpu
-        and isinstance(tokens, Tensor)
+        and type(tokens) in PLAIN
+        and computes_numbers()  # A compiler or a transformation does not know how many rows a batch looks up.
         and not layer.scale_grad_by_freq
         and 0 < tokens.numel() * _SHARE <= len(weight)
         and not (
             effective.held is not None and not torch.is_grad_enabled() and can_rest(noise, effective.held, weight)
         )
-        and (noise.can_fuse(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
+        and (noise.has_key(weight) if effective.held is None else _takes_rows_of_held(noise, weight))
     )
 
 
 def _takes_rows_of_held(noise: WeightNoise, weight: Tensor) -> bool:
-    # How many rows a batch looks up is not known to a compiler or a transformation. In shorter dtypes torch rounds
-    # a number by its place in memory: once in the middle of an array, and twice at its end.
-    return (
-        noise.takes_keys
-        and weight.dtype in (torch.float32, torch.float64)
-        and not (torch.compiler.is_compiling() or sees_operations() or in_transform())
-    )
+    # In shorter dtypes torch rounds a number by its place in memory: once in the middle of an array, and twice at
+    # its end.
+    return noise.takes_keys and weight.dtype in (torch.float32, torch.float64)
 
 
 def _bag(

@@ -40,7 +40,10 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             if not one.control.off and (not one.control.gated or self.training):
                 break
         else:
-            return base.forward(self, *args, **kwargs)
+            if not module_noise.may_come():
+                return base.forward(self, *args, **kwargs)
+            if not goes_on_later:
+                return in_frame(module_noise, base.forward, self, *args, **kwargs)
         if goes_on_later:
             return resumed(module_noise, functools.partial(base.forward, self))(*args, **kwargs)
         noise = module_noise.per_example
@@ -50,10 +53,8 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
                 raise UnsupportedParameterError(_PATCHED.format(name=noise.name, estimator=noise.estimator))
             return forward_per_example(noise, effective, base.forward, self, *args, **kwargs)
         if looks_up and base.forward is own:
-            found = forward_looked_up(
-                getattr(holder._modules.get("weight"), "only_noise", None), self, *args, **kwargs
-            )
-            if found is not None:
+            only = getattr(holder._modules.get("weight"), "only_noise", None)
+            if (found := forward_looked_up(only, self, *args, **kwargs)) is not None:
                 return found
         if module_noise.recomputes:
             return in_frame(module_noise, base.forward, self, *args, **kwargs)

@@ -59,6 +59,10 @@ class ModuleNoise:
         """Whether a read of any of the tensors is noisy now."""
         return any(noise.live() for noise in self._noises)
 
+    def may_come(self) -> bool:
+        """Whether a forward may read any of them noisy: what is off in eval mode can be switched on within it."""
+        return not all(noise.control.off for noise in self._noises)
+
     def __reduce__(self) -> tuple[type[ModuleNoise], tuple[Frames, list[WeightNoise]]]:
         return ModuleNoise, (self.frames, self.noises)
 
@@ -142,7 +146,7 @@ class InstanceForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The inner forward's result."""
-        if not self.module_noise.live():
+        if not self.module_noise.may_come():
             return self.inner(*args, **kwargs)
         if goes_on(self.inner):
             return resumed(self.module_noise, self.inner)(*args, **kwargs)

@@ -13,8 +13,7 @@ holds again, for all threads, while compiled code there runs a second time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import torch
@@ -23,80 +22,18 @@ from torch import Tensor
 from weightnoise._errors import RecomputedReadWarning, WeightNoiseError
 from weightnoise._noise.frames import OPENERS, Frames
 from weightnoise._noise.recipe import Recipe
+from weightnoise._noise.regions import Held, Region, Then
 from weightnoise._noise.resting import bring_back, reads_are_compiled
 from weightnoise._torch.checkpoints import Checkpoint, running_checkpoints, waiting_checkpoints
 from weightnoise._torch.modes import in_backward, may_be_in_checkpoint
 from weightnoise._torch.tracing import while_tracing
 
 if TYPE_CHECKING:
-    from weightnoise._noise.control import NoiseControl, Override
+    from weightnoise._noise.control import NoiseControl
     from weightnoise._noise.held import HeldDraw
     from weightnoise.laws import Law
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Then:
-    """The control of one noise in the forward of a region.
-
-    Attributes:
-        overrides: those of the contexts that were open around the region.
-        scheduled: the factor of the schedule.
-        training: whether the module was in training mode.
-    """
-
-    overrides: tuple[Override, ...]
-    scheduled: float
-    training: bool
-
-
-class Region:
-    """A checkpointed function, and what its forward saw of the noises; called only to compute it again.
-
-    Attributes:
-        then: what held, by noise.
-        before: what an owner's forward around the region had drawn before it, by scope.
-        draws: the draws of each noise in order, where torch does not put the random state back.
-        compiled: what held for compiled code, by control, for all that has changed since.
-    """
-
-    def __init__(self, function: Callable[..., Any], repeats_numbers: bool) -> None:
-        self.function = function
-        self.repeats_numbers = repeats_numbers
-        self.then: dict[Any, Then] = {}
-        self.before: dict[Frames, dict[str, Any]] = {}
-        self.draws: dict[Any, list[Any]] = {}
-        self.drawn: dict[Any, int] = {}
-        self.compiled: dict[NoiseControl, Held] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the function again."""
-        controls = [noise.control for noise in self.then]
-        for control in (*controls, *self.compiled):
-            if control.removed:
-                raise RuntimeError(_REMOVED.format(name=control.removed))
-        self.drawn = {}
-        now = {control: control.put(then) for control, then in self.compiled.items()}
-        for control in controls:
-            control.recall(1)
-        running = [(frames.running, dict(before)) for frames, before in self.before.items()]
-        for stack, kept in running:
-            stack.append(kept)
-        try:
-            return self.function(*args, **kwargs)
-        finally:
-            for stack, _ in running:
-                stack.pop()
-            for control in controls:
-                control.recall(-1)
-            for control, held in now.items():
-                control.put(held)
-
-    def again(self, noise: Any) -> Any:
-        """The next draw of a noise, as it was in the forward."""
-        place = self.drawn[noise] = self.drawn.get(noise, -1) + 1
-        return self.draws[noise][place]
 
 
 class Recalled:
@@ -110,6 +47,9 @@ class Recalled:
     def __init__(self, held: HeldDraw | None, factor: float, forwards: list[Region], again: Region | None) -> None:
         self.held, self.factor = held, factor
         self._forwards, self._again = forwards, again
+        if again is not None and not again.repeats_numbers:
+            for region in forwards:  # They draw what that forward drew, from no state of torch's.
+                region.repeats_numbers = False
 
     def fresh(self, noise: Any, make: Callable[[], T], numbers: bool = True) -> T:
         """A fresh draw; in a recomputation for which torch repeats no ``numbers``, that of the forward."""
@@ -125,9 +65,6 @@ class Recalled:
         again = self._again
         return again is not None and again.drawn.get(key, -1) + 1 < len(again.draws.get(key, ()))
 
-
-# The contexts that are open and the factor of the schedule.
-Held: TypeAlias = "tuple[Sequence[Override], float]"
 
 # What holds for one read.
 EffectiveControl: TypeAlias = Union["NoiseControl", Recalled]
@@ -151,6 +88,15 @@ def keep_for_compiled(control: NoiseControl, then: Held) -> None:
 def fresh(effective: EffectiveControl, noise: Any, make: Callable[[], T], numbers: bool = True) -> T:
     """A fresh draw, where nothing is held; or what is no random number, and is looked up once for a forward."""
     return effective.fresh(noise, make, numbers) if isinstance(effective, Recalled) else make()
+
+
+def fresh_in_regions(key: Any, make: Callable[[], T]) -> T:
+    """What is made of fresh numbers in no read of a noise, such as a hold that is entered in a region."""
+    if torch.compiler.is_compiling() or not may_be_in_checkpoint():
+        return make()
+    forwards = running_checkpoints(OPENERS)
+    again = _region(forwards.pop()) if forwards and forwards[-1].again else None
+    return Recalled(None, 1.0, [_region(one) for one in forwards], again).fresh(key, make)
 
 
 def held_draw(effective: EffectiveControl, held: HeldDraw, noise: Any, value: Tensor, law: Law) -> Any:
@@ -249,9 +195,4 @@ _READ_AGAIN = (
 _FRESH_READS = (
     "The noise on '{name}' is read anew by each forward inside `hold_noise(reads='fresh')`, and a checkpoint "
     "computes a forward again, with other numbers. Use reads='held', or take the forward out of the checkpoint."
-)
-
-_REMOVED = (
-    "The noise on '{name}' was removed between a checkpointed forward and its backward, which computes that "
-    "forward again. Call remove_weight_noise or remove_activation_noise after the backward."
 )

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from weightnoise._noise.checkpoints import Held, Region, keep_for_compiled, regions_around
+from weightnoise._noise.checkpoints import keep_for_compiled, regions_around
 from weightnoise._noise.held import HeldDraw
+from weightnoise._noise.regions import Held, Region
 from weightnoise._noise.resting import Made
 
 When: TypeAlias = Literal["always", "training"]

@@ -17,7 +17,7 @@ from weightnoise._noise.outside import taken_outside
 from weightnoise._random import philox as _engine
 from weightnoise._random import seeds as _seeds
 from weightnoise._random.common import Common, drawn_with
-from weightnoise._torch.modes import in_transform
+from weightnoise._torch.modes import computes_numbers
 from weightnoise._torch.modules import is_fully_sharded
 
 Memory: TypeAlias = Literal["keep", "recompute"]
@@ -77,20 +77,20 @@ class Drawing(Learning):
         if self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, eager):
             on_gpu = _engine._TRITON and _engine.by_triton(weight)
             return Key((_seeds.key(weight.device) if on_gpu else int(_seeds.key()),))
-        if self.memory == "recompute" and not (torch.compiler.is_compiling() or in_transform()):
+        if self.memory == "recompute" and computes_numbers() and not self.has_key(weight):
             key = _seeds.key()
             if type(key) is Tensor:  # A fake one has no number.
                 return Seed(key)
         return self._drawn(weight)
 
+    def has_key(self, weight: Tensor) -> bool:
+        """Whether a key stands for a draw where no mode looks on, so that its numbers are the same in a mode."""
+        return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight, True)
+
     def seeded_draw(self, weight: Tensor, seed: int) -> Any:
         """The draw that belongs to ``seed``, leaving torch's random state as it is."""
         with _seeds.seeded(seed, weight.device), torch.no_grad():
             return self._drawn(weight)
-
-    def can_fuse(self, weight: Tensor) -> bool:
-        """Whether a key stands for a fresh draw, whose numbers are added to the weight as they are made."""
-        return self.takes_keys and self.chip_draw is None and _engine.can_fuse(weight)
 
     def _drawn(self, weight: Tensor) -> Any:
         if self.chip_draw is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._errors import WeightNoiseError
+from weightnoise._noise.checkpoints import fresh_in_regions
 from weightnoise._noise.draws import Key, apply_draw, drawing_alone, drawing_apart
 from weightnoise._noise.paths import Step, parted, total
 from weightnoise._noise.resting import WAITING, First, Made, can_repeat, is_nothing, reads_are_compiled, size_of
@@ -85,7 +86,7 @@ class HeldDraw:
 
     def later(self, steps: int) -> HeldDraw:
         """The draw of the same chip some steps of time later; it is made when it is asked for."""
-        seed = int(_seeds.key()) if self.seed is None else self.seed
+        seed = fresh_in_regions("steps", lambda: int(_seeds.key())) if self.seed is None else self.seed
         there: dict[str, Any] = {"kept": (), "first": None, "origin": None, "made": {}}
         new = replace(self, seed=seed, past=(self, steps), step=self.step + 1, **there)
         if self.key is not None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightnoise._torch.modes import PLAIN, in_dual_level, is_plain, runs_eagerly
+from weightnoise._torch.modes import PLAIN, computes_numbers, in_dual_level, is_plain
 
 _STRIDED = torch.strided
 
 
 def has_plain_numbers(*tensors: Tensor) -> bool:
-    """Whether C may work on all of these here and now: float32 numbers side by side, and nothing looks on."""
+    """Whether C may work on all of these here and now: float32 numbers side by side.
+
+    Under a dispatch mode too, by an operator that it sees: a forward may be in a mode and its recomputation not,
+    and both have to have the same bits, and save as many tensors.
+    """
     return (
-        runs_eagerly()
+        computes_numbers()
         and not in_dual_level()
         and all(one.is_cpu and one.dtype is torch.float32 and is_plain(one) for one in tensors)
     )

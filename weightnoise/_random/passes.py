@@ -11,7 +11,8 @@ from torch import Tensor
 
 from weightnoise._random import philox as _engine
 from weightnoise._random.memory import address, has_plain_numbers
-from weightnoise._torch.autograd import output_like
+from weightnoise._torch.autograd import Identity, output_like
+from weightnoise._torch.modes import sees_operations
 
 LOG_NORMAL, SOFTPLUS, ROOT, REPLACED = range(4)  # As in csrc/.
 
@@ -48,8 +49,17 @@ def apply(
         drawn: the random numbers.
         learned: what it has learned for each weight; without a gradient.
     """
+    if sees_operations():
+        made = torch.ops.weightnoise.applied(law, constants, weight.detach(), drawn, learned)
+        return Identity.apply(weight, made)  # type: ignore[no-any-return, no-untyped-call]
+    return _written(output_like(weight), law, constants, weight, drawn, learned)
+
+
+def _written(
+    out: Tensor, law: int, constants: Sequence[float], weight: Tensor, drawn: Tensor, learned: Tensor | None
+) -> Tensor:
     assert _engine._LIBRARY is not None
-    out, count = output_like(weight), weight.numel()
+    count = weight.numel()
     _engine._LIBRARY.weightnoise_apply(
         law,
         *[address(one, torch.float32, count) for one in (out, weight, drawn)],
@@ -60,6 +70,21 @@ def apply(
         torch.get_num_threads(),
     )
     return out
+
+
+def _applied(
+    law: int, constants: Sequence[float], weight: Tensor, drawn: Tensor, learned: Tensor | None
+) -> Tensor:
+    return _written(torch.empty_like(weight), law, constants, weight, drawn, learned)
+
+
+if _engine._LIBRARY is not None:
+    torch.library.custom_op(
+        "weightnoise::applied",
+        _applied,
+        mutates_args=(),
+        schema="(int law, float[] constants, Tensor weight, Tensor drawn, Tensor? learned) -> Tensor",
+    ).register_fake(lambda law, constants, weight, drawn, learned: torch.empty_like(weight))
 
 
 def with_gradients(

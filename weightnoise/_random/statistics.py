@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightnoise._random import philox as _engine
 from weightnoise._random.memory import address, has_plain_numbers, size_of_rows
+from weightnoise._torch.modes import sees_operations
 
 LARGEST, EXTREMES, DEVIATION = range(3)  # As in csrc/.
 
@@ -39,14 +40,32 @@ def quick(weight: Tensor, what: int, dim: int | None) -> Tensor | None:
     rows = 1 if dim is None else weight.shape[:dim].numel()
     if not (_can_look(weight) and (not dim or rows >= _LEAST_ROWS)):
         return None
-    count = 1 if dim is None else weight.shape[dim]
-    out = torch.empty((1 + (what == EXTREMES), count), dtype=torch.float32, device="cpu")
-    if dim:
-        _of_columns(what, out, weight, rows, weight.shape[dim + 1 :].numel())
-    else:
-        _of_rows(what, out, weight, count)
-    shape = [count if one == dim else 1 for one in range(weight.ndim)]
+    out = torch.ops.weightnoise.statistic(what, weight, dim) if sees_operations() else _found(what, weight, dim)
+    shape = [weight.shape[dim] if one == dim else 1 for one in range(weight.ndim)]
     return out.reshape([2, *shape] if what == EXTREMES else shape)
+
+
+def _found(what: int, weight: Tensor, dim: int | None) -> Tensor:
+    out = _room(what, weight, dim)
+    if dim:
+        _of_columns(what, out, weight, weight.shape[:dim].numel(), weight.shape[dim + 1 :].numel())
+    else:
+        _of_rows(what, out, weight, out.shape[1])
+    return out
+
+
+def _room(what: int, weight: Tensor, dim: int | None) -> Tensor:
+    count = 1 if dim is None else weight.shape[dim]
+    return torch.empty((1 + (what == EXTREMES), count), dtype=torch.float32, device="cpu")
+
+
+if _engine._LIBRARY is not None:
+    torch.library.custom_op(
+        "weightnoise::statistic",
+        _found,
+        mutates_args=(),
+        schema="(int what, Tensor weight, int? dim) -> Tensor",
+    ).register_fake(_room)
 
 
 def _can_look(weight: Tensor) -> bool:

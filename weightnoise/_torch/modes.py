@@ -39,6 +39,11 @@ def runs_eagerly() -> bool:
     return not torch.compiler.is_compiling() and _dispatch_modes() == 0 and _transformation() is None
 
 
+def computes_numbers() -> bool:
+    """Whether operations on plain tensors make numbers: no compiler or transformation runs; a mode may look on."""
+    return not torch.compiler.is_compiling() and _transformation() is None
+
+
 def outside_transforms() -> AbstractContextManager[Any]:
     """Operations inside do what they say on plain tensors, whatever transformation of `torch.func` is running."""
     return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()

@@ -10,7 +10,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_strength
 from weightnoise._random import draws as _random
 from weightnoise._random import passes as _passes
-from weightnoise._torch.modes import runs_eagerly
+from weightnoise._torch.modes import computes_numbers
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import law_repr
 from weightnoise.laws._scale import Gradient, wide
@@ -80,7 +80,7 @@ class LogNormal(Law):
 
 
 def _ratio(noise: Tensor, std: float) -> Tensor:
-    if runs_eagerly():
+    if computes_numbers():
         return torch.rsub(noise, std * std / -2, alpha=-std).exp_()
     # For compiled code alpha is a constant, and a schedule's factor none.
     return (noise * std - std * std / 2).exp()

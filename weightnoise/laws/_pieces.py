@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightnoise._torch.autograd import Identity
-from weightnoise._torch.modes import PLAIN, in_dual_level, is_plain, runs_eagerly
+from weightnoise._torch.modes import PLAIN, computes_numbers, in_dual_level, is_plain, runs_eagerly
 
 PIECE = 1 << 16  # Numbers. With fewer, the calls cost more than what stays in the cache saves.
 LARGE = 1 << 15  # Numbers for which another pass costs more than a function of our own.
@@ -69,5 +69,5 @@ def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
 
 def _by_itself(weight: Tensor, noisy: Tensor) -> bool:
     """Whether ``noisy`` is a plain tensor with memory of its own that has no other gradient."""
-    plain = runs_eagerly() and type(weight) in PLAIN and type(noisy) is Tensor and not in_dual_level()
+    plain = computes_numbers() and type(weight) in PLAIN and type(noisy) is Tensor and not in_dual_level()
     return plain and not noisy.requires_grad and noisy.data_ptr() != weight.data_ptr()

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_per
 from weightnoise._errors import OptionError
 from weightnoise._random import statistics as _statistics
-from weightnoise._torch.modes import in_dual_level, runs_eagerly
+from weightnoise._torch.modes import PLAIN, computes_numbers, in_dual_level
 from weightnoise.laws._regions import Per, Regions, regional
 
 _LARGE = 1 << 15
@@ -78,12 +78,17 @@ def _over(weight: Tensor, relative_to: RelativeTo, dims: tuple[int, ...], found:
 
 def _std(weight: Tensor, dims: tuple[int, ...], found: Tensor | None) -> Tensor:
     """As torch.std, which takes ten times as long. With a graph and without, it is the same number."""
-    if found is None and weight.numel() >= _LARGE and weight.is_cpu and runs_eagerly() and not in_dual_level():
+    if found is None and _can_look(weight):
         found = _quick_std(weight.detach(), dims)
     if found is not None and not _needs_graph(weight):
         return found
     exact = torch.std(weight, dim=dims, correction=0, keepdim=True)
     return exact if found is None else found + (exact - exact.detach())
+
+
+def _can_look(weight: Tensor) -> bool:
+    numbers = type(weight) in PLAIN and weight.is_cpu and computes_numbers()
+    return numbers and weight.numel() >= _LARGE and not in_dual_level()
 
 
 def _quick_std(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
