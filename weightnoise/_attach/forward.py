@@ -15,6 +15,7 @@ from weightnoise._attach.per_example import forward_per_example
 from weightnoise._errors import UnsupportedParameterError
 from weightnoise._noise.frames import opens_frame
 from weightnoise._noise.resting import weight_at_rest
+from weightnoise._noise.weight_noise import WeightNoise
 from weightnoise._torch.layers import WITH_WEIGHT
 
 
@@ -36,21 +37,20 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             weight = weight_at_rest(self, rest[0])
             if weight is not None and base.forward is own:
                 return with_weight(self, weight, *args, **kwargs)
+        waits = False
         for one in module_noise._noises:
             if not one.control.off and (not one.control.gated or self.training):
                 break
+            waits |= not one.control.off  # For training: a context or a mode within the forward may switch it on.
         else:
-            if not module_noise.may_come():
+            if not waits or (with_weight and base.forward is own):
                 return base.forward(self, *args, **kwargs)
-            if not goes_on_later:
-                return in_frame(module_noise, base.forward, self, *args, **kwargs)
         if goes_on_later:
             return resumed(module_noise, functools.partial(base.forward, self))(*args, **kwargs)
         noise = module_noise.per_example
         effective = None if noise is None else noise.effective()
         if noise is not None and effective is not None:
-            if base.forward is not own:
-                raise UnsupportedParameterError(_PATCHED.format(name=noise.name, estimator=noise.estimator))
+            _check_patched(base, own, noise)
             return forward_per_example(noise, effective, base.forward, self, *args, **kwargs)
         if looks_up and base.forward is own:
             only = getattr(holder._modules.get("weight"), "only_noise", None)
@@ -66,6 +66,11 @@ def noisy_forward(base: type[nn.Module]) -> Callable[..., Any]:
             running.pop()
 
     return opens_frame(forward)
+
+
+def _check_patched(base: type[nn.Module], own: Any, noise: WeightNoise) -> None:
+    if base.forward is not own:
+        raise UnsupportedParameterError(_PATCHED.format(name=noise.name, estimator=noise.estimator))
 
 
 _PATCHED = (
