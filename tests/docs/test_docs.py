@@ -60,7 +60,7 @@ def test_code_blocks_run(
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # Dataclasses look up the module they are defined in.
-    for block in shorter(page.name, blocks(page), pytestconfig):
+    for block in shorter(f"{page.parent.name}/{page.name}", blocks(page), pytestconfig):
         exec(compile(block, str(page), "exec"), vars(module))
 
 

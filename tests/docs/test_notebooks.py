@@ -49,7 +49,7 @@ def test_it_runs_and_prints_and_draws_what_it_holds(
             pytest.skip(f"needs {package}, of the extra 'ecosystem' or 'pretrained'")
     kept, now = notebooks.read(name), notebooks.read(name)
     cells = [cell for cell in now["cells"] if cell["cell_type"] == "code"]
-    codes = shorter(f"{name}.ipynb", ["".join(cell["source"]) for cell in cells], pytestconfig)
+    codes = shorter(f"examples/{name}.ipynb", ["".join(cell["source"]) for cell in cells], pytestconfig)
     for cell, code in zip(cells, codes, strict=True):
         cell["source"] = [code]
     monkeypatch.setattr(notebooks, "read", lambda name: now)
