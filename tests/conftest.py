@@ -109,9 +109,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--quick"):
         left = {item for item in items if _is_left_out(item)}
     elif not config.getoption("--product"):
-        large = [product for product in products.values() if len(product) > _MANY_PAIRS]
-        left = {item for product in large for item in product}.difference(*map(_pairs, large))
-        left |= {item for item in items if item.get_closest_marker("exhaustive")}
+        left = {item for item in items if item.get_closest_marker("exhaustive")}
+        rest = ([item for item in product if item not in left] for product in products.values())
+        large = [product for product in rest if len(product) > _MANY_PAIRS]
+        left |= {item for product in large for item in product}.difference(*map(_pairs, large))
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -265,6 +265,17 @@ def test_a_failure_inside_a_removal_that_bakes_leaves_the_noise_and_the_weights(
     assert_sound(model, plain)
 
 
+@cache
+def is_guarded(code: CodeType, number: int) -> bool:
+    """Whether something can be done about an interrupt at a line.
+
+    Python comes back to the line of a `with` before it leaves it, where no signal is handled. Nothing in Python
+    guards the step before a `try`, the first one of an __exit__ or a `finally`, or the end of a call.
+    """
+    begins = code.co_name == "__exit__" and number <= code.co_firstlineno + len(_SIGNATURE) + 1
+    return not begins and not linecache.getline(code.co_filename, number).strip().startswith(_UNGUARDED)
+
+
 class Interrupt:
     """Raises KeyboardInterrupt at one line of the package, and tells where it was."""
 
@@ -277,12 +288,7 @@ class Interrupt:
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE):
             return None
-        source = linecache.getline(code.co_filename, frame.f_lineno).strip()
-        # Python comes back to the line of a `with` before it leaves it, where no signal is handled. Nothing in
-        # Python guards the step before a `try`, the first one of an __exit__ or a `finally`, or the end of a call.
-        if event != "line" or source.startswith(_UNGUARDED):
-            return self.trace
-        if code.co_name == "__exit__" and frame.f_lineno <= code.co_firstlineno + len(_SIGNATURE) + 1:
+        if event != "line" or not is_guarded(code, frame.f_lineno):
             return self.trace
         line = code.co_filename, frame.f_lineno
         self.passed[line] += 1
@@ -290,6 +296,7 @@ class Interrupt:
             return self.trace
         self.left -= 1
         if self.left == 0:
+            source = linecache.getline(*line).strip()
             self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}: {source}"
             raise KeyboardInterrupt
         return self.trace

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs import shorter
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TRAINING = {  # Guides, for more than a moment.
@@ -50,13 +52,15 @@ def blocks(page: Path) -> list[str]:
         for page in PAGES
     ],
 )
-def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
     for package in NEEDS.get(page.stem, []):
         pytest.importorskip(package, reason="is in the extra 'ecosystem' or in none")
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # Dataclasses look up the module they are defined in.
-    for block in blocks(page):
+    for block in shorter(f"{page.parent.name}/{page.name}", blocks(page), pytestconfig):
         exec(compile(block, str(page), "exec"), vars(module))
 
 

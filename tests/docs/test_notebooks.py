@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.docs import DOCS, script
+from tests.docs import DOCS, script, shorter
 
 NEEDS = {
     "cartpole": ["gymnasium", "torchrl"],
@@ -41,13 +41,20 @@ def figures(notebook: dict[str, Any]) -> list[Image.Image]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Those of the packages that the examples are about.
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_and_prints_and_draws_what_it_holds(name: str, notebooks: ModuleType) -> None:
+def test_it_runs_and_prints_and_draws_what_it_holds(
+    name: str, notebooks: ModuleType, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
     for package in NEEDS.get(name, []):
         if importlib.util.find_spec(package) is None:  # One prints when it is imported.
             pytest.skip(f"needs {package}, of the extra 'ecosystem' or 'pretrained'")
+    kept, now = notebooks.read(name), notebooks.read(name)
+    cells = [cell for cell in now["cells"] if cell["cell_type"] == "code"]
+    codes = shorter(f"examples/{name}.ipynb", ["".join(cell["source"]) for cell in cells], pytestconfig)
+    for cell, code in zip(cells, codes, strict=True):
+        cell["source"] = [code]
+    monkeypatch.setattr(notebooks, "read", lambda name: now)
     with torch.random.fork_rng(devices=[]):
-        now = notebooks.run(name)
-    kept = notebooks.read(name)
+        notebooks.run(name)
     assert kinds(now) == kinds(kept), "Run it again: python docs/notebooks.py"
     for drawn, stored in zip(figures(now), figures(kept), strict=True):
         assert drawn.size == pytest.approx(stored.size, rel=0.02)

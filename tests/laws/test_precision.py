@@ -17,7 +17,8 @@ from weightnoise.laws._law import apply_law
 from weightnoise.laws._spec import as_law
 
 SHORT = [torch.float16, torch.bfloat16]
-SIZES = [8, 64, pytest.param(3200, marks=pytest.mark.full)]  # The last one has 10^7 weights.
+# The last ones have 10^6 weights, more than float16 has numbers, and 10^7.
+SIZES = [8, 64, pytest.param(1000, marks=pytest.mark.full), pytest.param(3200, marks=pytest.mark.exhaustive)]
 
 # What flips bits of the dtype itself, "float_bits", has no counterpart in another one.
 # A code is the nearest level: at the middle between two, a bit more of rounding is a whole step.
@@ -105,7 +106,9 @@ def test_statistics_of_many_weights_are_right_in_float32(relative_to: Any, count
 
 
 @pytest.mark.parametrize("dtype", [*SHORT, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [8, 300, pytest.param(3200, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "size", [8, 300, pytest.param(1000, marks=pytest.mark.full), pytest.param(3200, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("law", [wn.Variational(prior_std=0.01), wn.VariationalDropout(1e-3, per=0)], ids=repr)
 def test_divergences_are_sums_in_float32(law: Any, size: int, dtype: torch.dtype) -> None:
     # 300 * 300 = 90,000 weights: their sum is above 65,504, the largest number of float16.

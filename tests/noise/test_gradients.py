@@ -58,7 +58,8 @@ def test_central_differences_agree(case: str, law: str) -> None:
     if case == "bfloat16" and law.startswith("custom"):
         pytest.skip("what it draws in bfloat16 differs from what it draws in the float64 copy")
     noisy = wn.add_weight_noise(CASES[case].model(), LAWS[law])
-    check_gradients(noisy, single_loss, CASES[case].batch(), max_entries=3)
+    entries = 3 if len(list(noisy.parameters())) <= 6 else 1  # Of the many, several have noise of one kind.
+    check_gradients(noisy, single_loss, CASES[case].batch(), max_entries=entries)
 
 
 def test_straight_through_and_exact_differ_where_the_scale_depends_on_the_weight() -> None:
