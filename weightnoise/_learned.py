@@ -41,6 +41,8 @@ def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
         for parameter in (noise._parameters.get(name) for name in noise.strength_names)
         if parameter is not None
     }
+    if not learned:  # Modules that are shared at many levels have more names than can be looked through.
+        return {}
     named = unwrap(model).named_parameters(remove_duplicate=False)
     return {name: parameter for name, parameter in named if id(parameter) in learned}
 

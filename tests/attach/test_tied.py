@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -65,3 +68,33 @@ def test_two_names_of_one_parameter_in_one_module() -> None:
         assert torch.equal(model.first, model.second)
     wn.remove_weight_noise(model)
     assert model.first is model.second
+
+
+def shared_at_many_levels() -> nn.Module:
+    """A layer that can be reached by a million names."""
+    model: nn.Module = nn.Linear(8, 8)
+    for _ in range(20):
+        model = nn.Sequential(model, model)
+    return model
+
+
+def test_modules_that_are_shared_at_many_levels_are_walked_once() -> None:
+    model, start = shared_at_many_levels(), time.process_time()
+    wn.plan_weight_noise(model, 0.1)
+    wn.add_weight_noise(model, 0.1)
+    assert wn.has_weight_noise(model)
+    assert len(wn.noisy_parameters(model)) == 1
+    contexts = [wn.no_noise, wn.hold_noise, wn.force_noise, partial(wn.scale_noise, factor=0.5)]
+    for context in (*contexts, partial(wn.hold_noise, seed=0), partial(wn.hold_noise, reads="fresh")):
+        with context(model):
+            pass
+    wn.NoiseScheduler(model, lambda step: 0.5).step()
+    assert wn.learned_strengths(model) == {}
+    wn.clip_weights(model, 2.0)
+    wn.step_along(model, 0, 0.1)
+    wn.plan_activation_noise(model, 0.1)
+    wn.add_activation_noise(model, 0.1)
+    assert len(wn.noisy_activations(model)) == 1
+    wn.remove_activation_noise(model)
+    wn.remove_weight_noise(model)
+    assert time.process_time() - start < 5

@@ -223,6 +223,30 @@ def test_a_law_that_edits_its_draw_would_change_what_is_held(size: int) -> None:
             seen(model)
 
 
+class EditsUnseen:
+    """Edits its draw past autograd, which no count tells."""
+
+    def draw(self, weight: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        return torch.randn(weight.shape), {"more": [torch.ones(weight.shape)]}
+
+    def apply(self, weight: Tensor, noise: Any, factor: float) -> Tensor:
+        result = weight + factor * noise[0] * noise[1]["more"][0]
+        noise[0].data.mul_(2.0)
+        noise[1]["more"][0].numpy()[:] *= 2.0
+        return result
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_draw_that_a_law_edits_unseen_is_held_all_the_same(size: int, grad: bool, frozen: bool) -> None:
+    law = wn.Frozen(EditsUnseen(), chip=1) if frozen else EditsUnseen()
+    model, x = wn.add_weight_noise(nn.Linear(size, size), law), torch.randn(2, size)
+    with wn.hold_noise(model), torch.set_grad_enabled(grad):
+        outputs = [model(x) for _ in range(3)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
 @pytest.mark.parametrize("at", ["input", "output"])
 @pytest.mark.parametrize("edit", SEEN + UNSEEN)
 @pytest.mark.parametrize("size", SIZES)

@@ -132,6 +132,8 @@ static void check_add(int64_t rows, int64_t row_size, int level) {
                 weightnoise_add(expected.numbers, weight.numbers, given, across, size, 0.3f, count, 5, 0, 1);
             weightnoise_add(found.numbers, weight.numbers, given, across, size, 0.3f, count, 5, level, threads);
             same(&found, expected.numbers, "add");
+            weightnoise_add(weight.numbers, weight.numbers, given, across, size, 0.3f, count, 5, level, threads);
+            same(&weight, expected.numbers, "add in place");
             discard(&weight);
             discard(&scale);
             discard(&found);

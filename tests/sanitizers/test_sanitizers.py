@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_nothing_but_what_it_was_given(compiler: str, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
     assert "checks up to level" in ran.stdout
+
+
+def test_every_function_of_the_library_is_called() -> None:
+    declared = set(re.findall(r"\b(weightnoise_\w+)\(", (SOURCES / "engine.h").read_text()))
+    defined = {
+        name
+        for source in SOURCES.glob("*.c")
+        for name in re.findall(r"^[a-z]\w* \*?(weightnoise_\w+)\(", source.read_text(), re.MULTILINE)
+    }
+    called = set(re.findall(r"\b(weightnoise_\w+)\(", Path(__file__).with_name("kernels.c").read_text()))
+    assert len(declared) > 10
+    assert declared == defined == called
 
 
 def test_no_warning(compiler: str, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Completed(Law):
 
     def _handed(self, name: str, value: Any, *args: Any) -> Any:
         handed = value.clone() if isinstance(value, Tensor) and self.place is not None else value
+        if name in _HANDED_DRAWS and args and self.place is not None:  # Edits past autograd are not counted.
+            args = (_copied(args[0]), *args[1:])
         before = self._versions(handed, args)
         result = self._ask(name, handed, *args)
         after = self._versions(handed, args)
@@ -147,6 +149,18 @@ class Completed(Law):
 
     def __repr__(self) -> str:
         return repr(self.law)
+
+
+_HANDED_DRAWS = ("apply", "redraw", "reread")
+
+
+def _copied(draw: Any) -> Any:
+    """A draw with tensors of its own; what is no tensor, tuple, list or dict as it is."""
+    if isinstance(draw, Tensor):
+        return draw.clone()
+    if type(draw) in (tuple, list):
+        return type(draw)(map(_copied, draw))
+    return {key: _copied(one) for key, one in draw.items()} if type(draw) is dict else draw
 
 
 def _handing(name: str) -> Callable[..., Any]:
