@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -537,6 +538,10 @@ def test_the_module_may_be_loaded_again_as_notebooks_do() -> None:
     again = importlib.reload(_engine)
     assert torch.equal(again.filled(torch.tensor(1), [2500]), before)
     assert torch.equal(torch.ops.weightnoise.filled(torch.tensor(1), [2500], False), before)
+    header = (Path(_engine.__file__).parent / "csrc" / "engine.h").read_text()
+    names = re.findall(r"^\w+ (weightnoise_\w+)\((?!void)", header, flags=re.MULTILINE)
+    assert len(names) == len(again._ARGUMENTS)
+    assert all(getattr(again._LIBRARY, name).argtypes for name in names)  # Else an address is cut to 32 bits.
 
 
 @pytest.mark.skipif(

@@ -17,11 +17,6 @@ from weightnoise._torch.modes import sees_operations
 LOG_NORMAL, SOFTPLUS, ROOT, REPLACED = range(4)  # As in csrc/.
 
 _Constants = ctypes.c_float * 6
-if _engine._LIBRARY is not None:
-    _pointer, _small = ctypes.c_void_p, ctypes.c_int
-    _engine._LIBRARY.weightnoise_apply.argtypes = [
-        _small, _pointer, _pointer, _pointer, _pointer, _Constants, ctypes.c_int64, _small, _small
-    ]  # fmt: skip
 
 
 def can_apply(factor: float, weight: Tensor, *others: Tensor) -> bool:

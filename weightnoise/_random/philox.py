@@ -25,6 +25,13 @@ LEAST = 2048  # Numbers for which a call pays.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEVELS = ("baseline", "AVX2", "AVX-512")
+_KINDS = {
+    "p": ctypes.c_void_p, "n": ctypes.c_int64, "k": ctypes.c_uint64, "i": ctypes.c_int, "f": ctypes.c_float
+}  # fmt: skip
+_ARGUMENTS = {  # Of each function of the library. Without them, Python hands addresses over cut to 32 bits.
+    "fill": "pnkiii", "add": "pppinfnkii", "add_rows": "pppipnnfki", "apply": "ipppppnii", "part": "pnnki",
+    "of_rows": "ipppnnii", "of_columns": "ipppnnnii", "mark": "ppni", "quantile": "p", "use_threads": "p",
+}  # fmt: skip
 
 
 def _load() -> ctypes.CDLL | None:
@@ -35,23 +42,13 @@ def _load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError:  # Built for another machine: torch's generator serves.
         return None
-    pointer, number, key, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
-    library.weightnoise_fill.argtypes = [pointer, number, key, small, small, small]
-    library.weightnoise_add.argtypes = [
-        pointer, pointer, pointer, small, number, ctypes.c_float, number, key, small, small
-    ]  # fmt: skip
-    library.weightnoise_add_rows.argtypes = [
-        pointer, pointer, pointer, small, pointer, number, number, ctypes.c_float, key, small
-    ]  # fmt: skip
-    library.weightnoise_part.argtypes = [pointer, number, number, key, small]
-    library.weightnoise_quantile.argtypes = [pointer]
-    library.weightnoise_mark.argtypes = [pointer, pointer, number, small]
-    library.weightnoise_use_threads.argtypes = [pointer]
+    for name, kinds in _ARGUMENTS.items():
+        getattr(library, f"weightnoise_{name}").argtypes = [_KINDS[kind] for kind in kinds]
     if os.name != "nt":  # Windows cannot be asked for a function of any library: there it is one thread.
         # Of the OpenMP runtime that torch has loaded.
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         if parallel is not None:
-            library.weightnoise_use_threads(ctypes.cast(parallel, pointer))
+            library.weightnoise_use_threads(ctypes.cast(parallel, ctypes.c_void_p))
     return library
 
 

@@ -5,8 +5,6 @@ The bits do not depend on the number of threads, nor on the instruction set.
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -19,15 +17,6 @@ LARGEST, EXTREMES, DEVIATION = range(3)  # As in csrc/.
 _LEAST = 1 << 15  # Numbers for which the call pays.
 _PIECE = 1 << 12  # As csrc/ has it.
 _LEAST_ROWS = 16  # What is found of each column takes the memory of four of its numbers.
-
-if _engine._LIBRARY is not None:
-    _pointer, _number, _small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    _engine._LIBRARY.weightnoise_of_rows.argtypes = [
-        _small, _pointer, _pointer, _pointer, _number, _number, _small, _small
-    ]  # fmt: skip
-    _engine._LIBRARY.weightnoise_of_columns.argtypes = [
-        _small, _pointer, _pointer, _pointer, _number, _number, _number, _small, _small
-    ]  # fmt: skip
 
 
 def quick(weight: Tensor, what: int, dim: int | None) -> Tensor | None:
