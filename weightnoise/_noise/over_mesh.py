@@ -22,7 +22,7 @@ from weightnoise._noise.frames import NOT_DRAWN, NOTHING
 from weightnoise._noise.recipe import version_of
 from weightnoise._random import seeds as _seeds
 from weightnoise._torch import dtensors
-from weightnoise._torch.autograd import Identity
+from weightnoise._torch.autograd import handing_on
 from weightnoise._torch.export import refuse_export
 from weightnoise._torch.modules import is_dtensor
 
@@ -148,7 +148,7 @@ def apply_over_mesh(noise: WeightNoise, weight: Any, draw: Any, factor: float) -
     if noise.handed.gradient == "straight-through" and not noise.strength_names:
         with torch.no_grad():
             noisy = dtensors.spread(_whole(noise, weight, draw, factor), weight)
-        return Identity.apply(weight, noisy)  # type: ignore[no-untyped-call]
+        return handing_on(weight, noisy)
     return dtensors.spread(_whole(noise, weight, draw, factor), weight)
 
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from weightnoise._noise.draws import apply_draw, bare, is_keyed
 from weightnoise._noise.memory_recompute import Recomputed
 from weightnoise._noise.recipe import Recipe, Source, tensors_in
-from weightnoise._torch.autograd import Identity
+from weightnoise._torch.autograd import handing_on
 
 if TYPE_CHECKING:
     from weightnoise._noise.weight_noise import WeightNoise
@@ -30,7 +30,7 @@ def recomputable(noise: WeightNoise, weight: Tensor, draw: Any, factor: float, k
     elif noise.handed.gradient == "straight-through" and not noise.strength_names:
         with torch.no_grad():
             value = recipe.make(weight)
-        noisy = Identity.apply(weight, value)  # type: ignore[no-untyped-call]
+        noisy = handing_on(weight, value)
     else:
         recipe.checkpointed = True
         with set_checkpoint_early_stop(False):  # So that it comes to look at what it has made.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightnoise._random import philox as _engine
 from weightnoise._random.memory import address, has_plain_numbers
-from weightnoise._torch.autograd import Identity, output_like
+from weightnoise._torch.autograd import handing_on, output_like
 from weightnoise._torch.modes import sees_operations
 
 LOG_NORMAL, SOFTPLUS, ROOT, REPLACED = range(4)  # As in csrc/.
@@ -46,7 +46,7 @@ def apply(
     """
     if sees_operations():
         made = torch.ops.weightnoise.applied(law, constants, weight.detach(), drawn, learned)
-        return Identity.apply(weight, made)  # type: ignore[no-any-return, no-untyped-call]
+        return handing_on(weight, made)
     return _written(output_like(weight), law, constants, weight, drawn, learned)
 
 

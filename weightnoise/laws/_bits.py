@@ -11,7 +11,7 @@ from torch import Tensor
 from weightnoise._checks import check_choice, check_count
 from weightnoise._errors import OptionError
 from weightnoise._random import seeds as _seeds
-from weightnoise._torch.autograd import Identity
+from weightnoise._torch.autograd import handing_on
 from weightnoise.laws._flipping import BITS, DTYPES, NAMES, flip, positions_of
 from weightnoise.laws._law import Law, straight_through
 from weightnoise.laws._options import check_bits, law_repr
@@ -141,7 +141,7 @@ class BitFlip(Law):
             flipped = flip(clean, noise, factor, step, self.p, self.count, bits, self._chosen, clamp)
             if torch.compiler.is_compiling():
                 return straight_through(weight, flipped)
-            same: Tensor = Identity.apply(weight, flipped)  # type: ignore[no-untyped-call]
+            same: Tensor = handing_on(weight, flipped)
             return same
         clean = precise(weight)
         step, _ = step_and_zero(clean, 2**self.bits - 1, True, self.regions)

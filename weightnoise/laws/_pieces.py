@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from weightnoise._torch.autograd import Identity
+from weightnoise._torch.autograd import handing_on
 from weightnoise._torch.modes import PLAIN, computes_numbers, in_dual_level, is_plain, runs_eagerly
 
 PIECE = 1 << 16  # Numbers. With fewer, the calls cost more than what stays in the cache saves.
@@ -63,7 +63,7 @@ def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
     """Exactly the value of ``noisy``, with the gradient going to ``weight`` unchanged."""
     if weight.numel() < LARGE or not _by_itself(weight, noisy):
         return noisy + (weight - weight.detach())  # Of a small weight faster than a function of our own.
-    made: Tensor = Identity.apply(weight, noisy)  # type: ignore[no-untyped-call]
+    made: Tensor = handing_on(weight, noisy)
     return made
 
 
