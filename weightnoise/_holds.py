@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightnoise._attach.find import FoundNoise
 from weightnoise._errors import NotNoisyError, OptionError
@@ -41,7 +41,7 @@ def held_overrides(
     count = 0 if fresh else None
     shared = any(noise.handed.shares("group", "layer") for noise in every)
     die = (int(_seeds.key()) if seed is None else seed) if shared else None
-    layers = {} if die is None else layer_seeds(found, die)
+    layers = {} if die is None else layer_seeds(found.weights, die)
     uses = Counter(id(owner._parameters.get(noise.tensor_name)) for _, owner, noise in found.weights)
     draws: dict[tuple[object, str], HeldDraw] = {}
     opened: Overrides = []
@@ -76,11 +76,11 @@ def held_overrides(
     return opened
 
 
-def layer_seeds(on: FoundNoise, die: int) -> dict[int, int]:
+def layer_seeds(noisy: Sequence[tuple[str, nn.Module, WeightNoise]], die: int) -> dict[int, int]:
     """The seed of what a weight has in common with its bias, by the noise on either; one for all tied uses."""
     seeds: dict[object, int] = {}
     found: dict[int, int] = {}
-    for name, owner, noise in on.weights:
+    for name, owner, noise in noisy:
         if noise.shares and noise.estimator == "shared":
             weight = owner._parameters.get(layer_of(noise.tensor_name))
             layer = layer_of(name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from weightnoise._attach.find import find_noise, noises
+from weightnoise._attach.find import noises
 from weightnoise._checks import check_model, check_seed, check_sign
 from weightnoise._errors import OptionError, UnsupportedParameterError, WeightNoiseError, raise_problems
 from weightnoise._holds import layer_seeds, require_noise
@@ -69,8 +70,8 @@ def step_along(model: nn.Module, seed: int, amount: float, *, sign: int = 1) -> 
     amount = float(amount)
     if not math.isfinite(amount):
         raise OptionError(f"step_along(amount=...) must be a finite number, got {amount!r}.")
-    steps = _weights(model)
-    layers = layer_seeds(find_noise(model), seed)
+    found = require_noise(noises(model))
+    steps, layers = _weights(found), layer_seeds(found, seed)
     with torch.no_grad():
         for name, (weight, noise) in steps.items():
             own = HeldDraw(_seeds.derive_seed(seed, name), sign, die=seed, layer=layers.get(id(noise)))
@@ -99,12 +100,12 @@ def _add_draw(noise: WeightNoise, weight: Tensor, held: HeldDraw, amount: float)
         weight.add_(apply_draw(noise, weight, draw, factor) - weight, alpha=amount)
 
 
-def _weights(model: nn.Module) -> dict[str, tuple[Tensor, WeightNoise]]:
+def _weights(noisy: Sequence[tuple[str, nn.Module, WeightNoise]]) -> dict[str, tuple[Tensor, WeightNoise]]:
     """Each Parameter once, under the name that `hold_noise` seeds it by."""
     found: dict[str, tuple[Tensor, WeightNoise]] = {}
     first: dict[int, WeightNoise] = {}
     problems: list[WeightNoiseError] = []
-    for name, owner, noise in require_noise(noises(model)):
+    for name, owner, noise in noisy:
         weight = owner._parameters.get(noise.tensor_name)
         before = None if weight is None else first.setdefault(id(weight), noise)
         reason = _problem(weight, noise, noise if before is None else before)

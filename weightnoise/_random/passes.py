@@ -13,6 +13,7 @@ from weightnoise._random import philox as _engine
 from weightnoise._random.memory import address, has_plain_numbers
 from weightnoise._torch.autograd import handing_on, output_like
 from weightnoise._torch.modes import sees_operations
+from weightnoise._torch.operators import make_operator
 
 LOG_NORMAL, SOFTPLUS, ROOT, REPLACED = range(4)  # As in csrc/.
 
@@ -74,12 +75,12 @@ def _applied(
 
 
 if _engine._LIBRARY is not None:
-    torch.library.custom_op(
-        "weightnoise::applied",
+    make_operator(
+        "applied",
+        "(int law, float[] constants, Tensor weight, Tensor drawn, Tensor? learned) -> Tensor",
         _applied,
-        mutates_args=(),
-        schema="(int law, float[] constants, Tensor weight, Tensor drawn, Tensor? learned) -> Tensor",
-    ).register_fake(lambda law, constants, weight, drawn, learned: torch.empty_like(weight))
+        lambda law, constants, weight, drawn, learned: torch.empty_like(weight),
+    )
 
 
 def with_gradients(

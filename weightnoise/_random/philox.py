@@ -19,6 +19,7 @@ from torch import Tensor
 from weightnoise._random.memory import address, size_of_rows
 from weightnoise._torch.autograd import output_like
 from weightnoise._torch.modes import in_transform, is_plain, runs_eagerly, sees_operations
+from weightnoise._torch.operators import make_operator
 
 _GROUP = 64  # As csrc/ has it.
 LEAST = 2048  # Numbers for which a call pays.
@@ -117,14 +118,9 @@ def _batched(info: Any, in_dims: Any, key: Tensor, size: Sequence[int], uniform:
     return torch.stack([_filled(one, size, uniform) for one in key.unbind(in_dims[0])]), 0
 
 
-if _LIBRARY is not None and not hasattr(torch.ops.weightnoise, "filled"):  # It is there when this is loaded again.
-    # What compiled code calls. A graph holds the key, so that two draws are never merged. No `custom_op`: its
-    # checks, of gradients and of memory that two tensors share, take as long again as the call of this one.
-    _SCHEMA = "(Tensor key, SymInt[] size, bool uniform) -> Tensor"
-    torch.library.define("weightnoise::filled", _SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl("weightnoise::filled", "CPU", _filled)
-    torch.library.register_fake("weightnoise::filled", _fake)
-    torch.library.register_vmap("weightnoise::filled", _batched)
+if _LIBRARY is not None:
+    # A graph holds the key, so that two draws are never merged.
+    make_operator("filled", "(Tensor key, SymInt[] size, bool uniform) -> Tensor", _filled, _fake, _batched)
 
 
 def can_fuse(weight: Tensor, eagerly: bool = False) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from weightnoise._random import philox as _engine
 from weightnoise._random.memory import address, has_plain_numbers, size_of_rows
 from weightnoise._torch.modes import sees_operations
+from weightnoise._torch.operators import make_operator
 
 LARGEST, EXTREMES, DEVIATION = range(3)  # As in csrc/.
 
@@ -49,12 +50,7 @@ def _room(what: int, weight: Tensor, dim: int | None) -> Tensor:
 
 
 if _engine._LIBRARY is not None:
-    torch.library.custom_op(
-        "weightnoise::statistic",
-        _found,
-        mutates_args=(),
-        schema="(int what, Tensor weight, int? dim) -> Tensor",
-    ).register_fake(_room)
+    make_operator("statistic", "(int what, Tensor weight, int? dim) -> Tensor", _found, _room)
 
 
 def _can_look(weight: Tensor) -> bool:

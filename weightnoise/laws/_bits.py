@@ -141,8 +141,7 @@ class BitFlip(Law):
             flipped = flip(clean, noise, factor, step, self.p, self.count, bits, self._chosen, clamp)
             if torch.compiler.is_compiling():
                 return straight_through(weight, flipped)
-            same: Tensor = handing_on(weight, flipped)
-            return same
+            return handing_on(weight, flipped)
         clean = precise(weight)
         step, _ = step_and_zero(clean, 2**self.bits - 1, True, self.regions)
         code = (clean / divisor(step)).round().to(torch.int32)

@@ -63,8 +63,7 @@ def straight_through(weight: Tensor, noisy: Tensor) -> Tensor:
     """Exactly the value of ``noisy``, with the gradient going to ``weight`` unchanged."""
     if weight.numel() < LARGE or not _by_itself(weight, noisy):
         return noisy + (weight - weight.detach())  # Of a small weight faster than a function of our own.
-    made: Tensor = handing_on(weight, noisy)
-    return made
+    return handing_on(weight, noisy)
 
 
 def _by_itself(weight: Tensor, noisy: Tensor) -> bool:
