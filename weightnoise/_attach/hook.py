@@ -52,6 +52,8 @@ class ActivationNoise:
         if effective is None:
             return None
         refuse_export("activation", self.name, module)
+        if torch.compiler.is_compiling() and effective.held is not None and not effective.held.kept:
+            return _outside(self, module, args, kwargs, *output)  # One graph more, in place of one for each call.
         if output:
             first = _first(args, kwargs)
             return self._replace(output[0], lambda value: self._noisy(value, effective, module, first))
@@ -186,6 +188,12 @@ def _ranges(
         )
     look = functools.partial(state.starts, value, module.training, noise._place())
     return fresh(effective, key, look, numbers=False)
+
+
+@outside_graphs
+def _outside(noise: ActivationNoise, *given: Any) -> Any:
+    """A read that makes what is held, under a lock and from a generator of its own: Dynamo knows neither."""
+    return noise(*given)
 
 
 @outside_graphs

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import sys
 
 import torch
+
+from weightnoise._torch.tracing import outside_graphs
 
 _WORDS = 624
 _SIZE = 5056  # Bytes of a state; those of the words begin at _START, 8 for each.
 _START = 24
 
 
+@outside_graphs  # Dynamo knows neither hashes nor foreign memory.
 def seed_cpu(seed: int) -> None:
-    """Seed the generator; seeds of more than 32 bits differ in all of them."""
-    # Dynamo knows neither hashes nor foreign memory. Importing it takes long.
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.disable(_seed_cpu)(seed)  # type: ignore[no-untyped-call]
-    else:
-        _seed_cpu(seed)
-
-
-def _seed_cpu(seed: int) -> None:
-    """Seed the generator.
+    """Seed the generator; seeds of more than 32 bits differ in all of them.
 
     Its own ``manual_seed`` drops all but the lowest 32, so that two long seeds may mean the same numbers. The 624
     words of its state are made from the whole seed here. A short seed means what it always means.
