@@ -124,6 +124,11 @@ def add_weight_noise(
     return model
 
 
+def add_unlooked(model: nn.Module, spec: Spec) -> None:
+    """As `add_weight_noise` without options, for who asks for himself whether the weights can hold the noise."""
+    _attach_all(resolve(model, spec, 2, "shared", None, "keep"), "always", "shared", "keep")
+
+
 def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
     """Take all weight noise off ``model``: same Parameter objects, values, class, order and hooks.
 

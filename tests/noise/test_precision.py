@@ -249,3 +249,17 @@ def test_a_conversion_within_a_hold_keeps_the_draw(
     # Roundings of the weight, of what is added to it and of the sum.
     atol = 4 * torch.finfo(dtype).eps * before.abs().max().item() + 1e-6
     torch.testing.assert_close(after.double(), before.double(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("add", [wn.add_weight_noise, wn.add_activation_noise])
+@pytest.mark.parametrize(
+    "law", [wn.Gaussian(1.0), wn.Uniform(1.0), wn.Correlated(wn.Gaussian(1.0), shared="tensor")]
+)
+def test_a_strength_beyond_float16_is_infinite_and_no_error(law: Any, add: Any, size: int) -> None:
+    model = add(nn.Sequential(nn.Linear(size, size)).half(), law)
+    with wn.scale_noise(model, 1e9), warnings.catch_warnings():
+        warnings.simplefilter("ignore", wn.InfiniteNoiseWarning)
+        for hold in (wn.force_noise(model), wn.hold_noise(model, seed=1)):
+            with hold, torch.no_grad():
+                assert not model(torch.ones(2, size).half()).isfinite().any()

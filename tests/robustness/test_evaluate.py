@@ -301,7 +301,7 @@ def test_the_model_is_walked_and_the_law_added_once_for_all_draws_and_levels() -
     def calls(**options: Any) -> tuple[int, int]:
         with (
             patch.object(modules, "_visit", wraps=modules._visit) as visit,
-            patch.object(cells, "add_weight_noise", wraps=wn.add_weight_noise) as add,
+            patch.object(cells, "add_unlooked", wraps=cells.add_unlooked) as add,
         ):
             run(**options)
         return visit.call_count, add.call_count

@@ -167,15 +167,28 @@ def test_noise_of_no_chip_is_refused_and_can_be_shared(estimator: Any) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_levels_that_round_away_are_named(size: int) -> None:
-    model, x = make(size, torch.bfloat16)
+@pytest.mark.parametrize("law", [GAUSSIAN, lambda level: wn.Gaussian(level)], ids=["factors", "laws"])
+@pytest.mark.parametrize(
+    ("dtype", "level", "kind"),
+    [(torch.bfloat16, 1e-4, wn.NoiseRoundsAwayWarning), (torch.float16, 1e5, wn.InfiniteNoiseWarning)],
+    ids=["small", "large"],
+)
+def test_levels_that_the_weights_cannot_hold_are_named(
+    dtype: torch.dtype, level: float, kind: type[Warning], law: Any, size: int
+) -> None:
+    model, x = make(size, dtype)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(model, x, law=GAUSSIAN, levels=[0, 1e-4, 0.1])
-    first, *reads = caught  # Of the evaluation, and of the reads of the two weights.
-    assert "0.weight at 0.0001, 2.weight at 0.0001. What" in str(first.message)
-    assert first.filename == __file__
-    assert {one.category for one in (first, *reads)} == {wn.NoiseRoundsAwayWarning}
+        run(model, x, law=law, levels=[0, level, 0.1])
+    (one,) = caught  # No other, for each weight, from the reads.
+    assert f"0.weight at {level}, 2.weight at {level}. " in str(one.message)
+    assert one.filename == __file__
+    assert one.category is kind
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_levels_that_the_weights_can_hold_pass_in_silence(size: int) -> None:
+    model, x = make(size, torch.bfloat16)
     run(model, x, law=GAUSSIAN, levels=[0, 0.1])
     run(model.float(), x.float(), law=GAUSSIAN, levels=[1e-4])
 

@@ -17,18 +17,18 @@ from torch import nn
 
 from weightnoise._attach.attach import detach
 from weightnoise._attach.find import every_noise, find_noise, noises
-from weightnoise._errors import NoiseRoundsAwayWarning, NoMatchError, NotVectorizedWarning
+from weightnoise._errors import InfiniteNoiseWarning, NoiseRoundsAwayWarning, NoMatchError, NotVectorizedWarning
 from weightnoise._holds import held_overrides
 from weightnoise._noise.context import AnyNoise, NoiseContext
 from weightnoise._noise.control import Override
-from weightnoise._noise.precision import fault
+from weightnoise._noise.precision import Fault, fault
 from weightnoise._random import seeds as _seeds
 from weightnoise._robustness.metric import entries, measure, own_numbers, warn
 from weightnoise._robustness.plan import Plan, is_function
 from weightnoise._robustness.recalibration import recalibrated
 from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.choose import Spec
-from weightnoise._weights import add_weight_noise
+from weightnoise._weights import add_unlooked
 
 Found = Mapping[str, float]
 
@@ -62,7 +62,7 @@ class Cell:
 def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
     """All cells of a plan, in order; errors of a spec come now, before anything is measured."""
     cells: list[Cell] = []
-    lost: dict[str, None] = {}
+    lost: dict[str, list[str]] = {"rounds away": [], "infinite": []}
     for curve, law in plan.laws.items():
         function = is_function(law)
         wholes = []
@@ -76,29 +76,36 @@ def find_cells(model: nn.Module, plan: Plan, deterministic: bool) -> list[Cell]:
                 for whole in alike:
                     level, _ = plan.levels[whole.place]
                     with at_level(on, whole):
-                        lost |= dict.fromkeys(f"{name} at {level}" for name in _lost(model, on))
+                        for name, kind in _lost(model, on):
+                            lost[kind].append(f"{name} at {level}")
                     silent = not function and whole.factor == 0 and alone and deterministic
                     parts: Sequence[str | None] = list(on) if plan.by_parameter else [None]
                     cells += [replace(whole, part=part, silent=silent) for part in parts]
-    if lost:
+    if away := dict.fromkeys(lost["rounds away"]):
         warn(
             "The noise at these levels is smaller than half the spacing of the low-precision weights, and most of "
-            f"it rounds away: {', '.join(lost)}. What is measured there is the clean model: evaluate float32.",
+            f"it rounds away: {', '.join(away)}. What is measured there is the clean model: evaluate float32.",
             NoiseRoundsAwayWarning,
+        )
+    if infinite := dict.fromkeys(lost["infinite"]):
+        warn(
+            "The noise at these levels is so strong that noisy weights are infinite in their dtype: "
+            f"{', '.join(infinite)}. Use weaker noise.",
+            InfiniteNoiseWarning,
         )
     return cells
 
 
-def _lost(model: nn.Module, on: Mapping[str, AnyNoise]) -> Iterator[str]:
-    """The names of the noises that round away on their weights."""
+def _lost(model: nn.Module, on: Mapping[str, AnyNoise]) -> Iterator[tuple[str, Fault]]:
+    """The names of the noises that their weights cannot hold, and why."""
     names = {noise: name for name, noise in on.items()}
     for _, owner, noise in noises(model):
         weight = owner._parameters.get(noise.tensor_name) if noise in names else None
         if weight is None:
             continue
-        factor = abs(noise.control.factor)
-        if fault(noise.handed, weight.detach(), factor, noise.strengths()) == "rounds away":
-            yield names[noise]
+        found = fault(noise.handed, weight.detach(), abs(noise.control.factor), noise.strengths())
+        if found is not None:
+            yield names[noise], found
 
 
 def by_spec(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -133,7 +140,11 @@ def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
         on |= {f"{noise.at} of {name}": noise for name, _, noise in found.activations}
     else:
         _add(model, spec)
-        on = {name: noise for name, _, noise in noises(model) if noise not in before}
+        on = {}
+        for name, _, noise in noises(model):
+            if noise not in before:
+                on[name] = noise
+                noise.lookout.warned = True  # `find_cells` has looked at every level.
     try:
         yield on
     finally:
@@ -143,7 +154,7 @@ def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
 
 def _add(model: nn.Module, spec: Any) -> None:
     try:
-        add_weight_noise(model, spec)
+        add_unlooked(model, spec)
     except NoMatchError as error:
         if not isinstance(spec, Mapping):
             raise

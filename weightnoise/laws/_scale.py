@@ -16,6 +16,7 @@ from weightnoise._torch.modes import PLAIN, computes_numbers, in_dual_level
 from weightnoise.laws._regions import Per, Regions, regional
 
 _LARGE = 1 << 15
+_HALF_MAX = torch.finfo(torch.float16).max
 _ONE_PASS: dict[str | None, int] = {"absmax": _statistics.LARGEST, "std": _statistics.DEVIATION}
 
 RelativeTo: TypeAlias = Literal["absmax", "std", "rms", "value"] | None
@@ -166,5 +167,8 @@ def add_scaled(
         moved = noise * strength if scale is None else noise * scale * strength
         return (weight + moved).to(weight.dtype)
     if scale is None:
+        if weight.dtype is torch.float16 and abs(strength) > _HALF_MAX:  # torch takes no alpha beyond.
+            moved = torch.add(weight.float(), noise.float(), alpha=strength).to(weight.dtype)
+            return moved if out is None else out.copy_(moved)
         return torch.add(weight, noise, alpha=strength, out=out)
     return torch.addcmul(weight, noise, scale, value=strength, out=out).to(weight.dtype)
