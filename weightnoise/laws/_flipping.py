@@ -104,7 +104,8 @@ def _flip(
 
 def _move_codes(flat: Tensor, weight: Tensor, step: Tensor, at: Tensor, bit: Tensor, bits: int) -> None:
     """Add what the flips do to integer codes."""
-    own = step.expand(weight.shape)[torch.unravel_index(at, weight.shape)] if weight.ndim else step.expand(len(at))
+    one = step.numel() == 1
+    own = step.reshape(()) if one else step.expand(weight.shape)[torch.unravel_index(at, weight.shape)]
     code = (flat[at].to(step.dtype) / torch.where(own > 0, own, 1.0)).round().long()
     value = torch.where(bit == bits - 1, -1, 1) << bit
     moved = torch.where((code >> bit) & 1 == 1, -value, value) * own
