@@ -118,15 +118,10 @@ def add_weight_noise(
         raise OptionError(f"add_weight_noise(memory='recompute') goes with estimator='shared', got {estimator!r}.")
     placements = resolve(model, spec, min_ndim, estimator, batch_dim, memory)
     lost = warn_if_lost(placements)
-    _attach_all(placements, when, estimator, memory)
+    attach_all(placements, when, estimator, memory)
     for name, _, noise in noises(model) if lost else ():
         noise.lookout.warned |= name in lost
     return model
-
-
-def add_unlooked(model: nn.Module, spec: Spec) -> None:
-    """As `add_weight_noise` without options, for who asks for himself whether the weights can hold the noise."""
-    _attach_all(resolve(model, spec, 2, "shared", None, "keep"), "always", "shared", "keep")
 
 
 def remove_weight_noise(model: ModuleT, *, bake: bool = False) -> ModuleT:
@@ -195,7 +190,7 @@ def noisy_parameters(model: nn.Module) -> dict[str, Noise]:
     return {name: noise.law for name, _, noise in noises(model)}
 
 
-def _attach_all(placements: Sequence[Placement], when: When, estimator: Estimator, memory: Memory) -> None:
+def attach_all(placements: Sequence[Placement], when: When, estimator: Estimator, memory: Memory) -> None:
     owned: dict[nn.Module, list[Placement]] = {}
     for placement in placements:
         owned.setdefault(placement.candidate.owner, []).append(placement)

@@ -18,7 +18,7 @@ from tests.cases import CASES
 from weightnoise._robustness import cells
 from weightnoise._robustness.progress import clock, progress_bar
 from weightnoise._torch import modules
-from weightnoise._weights import add_unlooked
+from weightnoise._weights import attach_all
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 LEVELS = [0.0, 0.1, 0.3]
@@ -302,7 +302,7 @@ def test_the_model_is_walked_and_the_law_added_once_for_all_draws_and_levels() -
     def calls(**options: Any) -> tuple[int, int]:
         with (
             patch.object(modules, "_visit", wraps=modules._visit) as visit,
-            patch.object(cells, "add_unlooked", wraps=add_unlooked) as add,
+            patch.object(cells, "attach_all", wraps=attach_all) as add,
         ):
             run(**options)
         return visit.call_count, add.call_count

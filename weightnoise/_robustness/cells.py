@@ -28,7 +28,8 @@ from weightnoise._robustness.plan import Plan, is_function
 from weightnoise._robustness.recalibration import recalibrated
 from weightnoise._robustness.vectorized import evaluate_together
 from weightnoise._select.choose import Spec
-from weightnoise._weights import add_unlooked
+from weightnoise._select.resolve import resolve
+from weightnoise._weights import attach_all
 
 Found = Mapping[str, float]
 
@@ -153,8 +154,9 @@ def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
 
 
 def _add(model: nn.Module, spec: Any) -> None:
+    """As `add_weight_noise` without options; whether the weights can hold the noise is asked level by level."""
     try:
-        add_unlooked(model, spec)
+        attach_all(resolve(model, spec, 2, "shared", None, "keep"), "always", "shared", "keep")
     except NoMatchError as error:
         if not isinstance(spec, Mapping):
             raise
