@@ -169,21 +169,41 @@ def test_noise_of_no_chip_is_refused_and_can_be_shared(estimator: Any) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("law", [GAUSSIAN, lambda level: wn.Gaussian(level)], ids=["factors", "laws"])
 @pytest.mark.parametrize(
-    ("dtype", "level", "kind"),
-    [(torch.bfloat16, 1e-4, wn.NoiseRoundsAwayWarning), (torch.float16, 1e5, wn.InfiniteNoiseWarning)],
+    ("dtype", "level", "then", "kind"),
+    [
+        (torch.bfloat16, 1e-4, "What", wn.NoiseRoundsAwayWarning),
+        (torch.float16, 1e5, "Use weaker noise.", wn.InfiniteNoiseWarning),
+    ],
     ids=["small", "large"],
 )
+@pytest.mark.parametrize("made", [False, True], ids=["Parameter", "made by weight_norm"])
 def test_levels_that_the_weights_cannot_hold_are_named(
-    dtype: torch.dtype, level: float, kind: type[Warning], law: Any, size: int
+    made: bool, dtype: torch.dtype, level: float, then: str, kind: type[Warning], law: Any, size: int
 ) -> None:
     model, x = make(size, dtype)
+    for layer in (model[0], model[2]) if made else ():
+        nn.utils.parametrizations.weight_norm(layer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run(model, x, law=law, levels=[0, level, 0.1])
     (one,) = caught  # No other, for each weight, from the reads.
-    assert f"0.weight at {level}, 2.weight at {level}. " in str(one.message)
+    assert f"0.weight at {level}, 2.weight at {level}. {then}" in str(one.message)
     assert one.filename == __file__
     assert one.category is kind
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "std", "kind"),
+    [(torch.bfloat16, 1e-4, wn.NoiseRoundsAwayWarning), (torch.float16, 1e5, wn.InfiniteNoiseWarning)],
+    ids=["small", "large"],
+)
+def test_a_report_of_layers_warns_of_what_the_weights_cannot_hold(
+    dtype: torch.dtype, std: float, kind: type[Warning], size: int
+) -> None:
+    model, x = make(size, dtype)
+    with pytest.warns(kind, match=r"'0\.weight', '2\.weight'"):
+        wn.layer_report(model, wn.Gaussian(std), x, draws=2)
 
 
 @pytest.mark.parametrize("size", SIZES)

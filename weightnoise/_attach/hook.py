@@ -52,7 +52,7 @@ class ActivationNoise:
         if effective is None:
             return None
         refuse_export("activation", self.name, module)
-        if torch.compiler.is_compiling() and effective.held is not None and not effective.held.kept:
+        if effective.held is not None and not effective.held.kept and torch.compiler.is_compiling():
             return _outside(self, module, args, kwargs, *output)  # One graph more, in place of one for each call.
         if output:
             first = _first(args, kwargs)

@@ -27,9 +27,10 @@ from weightnoise._robustness.metric import entries, measure, own_numbers, warn
 from weightnoise._robustness.plan import Plan, is_function
 from weightnoise._robustness.recalibration import recalibrated
 from weightnoise._robustness.vectorized import evaluate_together
+from weightnoise._select.candidates import clean_tensor
 from weightnoise._select.choose import Spec
 from weightnoise._select.resolve import resolve
-from weightnoise._weights import attach_all
+from weightnoise._weights import add_weight_noise, attach_all
 
 Found = Mapping[str, float]
 
@@ -101,7 +102,7 @@ def _lost(model: nn.Module, on: Mapping[str, AnyNoise]) -> Iterator[tuple[str, F
     """The names of the noises that their weights cannot hold, and why."""
     names = {noise: name for name, noise in on.items()}
     for _, owner, noise in noises(model):
-        weight = owner._parameters.get(noise.tensor_name) if noise in names else None
+        weight = clean_tensor(owner, noise.tensor_name) if noise in names else None
         if weight is None:
             continue
         found = fault(noise.handed, weight.detach(), abs(noise.control.factor), noise.strengths())
@@ -115,9 +116,9 @@ def by_spec(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 
 @contextmanager
-def noisy(model: nn.Module, cell: Cell) -> Iterator[dict[str, AnyNoise]]:
+def noisy(model: nn.Module, cell: Cell, looked: bool = True) -> Iterator[dict[str, AnyNoise]]:
     """The model with the noise of a cell: all noise that its level is about, by name."""
-    with added(model, cell.spec) as on, at_level(on, cell):
+    with added(model, cell.spec, looked) as on, at_level(on, cell):
         yield on
 
 
@@ -132,20 +133,24 @@ def at_level(on: Mapping[str, AnyNoise], cell: Cell) -> NoiseContext:
 
 
 @contextmanager
-def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
-    """The model with a spec on it; None for what it carries. All noise that levels are about, by name."""
+def added(model: nn.Module, spec: Spec | None, looked: bool = True) -> Iterator[dict[str, AnyNoise]]:
+    """The model with a spec on it; None for what it carries. All noise that levels are about, by name.
+
+    ``looked``: `find_cells` tells, level by level, of noise that the weights cannot hold; else adding it does.
+    """
     before = set(every_noise(model))
     if spec is None:
         found = find_noise(model)
         on: dict[str, AnyNoise] = {name: noise for name, _, noise in found.weights}
         on |= {f"{noise.at} of {name}": noise for name, _, noise in found.activations}
     else:
-        _add(model, spec)
+        _add(model, spec, looked)
         on = {}
-        for name, _, noise in noises(model):
+        for name, owner, noise in noises(model):
             if noise not in before:
                 on[name] = noise
-                noise.lookout.warned = True  # `find_cells` has looked at every level.
+                # Each read would look again.
+                noise.lookout.warned |= looked and clean_tensor(owner, noise.tensor_name) is not None
     try:
         yield on
     finally:
@@ -153,10 +158,12 @@ def added(model: nn.Module, spec: Spec | None) -> Iterator[dict[str, AnyNoise]]:
             detach(owner, own)
 
 
-def _add(model: nn.Module, spec: Any) -> None:
-    """As `add_weight_noise` without options; whether the weights can hold the noise is asked level by level."""
+def _add(model: nn.Module, spec: Any, looked: bool) -> None:
     try:
-        attach_all(resolve(model, spec, 2, "shared", None, "keep"), "always", "shared", "keep")
+        if looked:
+            attach_all(resolve(model, spec, 2, "shared", None, "keep"), "always", "shared", "keep")
+        else:
+            add_weight_noise(model, spec)
     except NoMatchError as error:
         if not isinstance(spec, Mapping):
             raise

@@ -86,7 +86,7 @@ def layer_report(
         check_noisy(model)
     call = forward or forward_of
     seeds = [one for one, _ in _seeds.numbered(seed, draws, False)]
-    with torch.no_grad(), state_kept(model), noisy(model, Cell("", 0, law, 1.0)) as on:
+    with torch.no_grad(), state_kept(model), noisy(model, Cell("", 0, law, 1.0), looked=False) as on:
         model.eval()
         mine = [
             (name, owner, noise)
@@ -130,7 +130,8 @@ def _row(
     strength, layer = exact or (math.sqrt(_mean(of_weight)), math.sqrt(_mean(of_layer)))
     rms = math.nan if weight is None else weight.double().square().mean().sqrt().item()
     mean = _mean(of_model)
-    spread = statistics.stdev(of_model) / math.sqrt(len(of_model)) if len(of_model) > 1 else math.nan
+    known = len(of_model) > 1 and all(map(math.isfinite, of_model))  # Infinite outputs have no spread.
+    spread = statistics.stdev(of_model) / math.sqrt(len(of_model)) if known else math.nan
     return LayerNoise(
         name=name,
         law=law_name(noise.law),
